@@ -1,0 +1,1 @@
+"""nodoubt: transactions over several databases that end one way everywhere."""

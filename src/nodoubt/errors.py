@@ -1,0 +1,185 @@
+"""Every error nodoubt raises: one tree, so that one `except NoDoubtError` catches all of it.
+
+Guarantees: `TransactionAborted` means that nothing happened and nothing of this attempt can happen
+later; `InDoubt` is raised wherever that is not known (I5). A message says what happened, what state
+the work is in, and what to do next. No message carries a password.
+
+Must not: import anything of nodoubt. Everybody imports this module.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "BranchDoomed",
+    "ClosedTransaction",
+    "DuplicateTransaction",
+    "Heuristic",
+    "InDoubt",
+    "InvalidName",
+    "InvariantViolated",
+    "JournalUnavailable",
+    "LineageBroken",
+    "MissingExtra",
+    "NoDoubtError",
+    "NotAllowed",
+    "OutcomeConflict",
+    "PoolExhausted",
+    "ResourceRefused",
+    "ResourceUnavailable",
+    "SchemaMismatch",
+    "StillBeginning",
+    "TransactionAborted",
+    "UnknownTransaction",
+    "UsageError",
+    "invariant",
+]
+
+
+class NoDoubtError(Exception):
+    """The root of every error that nodoubt raises on purpose."""
+
+
+class TransactionAborted(NoDoubtError):
+    """Nothing of the transaction happened, and nothing of this attempt can happen later.
+
+    `why` says what ended it. It is safe to run the work again under a new attempt.
+    """
+
+    def __init__(self, why: str, *, name: str | None = None, attempt: str | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.name = name
+        self.attempt = attempt
+
+
+class InDoubt(NoDoubtError):
+    """The outcome is not known here. It is settled, or will be, in the journal; ask it by name or attempt.
+
+    Never retry the work on the strength of this error: it may have been committed. `how_to_ask` is a
+    command line that prints the outcome once the journal answers.
+    """
+
+    def __init__(self, why: str, *, name: str | None, attempt: str) -> None:
+        self.name = name
+        self.attempt = attempt
+        self.how_to_ask = f"nodoubt show {attempt}"
+        super().__init__(
+            f"{why}. The outcome of {name or attempt!r} (attempt {attempt}) is not known here: do not repeat the "
+            f"work; recovery settles it. Ask with: {self.how_to_ask}"
+        )
+
+
+class Heuristic(NoDoubtError):
+    """Somebody else ended a branch against the decision: atomicity is broken, a human must see it (I17)."""
+
+    def __init__(self, message: str, *, attempt: str, branches: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.attempt = attempt
+        self.branches = branches
+
+
+class OutcomeConflict(NoDoubtError):
+    """The transaction ended the other way already; the first outcome stands (I12)."""
+
+    def __init__(self, name: str, *, stands: Literal["committed", "aborted"]) -> None:
+        super().__init__(f"{name!r} was {stands} already; the first outcome stands and nothing was changed")
+        self.name = name
+        self.stands = stands
+
+
+class DuplicateTransaction(NoDoubtError):
+    """A transaction of this name is live, or ended and still reserved (I10)."""
+
+    def __init__(self, name: str, *, state: str) -> None:
+        super().__init__(
+            f"the name {name!r} is taken by a transaction that is {state}: use another name, finish that one, or "
+            "pass reuse=True once it has ended"
+        )
+        self.name = name
+        self.state = state
+
+
+class UnknownTransaction(NoDoubtError):
+    """The journal knows no transaction of this name or attempt."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"no transaction {name!r} in the journal: it was never staged here, or it ended longer ago than the "
+            "retention period"
+        )
+        self.name = name
+
+
+class StillBeginning(NoDoubtError):
+    """The name is known, but its begin has not finished, so it cannot be committed yet. Try again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name!r} is still beginning: not all of its branches are prepared. Try again; if its process died, "
+            "recovery aborts it after the grace period"
+        )
+        self.name = name
+
+
+class InvalidName(NoDoubtError, ValueError):
+    """A transaction name that is empty, too long, or holds control characters. No work was done."""
+
+
+class ClosedTransaction(NoDoubtError):
+    """The handle was used after its block had ended."""
+
+
+class BranchDoomed(NoDoubtError):
+    """An earlier statement on this branch failed, so it can only be rolled back (I16)."""
+
+
+class UsageError(NoDoubtError, ValueError):
+    """A wrong argument or setting, found before any work was done. The message says what to write instead."""
+
+
+class ResourceRefused(NoDoubtError):
+    """The database cannot, or must not, take part; the message names the setting to change."""
+
+
+class ResourceUnavailable(NoDoubtError):
+    """The database could not be reached, or did not answer in time, before anything was decided."""
+
+
+class PoolExhausted(ResourceUnavailable):
+    """No connection became free within the time allowed."""
+
+
+class JournalUnavailable(NoDoubtError):
+    """The journal could not be reached before anything was decided; nothing can have been committed."""
+
+
+class SchemaMismatch(NoDoubtError):
+    """Our tables are missing, or of a version this release does not know."""
+
+
+class LineageBroken(NoDoubtError):
+    """A journal or participant was restored, cloned or exchanged: nothing of it is resolved by itself (I15)."""
+
+
+class NotAllowed(NoDoubtError):
+    """The caller may not do this."""
+
+
+class MissingExtra(NoDoubtError, ImportError):
+    """A driver is not installed; the message names the extra that brings it."""
+
+    def __init__(self, need: str, extra: str) -> None:
+        super().__init__(f"{need} needs a driver that is not installed: pip install 'nodoubt[{extra}]'")
+        self.extra = extra
+
+
+class InvariantViolated(NoDoubtError, AssertionError):
+    """A rule of the contract did not hold. This is a bug in nodoubt; the work was stopped rather than guessed."""
+
+
+def invariant(condition: object, number: str, message: str) -> None:
+    """Stop unless `condition` holds. `number` is the invariant's in PROTOCOL.md. Survives `python -O`."""
+    if not condition:
+        raise InvariantViolated(f"{number} violated: {message}")

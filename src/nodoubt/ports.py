@@ -1,0 +1,422 @@
+"""What the engine needs from outside: sessions, resources, a journal, a clock, an observer.
+
+A `Session` is one connection, from `drivers`. A `Resource` and a `Journal` are scripts over sessions: they
+say which statements, in which order, and what an answer means. Neither knows whether it runs sync or
+async, and neither knows the other.
+
+Every script here ends in one of three ways, and the difference is the product:
+
+- it returns: done, by the server's own word (a command tag, a row), not by the absence of an error;
+- it raises `Refused` or a subclass: surely *not* done;
+- it raises `Unclear`: no answer. Neither success nor failure; only the register or a receipt can tell.
+
+Must not: import a driver, or anything of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from .errors import NoDoubtError
+from .protocol.records import Decision, Event, Quarantined, Staging, Standing, Verdict
+from .script import Script
+from .xid import Xid
+
+# ---- what a server answers ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One statement's answer. Iterates over its rows as mappings.
+
+    `tag` is the server's own word for what it did (`INSERT 0 1`, `COMMIT`); "" where the server has none.
+    `count` is the number of rows affected or returned, -1 where unknown.
+    """
+
+    tag: str = ""
+    count: int = -1
+    columns: tuple[str, ...] = ()
+    rows: Sequence[tuple[Any, ...]] = ()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(zip(self.columns, self.rows[index], strict=True))
+
+    def scalar(self) -> Any:
+        """The first column of the first row; None where there is no row."""
+        return self.rows[0][0] if self.rows else None
+
+
+class StatementFailed(Exception):
+    """A server answered one of our statements with an error. `code`: SQLSTATE, errno or extended result code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{message} [{code}]")
+        self.code = code
+        self.message = message
+
+
+class SessionLost(Exception):
+    """The connection ended, or did not answer in time: what was sent last may or may not have happened."""
+
+
+class Session(Protocol):
+    """One connection. The async twin has the same methods as coroutines (but `kill` and `timed_out`)."""
+
+    usable: bool  # False once closed, interrupted, or in a state that no pool may hand on
+    connection_id: int  # the server's id for it, 0 where it has none
+    server_started: int  # when that server started, in seconds since the epoch; 0 where unknown
+
+    def run(self, sql: str) -> tuple[Reply, ...]:
+        """Our own literal statements, `;` between them, in one message; a reply for each.
+
+        The first error ends the message. Raises `StatementFailed` or `SessionLost`, nothing else.
+        """
+        ...
+
+    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+        """The user's statement, with the driver's own placeholders. Raises the driver's own errors."""
+        ...
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether this error of `execute` means that the connection is gone."""
+        ...
+
+    def close(self) -> None:
+        """End the connection in good order. Never raises."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, from any thread, so that a call in progress fails."""
+        ...
+
+    def timed_out(self, seconds: float) -> Exception:
+        """The error to raise for a call that `kill` cut short."""
+        ...
+
+
+# ---- what a resource answers ----------------------------------------------------------------------
+
+
+class Refused(NoDoubtError):
+    """Surely not done. `retry`: the same may succeed later (a deadlock, a serialization failure, a full table)."""
+
+    def __init__(self, why: str, *, retry: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.retry = retry
+
+
+class UnknownXid(Refused):
+    """The server knows no such prepared branch *in a way it will act on*. Never taken for success (I7)."""
+
+
+class Conflict(Refused):
+    """A row with this key stands already: somebody has decided, or fenced, or taken the name."""
+
+
+class BelowFloor(Refused):
+    """The attempt is older than what the journal still remembers: nothing may be decided for it any more."""
+
+
+class Unclear(NoDoubtError):
+    """No answer: it may have been done, or not, or be done later."""
+
+
+class Failure(Enum):
+    """What an error code means to us. Each resource has one table from codes to these."""
+
+    UNKNOWN_XID = "unknown xid"
+    HELD = "held by another session"
+    DUPLICATE = "duplicate key or xid"
+    TRANSIENT = "lost a race: deadlock, serialization, lock time-out"
+    FULL = "no room"
+    REFUSED = "not possible"
+    NO_FLOOR = "below the floor, or not in the transaction that was begun"
+    LOST = "connection lost"
+
+
+@dataclass(slots=True)
+class Work:
+    """One branch while it is being worked on. The engine owns it; the resource's scripts update it."""
+
+    xid: Xid
+    epoch: int
+    alone: bool = False  # the coordinator has this one resource: it may end in one phase only
+    staged: bool = False
+    wrote: bool = False  # surely wrote something; False means not known
+    statements: int = 0
+    doomed: BaseException | None = None  # the error after which only a rollback is possible (I16)
+    handle: Any = None  # what the resource needs to name the branch again (MariaDB: `XaXid`)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A branch that a resource lists as prepared. `age_s`: since when, by the server's clock; None if it can't tell."""
+
+    xid: Xid
+    age_s: float | None = None
+    handle: Any = None  # as in `Work`
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a participant stores about itself and its journal (I15)."""
+
+    resource_id: str
+    cluster: str  # of the journal it belongs to
+    server: str  # what the server says it is (system identifier and database, inode …); "" if it can't tell
+    epoch: int  # the highest epoch of the journal it has witnessed
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """How a kind of resource differs, where the engine must know."""
+
+    kind: str
+    riders_on_prepare: bool = False  # rows ride *inside* a prepare or phase-two commit, atomically (SQLite)
+    unforced_rows: bool = False  # a row committed unforced is flushed by the next forced command (PostgreSQL's log)
+    holds_session: bool = False  # a prepared branch is bound to its session until that session ends (MariaDB)
+
+
+class Resource(Protocol):
+    """A database that can take part: scripts over its sessions. One object, used by any number of sessions."""
+
+    name: str
+    traits: Traits
+
+    # -- registration
+    def check(self, session: Session) -> Script[tuple[str, ...]]:
+        """Refuse (`ResourceRefused`, naming the setting) what can't be made durable; return warnings."""
+        ...
+
+    def schema_sql(self) -> str: ...
+    def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
+        """Create our tables if they are missing and store the identity once. Idempotent, safe when run twice at a time."""
+        ...
+
+    def identity(self, session: Session) -> Script[Identity | None]:
+        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet."""
+        ...
+
+    def server(self, session: Session) -> Script[str]:
+        """What the server says it is, now."""
+        ...
+
+    def witness(self, session: Session, epoch: int) -> Script[None]:
+        """Store that the journal has shown this epoch (never lowers it). Forced."""
+        ...
+
+    def adopt(self, session: Session, identity: Identity) -> Script[None]:
+        """Overwrite the stored identity: an operator has looked and takes responsibility."""
+        ...
+
+    # -- one branch's work
+    def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
+        """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`)."""
+        ...
+
+    def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """The user's statement. Transaction control is refused; any error dooms the branch (I16)."""
+        ...
+
+    def wrote(self, session: Session, work: Work) -> Script[bool]:
+        """False only if the branch *surely* wrote nothing."""
+        ...
+
+    def end_reader(self, session: Session, work: Work) -> Script[None]:
+        """Plain commit of a branch that wrote nothing. `Refused` if its reads can't stand (serialization)."""
+        ...
+
+    def rollback(self, session: Session, work: Work) -> Script[None]:
+        """Undo work that was not prepared; afterwards the session is clean, or not `usable`. Never raises."""
+        ...
+
+    def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """One-phase commit, proven to be in the transaction that was begun.
+
+        Without riders it writes the receipt; with them (the decision row) they are its proof, and `Conflict`
+        or `BelowFloor` mean that the rider, and so all of the branch, did not happen.
+        """
+        ...
+
+    # -- two phases
+    def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """Write the receipt and prepare. Returns only on the server's own word (I2). Sets `work.handle`."""
+        ...
+
+    def detach(self, session: Session) -> Script[None]:
+        """After a prepare, let go of the branch, so that any session can finish it (MariaDB: close)."""
+        ...
+
+    def commit_prepared(
+        self, session: Session, prepared: Prepared, *, before: Sequence[str] = (), riders: Sequence[str] = ()
+    ) -> Script[None]:
+        """Phase two. `UnknownXid` is no success. `before`: unforced rows in the same session (`unforced_rows`);
+        `riders`: rows of the same local transaction (`riders_on_prepare`)."""
+        ...
+
+    def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]: ...
+
+    # -- recovery
+    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+        """All branches of this cluster that are prepared in this database."""
+        ...
+
+    def free(self, session: Session, prepared: Prepared) -> Script[bool]:
+        """End the session that still holds the branch, after making sure who it is. True if one was ended."""
+        ...
+
+    def receipt(self, session: Session, xid: Xid) -> Script[bool]:
+        """Whether the branch committed: its receipt, seen in a new snapshot and confirmed by a forced UPDATE."""
+        ...
+
+    def fence(self, session: Session, xid: Xid) -> Script[Verdict]:
+        """Settle a one-phase commit: COMMIT if the receipt stands (confirmed), ABORT if our marker now does, forced.
+
+        `Unclear` if neither could be found out (blocked by the branch itself, unreachable).
+        """
+        ...
+
+    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
+        """Delete these receipts (whose end record is forced); with `older_than`, also one-phase receipts from before."""
+        ...
+
+
+class Journal(Protocol):
+    """Where decisions live: scripts over sessions of the database that holds it."""
+
+    def schema_sql(self) -> str: ...
+    def setup(self, session: Session, cluster: str) -> Script[None]:
+        """Create the tables if they are missing and store the cluster id once; an id that stands is kept."""
+        ...
+
+    def cluster(self, session: Session) -> Script[str]:
+        """The cluster id. Raises `SchemaMismatch` when there are no tables, or of another version."""
+        ...
+
+    def epoch(self, session: Session) -> Script[int]: ...
+    def raise_epoch(self, session: Session) -> Script[int]:
+        """Raise the epoch by one, forced, and return it. At each start of a coordinator."""
+        ...
+
+    # -- the register
+    def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
+        """Write these decisions in one forced transaction: all of them or, raising, none.
+
+        `Conflict`: one of them stands already. `BelowFloor`: one of them wants COMMIT below the floor.
+        """
+        ...
+
+    def decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        """The literal statements of such a write, for a transaction that somebody else begins and commits."""
+        ...
+
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        """The decisions that stand, each flushed by a forced UPDATE of its own row. Only these may be acted on."""
+        ...
+
+    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        """A plain read: advice, never grounds to act."""
+        ...
+
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+        """COMMIT decisions that have not ended, by attempt, from `after` on (exclusive)."""
+        ...
+
+    def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
+        """Every branch of these attempts has proved itself. Forced."""
+        ...
+
+    def floor(self, session: Session) -> Script[str]:
+        """The oldest attempt that may still be decided COMMIT; anything below is unknown, never aborted."""
+        ...
+
+    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts."""
+        ...
+
+    # -- the directory of names
+    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
+        """Write the row, forced. `Conflict`: the name is taken. `replace`: the ended attempt that may be replaced."""
+        ...
+
+    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]: ...
+    def find(self, session: Session, name: str) -> Script[Staging | None]:
+        """The row by name, or by attempt id."""
+        ...
+
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]: ...
+    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
+        """The directory with what was decided, newest first."""
+        ...
+
+    # -- what is registered, what went wrong, what happened
+    def register(self, session: Session, name: str, identity: Identity) -> Script[None]:
+        """Remember the resource, its server and the epoch it has witnessed."""
+        ...
+
+    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
+        """By resource id: the name it was registered under, and its identity as of then."""
+        ...
+
+    def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
+        """Store it, forced; one entry per (attempt, branch)."""
+        ...
+
+    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
+        """Those not cleared."""
+        ...
+
+    def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]: ...
+    def record(self, session: Session, events: Sequence[Event]) -> Script[None]: ...
+    def events(self, session: Session, attempt: str) -> Script[list[Event]]: ...
+
+
+class Pool(Protocol):
+    """Sessions of one database; the async twin has coroutines."""
+
+    def acquire(self) -> Session: ...
+    def release(self, session: Session) -> None:
+        """Take it back if it is `usable`, else end it."""
+        ...
+
+    def kill(self) -> None: ...
+    def timed_out(self, seconds: float) -> Exception: ...
+
+
+class Clock(Protocol):
+    """Clocks choose when to try, never what is true (I14)."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def elapsed(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A point of the protocol that one attempt has reached: P1 to P10 of the fault matrix, and what happened."""
+
+    point: str
+    attempt: str
+    what: str
+    branch: int | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Told of every point, in the thread or task that reached it. Telemetry, logs and crash tests hang here."""
+
+    def notice(self, notice: Notice) -> None: ...

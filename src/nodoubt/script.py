@@ -1,0 +1,184 @@
+"""Scripts: a sequence of I/O is written once, as a generator, and run sync or async by a driver.
+
+A script yields effects and is sent their results. There are three effects: `Do` calls one method of
+one object, `Every` runs several scripts at the same time, `Pause` waits. `drive` (threads) and `adrive`
+(asyncio) are the only places where anything happens, so a test or a simulator that replaces
+them owns every step.
+
+Guarantees: whatever an effect raises, BaseException included, is thrown into the script at its
+`yield`, so that its `finally` blocks run; a script abandoned halfway is closed.
+
+Must not: know databases, transactions or the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """Call `target.verb(*args)`; the async driver awaits what it returns.
+
+    `within_s` bounds it: when it has passed the target's `kill()` is called (it must make the call fail
+    at once) and the call ends in an error of the target's own.
+    """
+
+    target: Any
+    verb: str
+    args: tuple[Any, ...] = ()
+    within_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Run the scripts at the same time; the result is a tuple of `Outcome`, in their order. Never raises."""
+
+    scripts: Sequence[Script[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait this long."""
+
+    seconds: float
+
+
+Effect = Do | Every | Pause
+Script = Generator[Effect, Any, R]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[R]):
+    """How one of several scripts ended: `error` is None, or what it raised."""
+
+    value: R | None
+    error: BaseException | None = None
+
+    def get(self) -> R:
+        """The value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast(R, self.value)
+
+
+def do(target: object, verb: str, *args: object, within_s: float | None = None) -> Script[Any]:
+    """A script of one `Do`."""
+    return (yield Do(target, verb, args, within_s))
+
+
+def every(scripts: Sequence[Script[R]]) -> Script[tuple[Outcome[R], ...]]:
+    """A script of one `Every`; a single script runs in place, without a thread or task."""
+    if not scripts:
+        return ()
+    if len(scripts) > 1:
+        return cast("tuple[Outcome[R], ...]", (yield Every(scripts)))
+    try:
+        return (Outcome((yield from scripts[0])),)
+    except Exception as error:
+        return (Outcome(None, error),)
+
+
+class Watch:
+    """Bounds blocking calls of the sync driver. See `engine.shell`."""
+
+    def call(self, do: Do) -> Any:
+        """Make the call. A watch without a clock just makes it."""
+        return getattr(do.target, do.verb)(*do.args)
+
+
+def drive(script: Script[R], *, executor: Executor, watch: Watch) -> R:
+    """Run a script to its end with blocking calls; `Every` uses the executor's threads."""
+    send: Callable[[Any], Effect] = script.send
+    result: Any = None
+    try:
+        while True:
+            effect = send(result)
+            try:
+                result = _perform(effect, executor, watch)
+            except BaseException as error:
+                result, send = error, script.throw
+            else:
+                send = script.send
+    except StopIteration as stop:
+        return cast(R, stop.value)
+    finally:
+        script.close()
+
+
+def _perform(effect: Effect, executor: Executor, watch: Watch) -> Any:
+    match effect:
+        case Do():
+            return watch.call(effect)
+        case Every(scripts):
+            def run(script: Script[Any]) -> Outcome[Any]:
+                return _outcome(script, executor, watch)
+
+            # The last one runs here: N branches need N - 1 threads, and one branch none.
+            others: list[Future[Outcome[Any]]] = [executor.submit(run, one) for one in scripts[:-1]]
+            last = run(scripts[-1])
+            return (*(other.result() for other in others), last)
+        case Pause(seconds):
+            time.sleep(seconds)
+            return None
+
+
+def _outcome(script: Script[R], executor: Executor, watch: Watch) -> Outcome[R]:
+    try:
+        return Outcome(drive(script, executor=executor, watch=watch))
+    except BaseException as error:
+        return Outcome(None, error)
+
+
+async def adrive(script: Script[R]) -> R:
+    """Run a script to its end on the running event loop; `Every` uses tasks."""
+    send: Callable[[Any], Effect] = script.send
+    result: Any = None
+    try:
+        while True:
+            effect = send(result)
+            try:
+                result = await _aperform(effect)
+            except BaseException as error:
+                result, send = error, script.throw
+            else:
+                send = script.send
+    except StopIteration as stop:
+        return cast(R, stop.value)
+    finally:
+        script.close()
+
+
+async def _aperform(effect: Effect) -> Any:
+    match effect:
+        case Do(target, verb, args, within_s):
+            call: Awaitable[Any] = getattr(target, verb)(*args)
+            if within_s is None:
+                return await call
+            try:
+                async with asyncio.timeout(within_s):
+                    return await call
+            except TimeoutError as error:
+                target.kill()
+                raise target.timed_out(within_s) from error
+        case Every(scripts):
+            return tuple(await asyncio.gather(*map(_aoutcome, scripts)))
+        case Pause(seconds):
+            await asyncio.sleep(seconds)
+            return None
+
+
+async def _aoutcome(script: Script[R]) -> Outcome[R]:
+    try:
+        return Outcome(await adrive(script))
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return Outcome(None, error)

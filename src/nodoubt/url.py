@@ -1,0 +1,84 @@
+"""Where a database is: one URL, parsed once, printed only with its password masked.
+
+Guarantees: `str()` and `repr()` never show the password; `secret()` gives the whole URL to a driver.
+
+Must not: connect, or import a driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from .errors import UsageError
+
+KINDS = {"postgresql": "postgres", "postgres": "postgres", "mariadb": "mariadb", "mysql": "mariadb", "sqlite": "sqlite"}
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """A parsed database URL. `kind` is postgres, mariadb or sqlite; `database` is the path for sqlite."""
+
+    kind: str
+    scheme: str
+    host: str = ""
+    port: int | None = None
+    user: str = ""
+    password: str = field(default="", repr=False)
+    database: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self._text("***")
+
+    def secret(self) -> str:
+        """The URL with its password: for a driver's connect, and nothing else."""
+        return self._text(quote(self.password, safe=""))
+
+    def _text(self, password: str) -> str:
+        if self.kind == "sqlite":
+            return f"sqlite:///{self.database}"
+        login = quote(self.user, safe="") + (f":{password}" if self.password else "")
+        host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
+        place = host + (f":{self.port}" if self.port is not None else "")
+        query = "&".join(f"{quote(k)}={quote(v)}" for k, v in self.options)
+        return (
+            f"{self.scheme}://{login}{'@' if login else ''}{place}/{quote(self.database)}{'?' if query else ''}{query}"
+        )
+
+
+def parse_url(text: str) -> Url:
+    """Parse `postgresql://`, `mariadb://`, `mysql://` or `sqlite:///path`. Raises `UsageError`, without the password."""
+    scheme, separator, _ = text.partition("://")
+    base = scheme.split("+")[0]
+    if not separator or base not in KINDS:
+        raise UsageError(
+            f"not a database URL (scheme {scheme[:20]!r}): write postgresql://, mariadb://, mysql:// or sqlite:///path"
+        )
+    kind = KINDS[base]
+    if kind == "sqlite":
+        path = text[len(scheme) + 3 :]
+        if not path.startswith("/") or path in ("/", "/:memory:"):
+            raise UsageError(
+                "a SQLite URL names a file: sqlite:///relative.db or sqlite:////absolute.db; one in memory "
+                "cannot survive a crash"
+            )
+        return Url(kind, base, database=unquote(path[1:]))
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise UsageError(f"the {base} URL has a port or host that cannot be read") from None
+    database = unquote(parts.path[1:])
+    if not database:
+        raise UsageError(f"the {base} URL names no database: {base}://user@host:port/DATABASE")
+    return Url(
+        kind,
+        base,
+        host=unquote(parts.hostname or "localhost"),
+        port=port,
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        database=database,
+        options=tuple(parse_qsl(parts.query, keep_blank_values=True)),
+    )

@@ -1,0 +1,135 @@
+"""Names, attempts and xids: make, encode, parse, validate.
+
+An xid is `(cluster, attempt, branch)`. PostgreSQL and SQLite know it as one text (`gid`), XA as
+`(format_id, gtrid, bqual)` of at most 64 bytes each. All alphabets are `[0-9a-z.:]`: an xid can stand in a
+statement without quoting rules (FACTS: a gid cannot be a parameter).
+
+Guarantees: `parse(encode(x)) == x`, and `parse` answers None for every text that `encode` would not have
+written, so that a stranger's transaction is never taken for ours (I9).
+
+Must not: do I/O, read a clock or draw randomness (`new_attempt` is handed both by its caller's library).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from dataclasses import dataclass
+
+import uuid_utils
+
+from .errors import InvalidName, UsageError
+
+NAME_LENGTH_MAX = 200
+BRANCHES_MAX = 256
+FORMAT_ID = 0x6E6462  # "ndb"; XA wants it below 2**31
+
+_CLUSTER = r"[0-9a-f]{16}"
+_ATTEMPT = r"[0-9a-f]{32}"
+_BRANCH = r"0|[1-9][0-9]{0,2}"
+_NUMBER = r"0|[1-9][0-9]{0,18}"
+_GID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})\.({_BRANCH})")
+_GTRID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})")
+_BQUAL = re.compile(rf"({_BRANCH})\.({_NUMBER})\.({_NUMBER})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Xid:
+    """What a resource knows a branch by. `attempt` carries the nonce, so a reused name has other xids (I10)."""
+
+    cluster: str
+    attempt: str
+    branch: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(_CLUSTER, self.cluster) or not re.fullmatch(_ATTEMPT, self.attempt):
+            raise UsageError(f"not a cluster and attempt id: {self.cluster!r}, {self.attempt!r}")
+        if not 0 <= self.branch < BRANCHES_MAX:
+            raise UsageError(f"branch {self.branch} is not within 0 to {BRANCHES_MAX - 1}")
+
+    @property
+    def gid(self) -> str:
+        """The text form: PostgreSQL's gid, SQLite's key."""
+        return f"nd1.{self.cluster}.{self.attempt}.{self.branch}"
+
+    @property
+    def gtrid(self) -> str:
+        """XA's global part: the same for all branches of an attempt."""
+        return f"nd1.{self.cluster}.{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class XaXid:
+    """An xid as XA knows it, with the session that prepared it: the one that may still hold it (FACTS, XAER_NOTA)."""
+
+    xid: Xid
+    connection: int
+    server_started: int  # seconds since the epoch, as the server told; a connection id means nothing without it
+
+    @property
+    def bqual(self) -> str:
+        return f"{self.xid.branch}.{self.connection}.{self.server_started}"
+
+    @property
+    def sql(self) -> str:
+        """As it stands in a statement: 'gtrid','bqual',format_id."""
+        return f"'{self.xid.gtrid}','{self.bqual}',{FORMAT_ID}"
+
+
+def parse_gid(text: str) -> Xid | None:
+    """The xid that encodes as `text`, or None: not ours."""
+    match = _GID.fullmatch(text)
+    if match is None or int(match[3]) >= BRANCHES_MAX:
+        return None
+    return Xid(match[1], match[2], int(match[3]))
+
+
+def parse_xa(format_id: int, gtrid: str, bqual: str) -> XaXid | None:
+    """The xid that encodes so, or None: not ours."""
+    global_part, branch_part = _GTRID.fullmatch(gtrid), _BQUAL.fullmatch(bqual)
+    if format_id != FORMAT_ID or global_part is None or branch_part is None or int(branch_part[1]) >= BRANCHES_MAX:
+        return None
+    return XaXid(
+        Xid(global_part[1], global_part[2], int(branch_part[1])), int(branch_part[2]), int(branch_part[3])
+    )
+
+
+def new_attempt() -> str:
+    """A fresh attempt id: UUIDv7, so that ids of one clock rise with time (retention's floor), 74 random bits."""
+    return uuid_utils.uuid7().hex
+
+
+def new_cluster() -> str:
+    """A fresh cluster id. Minted once, by `setup`, inside the journal."""
+    return secrets.token_hex(8)
+
+
+def is_attempt(text: str) -> bool:
+    """Whether the text has the form of an attempt id."""
+    return re.fullmatch(_ATTEMPT, text) is not None
+
+
+def check_name(name: object) -> str:
+    """The name, or `InvalidName`: non-empty text, at most 200 characters, nothing that does not print."""
+    if not isinstance(name, str):
+        raise InvalidName(f"a transaction name is a text, not {type(name).__name__}")
+    if not name or name.isspace():
+        raise InvalidName("a transaction name must not be empty")
+    if len(name) > NAME_LENGTH_MAX:
+        raise InvalidName(f"a transaction name has at most {NAME_LENGTH_MAX} characters; this one has {len(name)}")
+    bad = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if bad is not None:
+        raise InvalidName(f"a transaction name holds no control characters; this one has U+{ord(bad):04X}")
+    return name
+
+
+def transaction_id(operation: str, entity: str) -> str:
+    """A descriptive, unique name: `operation:entity:nonce`, cut to fit.
+
+    >>> transaction_id("process_order", "customer_7").startswith("process_order:customer_7:")
+    True
+    """
+    nonce = secrets.token_hex(6)
+    head = f"{operation}:{entity}"[: NAME_LENGTH_MAX - len(nonce) - 1]
+    return check_name(f"{head}:{nonce}")
