@@ -1,0 +1,131 @@
+"""What the two MySQL drivers share: the URL's options, the first message of a session, how errors and results are read.
+
+Guarantees: both drivers read one URL in one way, and take the same errors for the loss of a connection.
+
+Must not: import a driver, connect, or send anything.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..errors import UsageError
+from ..ports import Reply
+from ..url import Url
+
+CHARSET = "utf8mb4"
+READ_TIMEOUT_DEFAULT_S = 300.0
+CLOSE_TIMEOUT_S = 2.0
+PORT_DEFAULT = 3306
+
+# The character set by statement, since a server may ignore the one in the handshake. The id by the server's own word, since a proxy puts its own into the handshake. The start of the server makes the
+# id mean something (xid.XaXid): after a restart the same id is somebody else's. A server-wide completion_type of
+# CHAIN would leave us in a transaction after each COMMIT of ours.
+HELLO = (
+    "SET NAMES utf8mb4; SET SESSION autocommit=1, completion_type='NO_CHAIN'; "
+    "SELECT CONNECTION_ID(), UNIX_TIMESTAMP(); SHOW GLOBAL STATUS LIKE 'Uptime'"
+)
+
+# The client's own numbers (CR_…) all mean that the conversation is over. So do these of the server: shutdown, aborted
+# or killed connection, network errors, and MySQL's "disconnected for inactivity".
+_CLIENT_ERRORS = range(2000, 3000)
+_LOSING_ERRORS = frozenset({0, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
+
+_CALL = re.compile(r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*\(*\s*call\b", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of one URL, read and checked."""
+
+    unix_socket: str | None
+    read_timeout_s: float
+    tls: ssl.SSLContext | None
+
+
+def options(url: Url) -> Options:
+    """Read the options; anything unknown is a `UsageError` rather than a setting that silently does nothing."""
+    given = dict(url.options)
+    charset = given.pop("charset", CHARSET)
+    if charset.lower() != CHARSET:
+        raise UsageError(f"charset={charset} cannot be used: nodoubt speaks {CHARSET} with MariaDB and MySQL")
+    mode = given.pop("ssl", "off").lower()
+    authority = given.pop("ssl_ca", None)
+    timeout = given.pop("read_timeout", str(READ_TIMEOUT_DEFAULT_S))
+    unix_socket = given.pop("unix_socket", None)
+    if given:
+        raise UsageError(
+            f"unknown option {', '.join(sorted(given))!r} in the {url.scheme} URL; known are charset, read_timeout, "
+            "ssl, ssl_ca and unix_socket"
+        )
+    try:
+        read_timeout_s = float(timeout)
+    except ValueError:
+        read_timeout_s = 0.0
+    if not 0 < read_timeout_s <= 86400:
+        raise UsageError(f"read_timeout={timeout} is not a number of seconds between 0 and 86400")
+    return Options(unix_socket or None, read_timeout_s, _tls(mode, authority))
+
+
+@lru_cache(maxsize=16)
+def _tls(mode: str, authority: str | None) -> ssl.SSLContext | None:
+    """One context per setting: making one reads the system's certificates, some 50 ms per connect (FACTS)."""
+    if mode in ("off", "false", "disabled"):
+        if authority is not None:
+            raise UsageError("ssl_ca is given but ssl is off: write ssl=on as well")
+        return None
+    if mode not in ("on", "true", "required", "unverified"):
+        raise UsageError(f"ssl={mode} is not known: write ssl=off, ssl=on (certificate verified) or ssl=unverified")
+    context = ssl.create_default_context(cafile=authority)
+    if mode == "unverified":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def error_code(error: BaseException) -> int | None:
+    """The number a driver's error carries, or None: not an answer of the server."""
+    code = error.args[0] if error.args else None
+    return code if isinstance(code, int) else None
+
+
+def is_loss(code: int | None) -> bool:
+    """Whether an error of this number means that the connection is gone, or its stream can't be trusted."""
+    return code is None or code in _CLIENT_ERRORS or code in _LOSING_ERRORS
+
+
+def error_text(error: BaseException) -> str:
+    """The server's message, without the number in front."""
+    return str(error.args[1]) if len(error.args) > 1 else str(error)
+
+
+def reply(result: Any) -> Reply:
+    """One result of either driver (their classes have the same attributes). This protocol has no command tags."""
+    if result.description is None:
+        return Reply(count=int(result.affected_rows or 0))
+    rows = tuple(result.rows or ())
+    return Reply(count=len(rows), columns=tuple(column[0] for column in result.description), rows=rows)
+
+
+def only_reply(statement: str, replies: Sequence[Reply]) -> Reply:
+    """The one answer to the user's statement. A procedure answers with its result sets and a last OK."""
+    if len(replies) > 1 and _CALL.match(statement) is None:
+        raise UsageError(
+            f"the text held {len(replies)} statements, and all of them were run: pass one statement at a time. What "
+            "they did is rolled back with the branch"
+        )
+    return next((one for one in replies if one.columns), replies[-1])
+
+
+def started(replies: Sequence[Reply]) -> tuple[int, int]:
+    """The connection's id and the second in which the server started, from the replies to `HELLO`.
+
+    Both clocks are read as whole seconds, so the start can differ by one from session to session.
+    """
+    connection_id, now = replies[2].rows[0]
+    return int(connection_id), int(now) - int(replies[3].rows[0][1])

@@ -1,0 +1,124 @@
+"""The sync session on MariaDB and MySQL, over PyMySQL.
+
+Guarantees: autocommit, utf8mb4, one packet per `run`; after anything but an answer of the server (a cancelled
+call, a time-out, a result that can't be read) the session is closed and not `usable`.
+
+Must not: reset a session (COM_RESET_CONNECTION or COM_CHANGE_USER on the session that prepared a branch makes XA COMMIT
+elsewhere answer OK and commit nothing, see FACTS), or reconnect by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import MissingExtra, ResourceUnavailable
+from ..ports import Reply, SessionLost, StatementFailed
+from ..url import Url
+from . import mysql_wire as wire
+
+try:
+    import pymysql
+    from pymysql.constants import CLIENT
+except ImportError as missing:
+    raise MissingExtra("MariaDB or MySQL", "mysql") from missing
+
+
+class PyMySQLSession:
+    """One connection; see `ports.Session`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.usable = True
+        self.connection_id = 0
+        self.server_started = 0
+
+    def run(self, sql: str) -> tuple[Reply, ...]:
+        """Our statements in one packet, every result read. The first error ends the packet."""
+        try:
+            return self._query(sql)
+        except pymysql.err.MySQLError as error:
+            code = wire.error_code(error)
+            if wire.is_loss(code):
+                raise SessionLost(f"the connection was lost: {wire.error_text(error)}") from error
+            raise StatementFailed(str(code), wire.error_text(error)) from error
+        except Exception as error:
+            raise SessionLost(f"the answer could not be read: {error}") from error
+
+    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+        """The user's statement, with %s or %(name)s placeholders."""
+        # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
+        text = statement if params is None else self._connection.cursor().mogrify(statement, params)
+        return wire.only_reply(statement, self._query(text))
+
+    def _query(self, sql: str) -> tuple[Reply, ...]:
+        try:
+            self._connection.query(sql)
+            replies = [wire.reply(self._connection._result)]
+            while self._connection._result.has_next:
+                self._connection.next_result()
+                replies.append(wire.reply(self._connection._result))
+            return tuple(replies)
+        except BaseException as error:
+            if not isinstance(error, pymysql.err.MySQLError) or self.lost(error):
+                self.kill()
+            raise
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the connection went with this error."""
+        if isinstance(error, pymysql.err.MySQLError):
+            return wire.is_loss(wire.error_code(error))
+        return isinstance(error, SessionLost)
+
+    def close(self) -> None:
+        """Say goodbye and close. A prepared branch is then free for other sessions."""
+        self.usable = False
+        with contextlib.suppress(Exception):
+            self._connection.close()
+
+    def kill(self) -> None:
+        """Shut the socket down, so that a call in progress in another thread fails now."""
+        self.usable = False
+        # Taken by the plain socket's method: that of a TLS socket would swap the state under the reading thread.
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            socket.socket.shutdown(self._connection._sock, socket.SHUT_RDWR)
+
+    def timed_out(self, seconds: float) -> Exception:
+        return SessionLost(f"the server did not answer within {seconds:g} s; the connection was closed")
+
+
+def connect(url: Url, *, connect_timeout_s: float = 10.0) -> PyMySQLSession:
+    """Open a session. `ResourceUnavailable` if that fails, within the time given."""
+    options = wire.options(url)
+    connection: Any = pymysql.connections.Connection(
+        host=url.host,
+        port=url.port or wire.PORT_DEFAULT,
+        unix_socket=options.unix_socket,
+        user=url.user or None,
+        password=url.password.encode(),  # a text would be sent as Latin-1
+        database=url.database,
+        charset=wire.CHARSET,
+        autocommit=True,
+        client_flag=CLIENT.MULTI_STATEMENTS,
+        connect_timeout=connect_timeout_s,
+        read_timeout=connect_timeout_s,
+        write_timeout=connect_timeout_s,
+        ssl=options.tls,
+        ssl_disabled=options.tls is None,
+        defer_connect=True,
+    )
+    session = PyMySQLSession(connection)
+    try:
+        connection.connect()
+        session.connection_id, session.server_started = wire.started(session.run(wire.HELLO))
+    except (pymysql.err.MySQLError, OSError, SessionLost, StatementFailed) as error:
+        session.kill()
+        raise ResourceUnavailable(f"no connection to {url}: {error}") from error
+    except BaseException:
+        session.kill()
+        raise
+    # The handshake was bounded by the time to connect; statements have a bound of their own.
+    connection._read_timeout = connection._write_timeout = options.read_timeout_s
+    return session
