@@ -1,0 +1,263 @@
+"""The test servers do what the tests of nodoubt rely on: crash for real, keep what was flushed, leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pymysql
+import pytest
+
+from nodoubt.testing import servers
+from nodoubt.testing.processes import descendants, kill_tree, wait_for
+from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server, ServerError, ServerNotInstalled
+from nodoubt.url import parse_url
+
+
+def connect(url: str) -> Any:
+    """A driver's own connection: these tests test the ground that ours will stand on."""
+    at = parse_url(url)
+    if at.kind == "postgres":
+        return psycopg.connect(at.secret(), connect_timeout=10)
+    return pymysql.connect(
+        host=at.host, port=at.port or 0, user=at.user, password=at.password, database=at.database, connect_timeout=10
+    )
+
+
+def query(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """Run the statements, commit, and return the last one's rows."""
+    with closing(connect(url)) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        rows = list(cursor.fetchall()) if cursor.description else []
+        connection.commit()
+        return rows
+
+
+@pytest.fixture(scope="module", params=[PostgresServer, MariaDBServer], ids=["postgres", "mariadb"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    kind: type[Server] = request.param
+    with kind() as running:
+        yield running
+
+
+def alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and ") Z" not in state.read_text()
+
+
+def test_each_url_is_a_database_of_its_own(server: Server) -> None:
+    one, other = server.url(), server.url()
+    query(one, "CREATE TABLE t (x int)")
+    query(other, "CREATE TABLE t (x int)")
+    query(one, "INSERT INTO t VALUES (1)")
+    assert query(one, "SELECT count(*) FROM t") == [(1,)]
+    assert query(other, "SELECT count(*) FROM t") == [(0,)]
+
+
+def test_a_named_database_is_made_once(server: Server) -> None:
+    query(server.url("orders"), "CREATE TABLE t (x int)")
+    assert query(server.url("orders"), "SELECT count(*) FROM t") == [(0,)]
+
+
+def test_a_database_name_that_would_need_quoting_is_refused(server: Server) -> None:
+    with pytest.raises(ServerError, match="letters, digits and underscores"):
+        server.url('x"; DROP DATABASE postgres; --')
+
+
+def test_committed_data_survive_a_kill_and_open_work_does_not(server: Server) -> None:
+    url, port = server.url(), server.port
+    query(url, "CREATE TABLE t (x int)", "INSERT INTO t VALUES (1)")
+    with closing(connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t VALUES (2)")
+        server.kill()
+        assert not server.running
+        with pytest.raises((psycopg.OperationalError, pymysql.OperationalError)):
+            connection.commit()
+    with pytest.raises((psycopg.OperationalError, pymysql.OperationalError)):
+        connect(url)
+    server.restart()
+    assert server.port == port
+    assert query(url, "SELECT x FROM t") == [(1,)]
+
+
+def test_a_prepared_branch_survives_a_kill(server: Server) -> None:
+    url = server.url()
+    query(url, "CREATE TABLE t (x int)")
+    connection = connect(url)
+    with closing(connection), connection.cursor() as cursor:
+        if isinstance(server, PostgresServer):
+            work = ["BEGIN", "INSERT INTO t VALUES (7)", "PREPARE TRANSACTION 'b1'"]
+            listed, finish = "SELECT gid FROM pg_prepared_xacts", "COMMIT PREPARED 'b1'"
+            connection.autocommit = True
+        else:
+            work = ["XA START 'b1'", "INSERT INTO t VALUES (7)", "XA END 'b1'", "XA PREPARE 'b1'"]
+            listed, finish = "XA RECOVER", "XA COMMIT 'b1'"
+        for statement in work:
+            cursor.execute(statement)
+        server.kill()
+    server.restart()
+    assert query(url, listed)[0][-1] in ("b1", b"b1")
+    assert query(url, "SELECT x FROM t") == []
+    with closing(connect(url)) as connection, connection.cursor() as cursor:
+        if isinstance(server, PostgresServer):
+            connection.autocommit = True
+        cursor.execute(finish)
+    assert query(url, "SELECT x FROM t") == [(7,)]
+
+
+def test_kill_leaves_no_process_of_the_server(server: Server) -> None:
+    everyone = [server.pid, *descendants(server.pid)]
+    if isinstance(server, PostgresServer):
+        assert len(everyone) > 3  # the postmaster alone is not the server
+    server.kill()
+    assert [pid for pid in everyone if alive(pid)] == []
+    server.restart()
+
+
+def test_a_killed_server_gets_no_chance_to_end_its_sessions_in_good_order(postgres: PostgresServer) -> None:
+    # A postmaster that sees a backend die says so in the log, and so do backends that see the postmaster die:
+    # it would be a shutdown of sorts, not a crash. Fails when kill_tree does not stop the tree first.
+    with closing(connect(postgres.url())):
+        before = len(postgres.log(10_000))
+        postgres.kill()
+        assert postgres.log(10_000)[before:].strip() == ""
+    postgres.restart()
+
+
+def test_restart_without_a_kill_is_an_orderly_shutdown(server: Server) -> None:
+    url = server.url()
+    query(url, "CREATE TABLE t (x int)", "INSERT INTO t VALUES (1)")
+    before = server.pid
+    server.restart()
+    assert server.pid != before
+    assert query(url, "SELECT x FROM t") == [(1,)]
+
+
+def test_a_frozen_server_does_not_answer_and_a_thawed_one_goes_on(server: Server) -> None:
+    with closing(connect(server.url())) as connection, connection.cursor() as cursor:
+        server.freeze()
+        assert server.running
+        for pid in (server.pid, *descendants(server.pid)):
+            assert ") T" in Path(f"/proc/{pid}/stat").read_text()
+        raw = socket.socket(fileno=os.dup(_descriptor(connection)))
+        with closing(raw):
+            before = time.monotonic()
+            server.thaw()
+            cursor.execute("SELECT 42")
+            assert cursor.fetchone() == (42,)
+            assert time.monotonic() - before < 10
+
+
+def _descriptor(connection: Any) -> int:
+    return int(connection.fileno() if hasattr(connection, "fileno") else connection._sock.fileno())
+
+
+def test_a_frozen_server_can_be_killed_and_restarted(server: Server) -> None:
+    url = server.url()
+    server.freeze()
+    server.kill()
+    server.restart()
+    assert query(url, "SELECT 1") == [(1,)]
+
+
+def test_settings_given_override_the_defaults_and_can_change_at_a_restart() -> None:
+    with PostgresServer({"max_prepared_transactions": 3, "application_name": "it's"}) as server:
+        url = server.url()
+        assert query(url, "SHOW max_prepared_transactions") == [("3",)]
+        assert query(url, "SHOW fsync") == [("on",)]
+        server.settings["max_prepared_transactions"] = 0
+        server.restart()
+        assert query(url, "SHOW max_prepared_transactions") == [("0",)]
+    with MariaDBServer({"innodb-lock-wait-timeout": 7}) as other:
+        shown = query(other.url(), "SELECT @@innodb_lock_wait_timeout, @@innodb_flush_log_at_trx_commit, @@log_bin")
+        assert shown == [(7, 1, 0)]
+
+
+def test_a_server_that_cannot_start_says_why_in_its_error() -> None:
+    server = PostgresServer({"max_prepared_transactions": "many"})
+    with pytest.raises(ServerError, match="max_prepared_transactions"):
+        server.start()
+    assert not server.running
+
+
+def test_a_port_that_is_taken_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fails when _launch_on_free_port does not try again.
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        ports = iter([squatter.getsockname()[1], servers._free_port()])
+        monkeypatch.setattr(servers, "_free_port", lambda: next(ports))
+        with PostgresServer() as server:
+            assert server.port != squatter.getsockname()[1]
+
+
+def test_stop_removes_the_directory_and_is_quiet_when_repeated() -> None:
+    server = MariaDBServer().start()
+    directory, pid = server.directory, server.pid
+    server.stop()
+    server.stop()
+    assert not directory.exists()
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("kind", ["PostgresServer", "MariaDBServer"])
+def test_a_server_ends_with_the_process_that_started_it_even_by_sigkill(kind: str) -> None:
+    program = (
+        f"from nodoubt.testing.servers import {kind}\nimport sys\ns = {kind}().start()\n"
+        "print(s.pid, s.directory, flush=True)\nsys.stdin.read()"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with owner:
+        assert owner.stdout is not None
+        pid, directory = owner.stdout.readline().split()
+        assert alive(int(pid))
+        owner.send_signal(signal.SIGKILL)
+    wait_for(lambda: not alive(int(pid)), "the server to end")
+    wait_for(lambda: not Path(directory).exists(), "its directory to be removed")
+
+
+@pytest.mark.parametrize(
+    ("find", "program"), [(servers._postgres_program, "initdb_missing"), (servers._mariadb_program, "mariadbd_missing")]
+)
+def test_a_missing_program_is_an_error_that_says_what_to_install(find: Callable[[str], str], program: str) -> None:
+    with pytest.raises(ServerNotInstalled, match=r"apt-get install postgresql-15 mariadb-server"):
+        find(program)
+
+
+def test_processes_that_fork_while_they_are_killed_are_killed_too() -> None:
+    # Fails when kill_tree lists the children before it has stopped their parent.
+    with _forking() as process:
+        kill_tree(process.pid)
+        process.wait()
+        marker = f"sleep 3{process.pid}"
+        left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if marker.replace(" ", "\0") in _read(p)]
+        assert left == []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _forking() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 3$$ & done 2>/dev/null"])
+    try:
+        wait_for(lambda: len(descendants(process.pid)) > 5, "it to fork")
+        yield process
+    finally:
+        if process.poll() is None:
+            kill_tree(process.pid)
+            process.wait()
