@@ -1,0 +1,174 @@
+"""What every part of the engine shares: the databases, the journal, settings, and what is alive in this process.
+
+Guarantees: nothing here is needed for safety (I13): all of it may be lost in a crash.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..errors import NoDoubtError, UsageError
+from ..ports import Clock, Journal, Notice, Observer, Pool, Resource, Session, SessionLost, Unclear
+from ..script import Do, Effect, Every, Pause, Script
+from ..xid import Xid
+
+log = logging.getLogger("nodoubt")
+R = TypeVar("R")
+
+REMEMBERED_BEGINS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every time and size that can be chosen. Times in seconds; none of them matters to safety (I14)."""
+
+    pool_size: int = 10
+    reserve_size: int = 2  # sessions per database for phase two and recovery alone
+    connect_s: float = 10.0
+    acquire_s: float = 30.0
+    prepare_s: float = 10.0
+    decide_s: float = 30.0
+    apply_s: float = 30.0
+    grace_s: float = 60.0  # an undecided branch older than this may be fenced; longer than prepare_s and decide_s
+    sweep_s: float = 10.0
+    deadline_s: float = 24 * 3600.0
+    retention_s: float = 7 * 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be above zero, not {getattr(self, name)!r}")
+        if self.grace_s < self.prepare_s:
+            raise UsageError("grace_s must not be below prepare_s: recovery would abort work that is still preparing")
+
+
+@dataclass(slots=True)
+class Participant:
+    """One database: its scripts, its sessions, and who it said it is."""
+
+    name: str
+    resource: Resource
+    pool: Pool
+    reserve: Pool
+    holds_journal: bool = False
+    resource_id: str = ""  # "" until admitted
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Context:
+    """One coordinator's world."""
+
+    participants: dict[str, Participant]
+    journal: Journal
+    journal_pool: Pool
+    register_batch: Any  # a `shell` batch over `register.write`
+    settings: Settings
+    clock: Clock
+    observer: Observer
+    cluster: str = ""
+    epoch: int = 0
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}/{os.getpid()}")
+    live: set[str] = field(default_factory=set)  # attempts this process is at work on
+    ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
+    first_seen: dict[Xid, float] = field(default_factory=dict)
+    failed_begins: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one resource only: its verbs stand on the transaction itself."""
+        return len(self.participants) == 1
+
+    def notice(self, point: str, attempt: str, what: str, branch: int | None = None, **fields: object) -> None:
+        """Tell the observer. What it raises is logged: an observer can watch, and even kill, but not steer."""
+        try:
+            self.observer.notice(Notice(point, attempt, what, branch, fields))
+        except Exception:
+            log.exception("the observer failed at %s", point)
+
+    def participant(self, name: str) -> Participant:
+        try:
+            return self.participants[name]
+        except KeyError:
+            known = ", ".join(sorted(self.participants))
+            raise UsageError(f"no resource {name!r} in this coordinator; there are: {known}") from None
+
+    def by_id(self, resource_id: str) -> Participant | None:
+        return next((p for p in self.participants.values() if p.resource_id == resource_id), None)
+
+    def remember_failed_begin(self, name: str, attempt: str) -> None:
+        with self.lock:
+            self.failed_begins[name] = attempt
+            while len(self.failed_begins) > REMEMBERED_BEGINS_MAX:
+                self.failed_begins.popitem(last=False)
+
+
+def using(pool: Pool, body: Callable[[Session], Script[R]]) -> Script[R]:
+    """Run a script on a session of the pool; it goes back, or ends if it is not usable any more."""
+    session: Session = yield Do(pool, "acquire")
+    try:
+        return (yield from body(session))
+    except SessionLost as error:
+        raise Unclear(f"no answer: {error}") from error
+    finally:
+        pool.release(session)
+
+
+def bounded(script: Script[R], within_s: float, clock: Clock) -> Script[R]:
+    """The same script, whose calls must all be answered within this time together; a late one is cut off."""
+    until = clock.elapsed() + within_s
+    send: Callable[[Any], Effect] = script.send
+    result: Any = None
+    try:
+        while True:
+            effect = send(result)
+            left = max(until - clock.elapsed(), 0.001)
+            match effect:
+                case Do(target, verb, args, limit):
+                    effect = Do(target, verb, args, left if limit is None else min(left, limit))
+                case Every(scripts):
+                    effect = Every(tuple(bounded(one, left, clock) for one in scripts))
+                case Pause(seconds):
+                    effect = Pause(min(seconds, left))
+            try:
+                result = yield effect
+                send = script.send
+            except BaseException as error:
+                result, send = error, script.throw
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        script.close()
+
+
+def chunks(items: Sequence[R], size: int) -> list[Sequence[R]]:
+    """The items in pieces of at most `size`."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def backoff(first_s: float = 0.02, most_s: float = 1.0) -> itertools.chain[float]:
+    """Growing pauses between tries. What bounds the tries is the caller's deadline."""
+    growing = itertools.takewhile(lambda s: s < most_s, (first_s * 2**n for n in itertools.count()))
+    return itertools.chain(growing, itertools.repeat(most_s))
+
+
+__all__ = [
+    "Context",
+    "NoDoubtError",
+    "Participant",
+    "Settings",
+    "backoff",
+    "bounded",
+    "chunks",
+    "log",
+    "using",
+]

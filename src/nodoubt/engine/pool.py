@@ -1,0 +1,269 @@
+"""Bounded pools of sessions, for threads and for asyncio, first come first served.
+
+Guarantees: never more than `size` sessions; a session that is not `usable` (cut off in the middle of a call, left
+holding a prepared branch, closed) never comes back into the pool (I18); one that has been idle is asked whether it
+still lives before it is handed out; after a fork the child starts with an empty pool and never touches, or
+closes, a session of its parent's.
+
+Must not: send anything to reset a session (it would halve throughput, and on MariaDB can make a commit a lie).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable
+from ..ports import Session, SessionLost, StatementFailed
+
+CHECK_AFTER_IDLE_S = 5.0
+_PARENTS: list[object] = []  # sessions inherited by a fork: kept, so that no finalizer closes the parent's socket
+_POOLS: weakref.WeakSet[ThreadPool | AsyncPool] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for pool in list(_POOLS):
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+
+
+class ThreadPool:
+    """Sessions for threads."""
+
+    def __init__(self, name: str, connect: Callable[[], Session], *, size: int, acquire_s: float) -> None:
+        self.name, self.size, self.acquire_s = name, size, acquire_s
+        self._connect = connect
+        self._start()
+        _POOLS.add(self)
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Session, float]] = []
+        self._waiting: deque[threading.Event] = deque()
+        self._ours: set[int] = set()
+        self._count = 0
+        self._closed = False
+
+    def forget(self) -> None:
+        """In the child of a fork: leave the parent's sessions alone."""
+        _PARENTS.extend(session for session, _ in self._idle)
+        self._start()
+
+    def acquire(self) -> Session:
+        """A live session. Raises `PoolExhausted` or `ResourceUnavailable`."""
+        self._take_place()
+        try:
+            while True:
+                with self._lock:
+                    session, idle_since = self._idle.pop() if self._idle else (None, 0.0)
+                if session is None:
+                    session = self._open()
+                elif time.monotonic() - idle_since > CHECK_AFTER_IDLE_S and not _alive(session):
+                    session.kill()
+                    continue
+                with self._lock:
+                    self._ours.add(id(session))
+                return session
+        except BaseException:
+            self._leave_place()
+            raise
+
+    def _take_place(self) -> None:
+        until = time.monotonic() + self.acquire_s
+        with self._lock:
+            if self._closed:
+                raise ClosedTransaction(f"the coordinator is closed: no sessions of {self.name}")
+            if self._count < self.size and not self._waiting:
+                self._count += 1
+                return
+            turn = threading.Event()
+            self._waiting.append(turn)
+        if turn.wait(max(until - time.monotonic(), 0)):
+            return  # the place was handed over, counted
+        with self._lock:
+            if turn.is_set():
+                return
+            self._waiting.remove(turn)
+        raise PoolExhausted(
+            f"all {self.size} connections to {self.name} were busy for {self.acquire_s:g} s: raise pool_size or "
+            "shorten transactions; nothing was done"
+        )
+
+    def _leave_place(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._count -= 1
+
+    def _open(self) -> Session:
+        try:
+            return self._connect()
+        except NoDoubtError:
+            raise
+        except Exception as error:
+            raise ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done") from error
+
+    def release(self, session: Session) -> None:
+        """Take a session back. Never raises, never waits."""
+        with self._lock:
+            if id(session) not in self._ours:
+                _PARENTS.append(session)
+                return
+            self._ours.discard(id(session))
+            keep = session.usable and not self._closed
+            if keep:
+                self._idle.append((session, time.monotonic()))
+        if not keep:
+            session.kill()
+        self._leave_place()
+
+    def drop_idle(self) -> None:
+        """End the idle sessions: the server they belonged to has gone."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for session, _ in idle:
+            session.kill()
+
+    def close(self) -> None:
+        """End the idle sessions in good order; the others end as they come back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for session, _ in idle:
+            session.close()
+
+    def kill(self) -> None:
+        """Nothing to cut off: waiting is bounded by `acquire_s`, connecting by the driver."""
+
+    def timed_out(self, seconds: float) -> Exception:
+        return PoolExhausted(f"no connection to {self.name} within {seconds:.3g} s")
+
+
+def _alive(session: Session) -> bool:
+    try:
+        session.run("SELECT 1")
+    except (StatementFailed, SessionLost):
+        return False
+    return session.usable
+
+
+class AsyncPool:
+    """Sessions for one event loop. The same rules; `acquire` and `close` are coroutines."""
+
+    def __init__(self, name: str, connect: Callable[[], Awaitable[Any]], *, size: int, acquire_s: float) -> None:
+        self.name, self.size, self.acquire_s = name, size, acquire_s
+        self._connect = connect
+        self._start()
+        _POOLS.add(self)
+
+    def _start(self) -> None:
+        self._idle: list[tuple[Any, float]] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._ours: set[int] = set()
+        self._count = 0
+        self._closed = False
+
+    def forget(self) -> None:
+        _PARENTS.extend(session for session, _ in self._idle)
+        self._start()
+
+    async def acquire(self) -> Any:
+        await self._take_place()
+        try:
+            while True:
+                session, idle_since = self._idle.pop() if self._idle else (None, 0.0)
+                if session is None:
+                    session = await self._open()
+                elif time.monotonic() - idle_since > CHECK_AFTER_IDLE_S and not await self._alive(session):
+                    continue
+                self._ours.add(id(session))
+                return session
+        except BaseException:
+            self._leave_place()
+            raise
+
+    async def _take_place(self) -> None:
+        if self._closed:
+            raise ClosedTransaction(f"the coordinator is closed: no sessions of {self.name}")
+        if self._count < self.size and not self._waiting:
+            self._count += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(self.acquire_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._leave_place()  # the place came just as we gave up
+            else:
+                self._waiting.remove(turn)
+            if not isinstance(error, TimeoutError):
+                raise
+            raise PoolExhausted(
+                f"all {self.size} connections to {self.name} were busy for {self.acquire_s:g} s: raise pool_size or "
+                "shorten transactions; nothing was done"
+            ) from None
+
+    def _leave_place(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._count -= 1
+
+    async def _open(self) -> Any:
+        try:
+            return await self._connect()
+        except NoDoubtError:
+            raise
+        except Exception as error:
+            raise ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done") from error
+
+    async def _alive(self, session: Any) -> bool:
+        try:
+            await session.run("SELECT 1")
+        except BaseException as error:
+            session.kill()
+            if not isinstance(error, (StatementFailed, SessionLost)):
+                raise
+            return False
+        return bool(session.usable)
+
+    def release(self, session: Any) -> None:
+        if id(session) not in self._ours:
+            _PARENTS.append(session)
+            return
+        self._ours.discard(id(session))
+        if session.usable and not self._closed:
+            self._idle.append((session, time.monotonic()))
+        else:
+            session.kill()
+        self._leave_place()
+
+    def drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for session, _ in idle:
+            session.kill()
+
+    async def close(self) -> None:
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for session, _ in idle:
+            await session.close()
+
+    def kill(self) -> None:
+        """Nothing to cut off: waiting is bounded by `acquire_s`, connecting by the driver."""
+
+    def timed_out(self, seconds: float) -> Exception:
+        return PoolExhausted(f"no connection to {self.name} within {seconds:.3g} s")

@@ -1,0 +1,92 @@
+"""The way to the one decision: `decide(attempt, wanted) -> the decision that stands, durably`.
+
+Guarantees: what it returns was either written by us, forced, and acknowledged, or confirmed by a forced
+UPDATE of its own row. Nobody acts on a plain read. Concurrent decisions of one process share a forced write.
+
+Raises `NotDecided` when surely nothing of ours was written, `Unclear` when nobody knows, `BelowFloor` when the
+journal no longer remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import NoDoubtError
+from ..ports import BelowFloor, Conflict, Refused, Session, Unclear
+from ..protocol.records import Decision, Standing
+from ..script import Do, Pause, Script
+from .context import Context, backoff, using
+
+
+class NotDecided(NoDoubtError):
+    """The journal could not be reached, or refused, before anything of ours was written."""
+
+
+def write(ctx: Context, decisions: Sequence[Decision]) -> Script[list[NoDoubtError | None]]:
+    """One forced write for all of them; where that is refused, one for each. None: written, durably.
+
+    One decision that stands already must not keep its neighbours from being written.
+    """
+
+    def together(session: Session) -> Script[None]:
+        return ctx.journal.insert(session, decisions)
+
+    try:
+        yield from using(ctx.journal_pool, together)
+    except Refused as error:
+        if len(decisions) == 1:
+            return [error]
+        answers: list[NoDoubtError | None] = []
+        for decision in decisions:
+            answers += yield from write(ctx, [decision])
+        return answers
+    except NoDoubtError as error:
+        return [error] * len(decisions)
+    return [None] * len(decisions)
+
+
+def decide(ctx: Context, decision: Decision) -> Script[Decision]:
+    """Write the decision, or learn the one that stands. Bounded by `decide_s`."""
+    until = ctx.clock.elapsed() + ctx.settings.decide_s
+    maybe_written = False
+    for pause_s in backoff():
+        error: NoDoubtError | None = yield Do(ctx.register_batch, "submit", (decision,))
+        if error is None:
+            return decision
+        if isinstance(error, BelowFloor):
+            raise error
+        # Anything but a refusal may have been written, or be written yet.
+        maybe_written |= isinstance(error, Unclear)
+        if maybe_written or isinstance(error, Conflict):
+            try:
+                standing = yield from _confirm_once(ctx, [decision.attempt])
+            except NoDoubtError as trouble:
+                error = trouble
+            else:
+                if decision.attempt in standing:
+                    return standing[decision.attempt].decision
+        if ctx.clock.elapsed() + pause_s >= until:
+            kind = Unclear if maybe_written or isinstance(error, Conflict) else NotDecided
+            raise kind(f"the journal gave no decision within {ctx.settings.decide_s:g} s: {error}") from error
+        yield Pause(pause_s)
+    raise AssertionError("backoff does not end")
+
+
+def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    """The decisions that stand among these attempts, flushed. Bounded by `decide_s`; raises `Unclear`."""
+    until = ctx.clock.elapsed() + ctx.settings.decide_s
+    for pause_s in backoff():
+        try:
+            return (yield from _confirm_once(ctx, attempts))
+        except NoDoubtError as error:
+            if ctx.clock.elapsed() + pause_s >= until:
+                raise Unclear(f"the journal could not be read: {error}") from error
+        yield Pause(pause_s)
+    raise AssertionError("backoff does not end")
+
+
+def _confirm_once(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def body(session: Session) -> Script[dict[str, Standing]]:
+        return ctx.journal.confirm(session, sorted(attempts))
+
+    return (yield from using(ctx.journal_pool, body))

@@ -1,0 +1,305 @@
+"""The two ways to run the engine: with threads, and on asyncio. Same verbs, same guarantees.
+
+`run` runs a script for the caller, who may be cancelled in it. `shielded` runs one that must not be: from the first
+PREPARE on, the phases run outside the caller's cancel scope, with deadlines of their own (I18). Natively
+cancelled asyncio tasks pass through any cancel scope, so the phases run in a task of their own.
+
+`Batch` lets concurrent callers share one write: whoever finds nobody writing writes for all who wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any, Generic, TypeVar
+
+from ..script import Do, Script, Watch, adrive, drive
+from .context import log
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+THREADS_MAX = 1024  # a bound against a leak, not a size: threads are made as they are needed
+BATCH_MAX = 64
+CLOSE_WAIT_S = 60.0
+
+
+class Watchdog(Watch):
+    """Cuts off blocking calls that take too long, from one thread that sleeps until the next deadline."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._deadlines: list[tuple[float, int, Do]] = []
+        self._open: dict[int, bool] = {}  # call number -> whether it was cut off
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def call(self, do: Do) -> Any:
+        """Make the call; if it takes longer than `within_s`, kill its target and raise `timed_out`."""
+        method = getattr(do.target, do.verb)
+        if do.within_s is None:
+            return method(*do.args)
+        number = next(self._numbers)
+        self._watch(number, time.monotonic() + do.within_s, do)
+        try:
+            return method(*do.args)
+        except Exception as error:
+            if self._open.get(number):
+                raise do.target.timed_out(do.within_s) from error
+            raise
+        finally:
+            with self._wake:
+                self._open.pop(number, None)
+
+    def _watch(self, number: int, deadline: float, do: Do) -> None:
+        with self._wake:
+            self._open[number] = False
+            heapq.heappush(self._deadlines, (deadline, number, do))
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._sleep, name="nodoubt-watchdog", daemon=True)
+                self._thread.start()
+            if self._deadlines[0][1] == number:
+                self._wake.notify()
+
+    def _sleep(self) -> None:
+        while True:
+            with self._wake:
+                while self._deadlines and self._deadlines[0][1] not in self._open:
+                    heapq.heappop(self._deadlines)
+                if not self._deadlines:
+                    self._wake.wait()
+                    continue
+                deadline, number, do = self._deadlines[0]
+                if deadline > time.monotonic():
+                    self._wake.wait(deadline - time.monotonic())
+                    continue
+                heapq.heappop(self._deadlines)
+                self._open[number] = True
+                do.target.kill()
+
+
+class ThreadShell:
+    """Runs scripts with blocking calls; what runs at the same time runs in threads."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._executor = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="nodoubt")
+        self._watch = Watchdog()
+        self._behind: set[Future[Any]] = set()
+        self._stop = threading.Event()
+        self._loops: list[threading.Thread] = []
+
+    def run(self, script: Script[R]) -> R:
+        return drive(script, executor=self._executor, watch=self._watch)
+
+    def shielded(self, script: Script[R]) -> R:
+        """Only the main thread is interrupted by Ctrl-C: there the script runs in another, and is waited for."""
+        if threading.current_thread() is not threading.main_thread():
+            return self.run(script)
+        future = self._executor.submit(self.run, script)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if not future.done():
+                log.warning("interrupted in the middle of a commit: finishing it first; interrupt again to leave now")
+                wait_for([future], timeout=CLOSE_WAIT_S)
+            raise
+
+    def behind(self, script: Script[Any]) -> None:
+        """Run it in the background; `close` waits for it."""
+        future = self._executor.submit(self.run, script)
+        self._behind.add(future)
+        future.add_done_callback(self._behind.discard)
+
+    def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
+        """Run `turn` every `interval_s` until `close`. A turn that fails is logged; the next one comes."""
+
+        def turns() -> None:
+            while not self._stop.wait(interval_s):
+                try:
+                    self.run(turn())
+                except Exception:
+                    log.exception("%s failed; the next turn is in %g s", name, interval_s)
+
+        thread = threading.Thread(target=turns, name=f"nodoubt-{name}", daemon=True)
+        self._loops.append(thread)
+        thread.start()
+
+    def stop(self) -> None:
+        """Stop the loops and wait for what runs behind."""
+        self._stop.set()
+        for thread in self._loops:
+            thread.join(CLOSE_WAIT_S)
+        if self._behind:
+            wait_for(list(self._behind), timeout=CLOSE_WAIT_S)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
+
+    def batch(self, write: Callable[[list[Any]], Script[list[Any]]]) -> ThreadBatch[Any]:
+        return ThreadBatch(self.run, write)
+
+
+class _Entry(Generic[T]):
+    """One item that waits to be written."""
+
+    __slots__ = ("answer", "answered", "error", "item", "turn")
+
+    def __init__(self, item: T) -> None:
+        self.item = item
+        self.turn = threading.Event()  # set when answered, or when it is this one's turn to write
+        self.answered = False
+        self.answer: Any = None
+        self.error: BaseException | None = None
+
+
+class ThreadBatch(Generic[T]):
+    """Concurrent `submit`s share one write. The first writes for itself; then one of those who came meanwhile, for all."""
+
+    def __init__(self, run: Callable[[Script[Any]], Any], write: Callable[[list[T]], Script[list[Any]]]) -> None:
+        self._run, self._write = run, write
+        self._lock = threading.Lock()
+        self._waiting: list[_Entry[T]] = []
+        self._busy = False
+
+    def submit(self, item: T) -> Any:
+        entry = _Entry(item)
+        with self._lock:
+            self._waiting.append(entry)
+            mine, self._busy = not self._busy, True
+        if not mine:
+            entry.turn.wait()
+        if not entry.answered:
+            self._write_for_all()
+        if entry.error is not None:
+            raise entry.error
+        return entry.answer
+
+    def _write_for_all(self) -> None:
+        with self._lock:
+            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+        try:
+            answers = self._run(self._write([entry.item for entry in batch]))
+            for entry, answer in zip(batch, answers, strict=True):
+                entry.answer = answer
+        except BaseException as error:
+            for entry in batch:
+                entry.error = error
+        with self._lock:
+            for entry in batch:
+                entry.answered = True
+            following = self._waiting[0] if self._waiting else None
+            self._busy = following is not None
+        for entry in batch:
+            entry.turn.set()
+        if following is not None:
+            following.turn.set()
+
+    def kill(self) -> None:
+        """Nothing to cut off: a write is bounded by its sessions."""
+
+    def timed_out(self, seconds: float) -> Exception:
+        return TimeoutError(f"no write within {seconds:.3g} s")
+
+
+class AsyncShell:
+    """Runs scripts on the running event loop."""
+
+    def __init__(self) -> None:
+        self._behind: set[asyncio.Task[Any]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def run(self, script: Script[R]) -> R:
+        return await adrive(script)
+
+    async def shielded(self, script: Script[R]) -> R:
+        """In a task of its own: whoever cancels the caller does not reach it, and `stop` waits for it."""
+        return await asyncio.shield(self._spawn(adrive(script)))
+
+    def behind(self, script: Script[Any]) -> None:
+        self._spawn(adrive(script))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._behind.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._behind.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller has it, or had left: either way it is not "never retrieved"
+
+    def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
+        async def turns() -> None:
+            while True:
+                await asyncio.sleep(interval_s)
+                try:
+                    await adrive(turn())
+                except Exception:
+                    log.exception("%s failed; the next turn is in %g s", name, interval_s)
+
+        self._loops.append(asyncio.get_running_loop().create_task(turns(), name=f"nodoubt-{name}"))
+
+    async def stop(self) -> None:
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._behind:
+            await asyncio.wait(list(self._behind), timeout=CLOSE_WAIT_S)
+
+    async def close(self) -> None:
+        """Nothing is left to end."""
+
+    def batch(self, write: Callable[[list[Any]], Script[list[Any]]]) -> AsyncBatch[Any]:
+        return AsyncBatch(self._spawn, write)
+
+
+class AsyncBatch(Generic[T]):
+    """The same for tasks: one task writes, batch after batch, while anybody waits."""
+
+    def __init__(
+        self, spawn: Callable[[Coroutine[Any, Any, None]], Any], write: Callable[[list[T]], Script[list[Any]]]
+    ) -> None:
+        self._spawn, self._write = spawn, write
+        self._waiting: list[tuple[T, asyncio.Future[Any]]] = []
+        self._busy = False
+
+    async def submit(self, item: T) -> Any:
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, answer))
+        if not self._busy:
+            self._busy = True
+            self._spawn(self._write_while_waiting())
+        return await answer
+
+    async def _write_while_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            try:
+                answers = await adrive(self._write([item for item, _ in batch]))
+                results: list[tuple[Any, BaseException | None]] = [(answer, None) for answer in answers]
+            except Exception as error:
+                results = [(None, error)] * len(batch)
+            for (_, future), (answer, failure) in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                if failure is None:
+                    future.set_result(answer)
+                else:
+                    future.set_exception(failure)
+        self._busy = False
+
+    def kill(self) -> None:
+        """Nothing to cut off: a write is bounded by its sessions."""
+
+    def timed_out(self, seconds: float) -> Exception:
+        return TimeoutError(f"no write within {seconds:.3g} s")
