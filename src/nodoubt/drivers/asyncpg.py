@@ -1,0 +1,251 @@
+"""PostgreSQL, asyncio: one asyncpg connection as an async `ports.Session`.
+
+asyncpg answers a simple query of several statements with the last command tag alone: no rows, no other tag.
+The contract needs them all, so a `_Tap` stands between the transport and asyncpg's protocol (`Transport.set_protocol`
+is public), passes every byte on untouched, and keeps a copy while `run` waits. The replies are read
+from that copy. If it does not end exactly in ReadyForQuery, or its last tag is not the one asyncpg reports, the
+answer counts as lost: a reply that was misread is worse than none.
+
+Guarantees: as `drivers.psycopg`. Rows of `run` hold bool, int, float, bytes and str (any other type as the server's
+text); rows of `execute` hold what asyncpg makes of them.
+
+Must not: decide what an answer means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from ..errors import MissingExtra, ResourceUnavailable, UsageError
+from ..ports import Reply, SessionLost, StatementFailed
+from ..url import Url
+
+try:
+    import asyncpg
+except ImportError:
+    raise MissingExtra("PostgreSQL", "postgres") from None
+
+TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+
+# How `run` reads a text value, by the oid of its type. What is not here stays text.
+_READ: dict[int, Callable[[str], Any]] = {
+    16: lambda text: text == "t",  # bool
+    17: lambda text: bytes.fromhex(text[2:]),  # bytea, with bytea_output at its default (hex)
+    20: int,  # int8
+    21: int,  # int2
+    23: int,  # int4
+    26: int,  # oid
+    700: float,
+    701: float,
+}
+
+
+class AsyncpgSession:
+    """One connection. Used by one task at a time, but for `kill`."""
+
+    server_started = 0  # a prepared branch is not bound to its session here, so nobody asks
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.connection_id: int = connection.get_server_pid()
+        self.usable = True
+        self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
+        self._loop = asyncio.get_running_loop()
+        transport = connection._transport
+        self._tap = _Tap(transport.get_protocol())
+        transport.set_protocol(self._tap)
+
+    async def run(self, sql: str) -> tuple[Reply, ...]:
+        """Our own literal statements in one message (a simple query): a reply for each, in order."""
+        self.warnings.clear()
+        copy = self._tap.copy = bytearray()
+        try:
+            tag = await self.connection.execute(sql)
+        except Exception as error:
+            code = getattr(error, "sqlstate", None)
+            if not isinstance(error, asyncpg.PostgresError) or code is None or self.lost(error):
+                self.usable = False
+                raise SessionLost(str(error)) from error
+            raise StatementFailed(code, _message(error)) from error
+        except BaseException:
+            self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
+            raise
+        finally:
+            self._tap.copy = None
+        try:
+            replies = _replies(bytes(copy), self.warnings)
+        except (ValueError, IndexError, struct.error) as error:
+            self.usable = False
+            raise SessionLost(f"the server's answer cannot be read: {error}") from error
+        if (replies[-1].tag if replies else "") != tag:
+            self.usable = False
+            raise SessionLost(f"the server's answer was misread: {tag!r} is not the last tag of {replies!r}")
+        return replies
+
+    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+        """The user's statement, one, with `$1` and a sequence of parameters."""
+        if isinstance(params, Mapping):
+            raise UsageError("asyncpg numbers its parameters: write $1, $2 … and pass a sequence, not a mapping")
+        self.warnings.clear()
+        try:
+            # `fetch` is this call without the tag; `execute` is this call without the rows.
+            records, status, _ = await self.connection._execute(statement, tuple(params or ()), 0, None, return_status=True)
+        except Exception as error:
+            if self.lost(error):
+                self.usable = False
+            raise
+        except BaseException:
+            self.usable = False
+            raise
+        tag = status.decode() if status else ""
+        columns = tuple(records[0].keys()) if records else self._columns(statement)
+        return Reply(tag, _count(tag), columns, tuple(tuple(record.values()) for record in records))
+
+    def _columns(self, statement: str) -> tuple[str, ...]:
+        """The columns of a result without rows, as far as the statement is still known to asyncpg."""
+        known = self.connection._stmt_cache.get((statement, asyncpg.Record, False))
+        return tuple(attribute[0] for attribute in known._get_attributes()) if known else ()
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the connection is gone with this error: the server ended it, or the socket did."""
+        severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
+        if severity in ("FATAL", "PANIC") or isinstance(error, asyncpg.PostgresConnectionError | OSError):
+            return True
+        return bool(self.connection.is_closed())
+
+    async def close(self) -> None:
+        """End the connection in good order; a cancelled call is cancelled at the server first. Never raises."""
+        self.usable = False
+        with contextlib.suppress(Exception):
+            await self.connection.close(timeout=CLOSE_TIMEOUT_S)
+
+    def kill(self) -> None:
+        """Drop the socket, from any thread: a call that waits for an answer fails at once."""
+        self.usable = False
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the socket with it
+            if _running_loop() is self._loop:
+                self.connection.terminate()
+            else:
+                self._loop.call_soon_threadsafe(self.connection.terminate)
+
+    def timed_out(self, seconds: float) -> Exception:
+        """The error of a call that `kill` cut short."""
+        return SessionLost(f"no answer within {seconds:g} s")
+
+
+async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgSession:
+    """Open a session. Raises `ResourceUnavailable`, without the password."""
+    options = dict(url.options)
+    options.pop("connect_timeout", None)  # libpq's; asyncpg would pass it to the server, which knows no such setting
+    options.setdefault("application_name", options.pop("fallback_application_name", "nodoubt"))
+    place = {"host": options.pop("host", url.host), "port": options.pop("port", url.port)}  # as libpq: the option wins
+    query = tuple(options.items())
+    dsn = Url(url.kind, "postgresql", "", None, url.user, url.password, url.database, query).secret()
+    try:
+        connection = await asyncpg.connect(dsn, **cast(Any, place), timeout=connect_timeout_s)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise ResourceUnavailable(f"cannot connect to {url}: {error or 'no answer in time'}") from error
+    return AsyncpgSession(connection)
+
+
+class _Tap:
+    """A protocol in front of asyncpg's: passes everything on, and copies what arrives while `copy` is set."""
+
+    def __init__(self, inner: Any) -> None:
+        self.copy: bytearray | None = None
+        self._inner = inner
+        self.connection_lost = inner.connection_lost
+        self.eof_received = inner.eof_received
+        self.pause_writing = inner.pause_writing
+        self.resume_writing = inner.resume_writing
+
+    def data_received(self, data: bytes) -> None:
+        if self.copy is not None:
+            self.copy += data  # before it is passed on: passing it on wakes the one who reads the copy
+        self._inner.data_received(data)
+
+
+def _replies(answer: bytes, warnings: list[str]) -> tuple[Reply, ...]:
+    """Read the messages that answer one simple query. Raises `ValueError` unless they are complete."""
+    replies: list[Reply] = []
+    columns: tuple[str, ...] = ()
+    types: tuple[int, ...] = ()
+    rows: list[tuple[Any, ...]] = []
+    ready = False
+    for kind, body in _messages(answer):
+        if kind == b"T":
+            columns, types = _row_description(body)
+        elif kind == b"D":
+            rows.append(_row(body, types))
+        elif kind == b"C":
+            tag = body[:-1].decode()
+            replies.append(Reply(tag, _count(tag), columns, tuple(rows)))
+            columns, types, rows = (), (), []
+        elif kind == b"N":
+            fields = {field[:1]: field[1:].decode() for field in body.split(b"\0") if field}
+            if fields.get(b"V") == "WARNING":
+                warnings.append(f"{fields.get(b'R')}: {fields.get(b'M')}")
+        elif kind not in (b"A", b"S", b"I", b"Z"):
+            raise ValueError(f"message {kind!r} is not expected here")
+        ready = kind == b"Z"
+    if not ready:
+        raise ValueError("it does not end where the server is ready for the next query")
+    return tuple(replies)
+
+
+def _messages(answer: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(answer):
+        (length,) = struct.unpack_from("!i", answer, at + 1)
+        end = at + 1 + length
+        if length < 4 or end > len(answer):
+            raise ValueError("a message is cut short")
+        yield answer[at : at + 1], answer[at + 5 : end]
+        at = end
+
+
+def _row_description(body: bytes) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    names, types = [], []
+    at = 2
+    for _ in range(struct.unpack_from("!h", body)[0]):
+        end = body.index(b"\0", at)
+        names.append(body[at:end].decode())
+        types.append(struct.unpack_from("!I", body, end + 7)[0])
+        at = end + 19
+    return tuple(names), tuple(types)
+
+
+def _row(body: bytes, types: tuple[int, ...]) -> tuple[Any, ...]:
+    values: list[Any] = []
+    at = 2
+    for oid in types:
+        (length,) = struct.unpack_from("!i", body, at)
+        at += 4
+        if length < 0:
+            values.append(None)
+            continue
+        values.append(_READ.get(oid, str)(body[at : at + length].decode()))
+        at += length
+    return tuple(values)
+
+
+def _count(tag: str) -> int:
+    last = tag.rpartition(" ")[2]
+    return int(last) if last.isdigit() else -1
+
+
+def _message(error: Exception) -> str:
+    detail = getattr(error, "detail", None)
+    return (getattr(error, "message", None) or str(error)) + (f" ({detail})" if detail else "")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

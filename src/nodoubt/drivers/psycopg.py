@@ -1,0 +1,141 @@
+"""PostgreSQL, blocking: one psycopg 3 connection as a `ports.Session`.
+
+Guarantees: autocommit, so that nothing is begun behind anybody's back; `run` is one simple-query message
+and gives a reply, with its command tag, for each statement in it; every ending that leaves the
+connection in an unknown state clears `usable`.
+
+Must not: decide what an answer means. `run` tells a server's error (`StatementFailed`) from an ending without
+an answer (`SessionLost`), and that is all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import MissingExtra, ResourceUnavailable
+from ..ports import Reply, SessionLost, StatementFailed
+from ..url import Url
+
+try:
+    import psycopg
+except ImportError:
+    raise MissingExtra("PostgreSQL", "postgres") from None
+
+TIMEOUT_S = 10.0
+
+
+class PsycopgSession:
+    """One connection. Used by one thread at a time, but for `kill`."""
+
+    server_started = 0  # a prepared branch is not bound to its session here, so nobody asks
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self.connection = connection
+        self.connection_id = connection.info.backend_pid
+        self.usable = True
+        self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
+        # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
+        # have been closed and given to a stranger's file.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        connection.add_notice_handler(self._notice)
+
+    def run(self, sql: str) -> tuple[Reply, ...]:
+        """Our own literal statements in one message (libpq's PQsendQuery): a reply for each, in order."""
+        self.warnings.clear()
+        try:
+            # Never as a prepared statement: only a simple query carries several statements.
+            with self.connection.cursor() as cursor:
+                cursor.execute(sql.encode(), prepare=False)
+                return _replies(cursor)
+        except psycopg.Error as error:
+            if error.sqlstate is None or self.lost(error):
+                self.usable = False
+                raise SessionLost(str(error)) from error
+            raise StatementFailed(error.sqlstate, _message(error)) from error
+        except BaseException:
+            self.usable = False  # interrupted in the middle of a call: nobody knows what is still to be read
+            raise
+
+    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+        """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
+        self.warnings.clear()
+        query: Any = statement
+        try:
+            with self.connection.cursor() as cursor:
+                cursor.execute(query, params)
+                return _replies(cursor)[-1]
+        except psycopg.Error as error:
+            if self.lost(error):
+                self.usable = False
+            raise
+        except BaseException:
+            self.usable = False
+            raise
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the connection is gone with this error: the server ended it, or the socket did."""
+        if isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+            return True
+        return self.connection.closed
+
+    def close(self) -> None:
+        """End the connection in good order. Never raises."""
+        self.usable = False
+        with contextlib.suppress(Exception):
+            self.connection.close()
+        self._socket.close()
+
+    def kill(self) -> None:
+        """Shut the socket down, from any thread: a call that waits for an answer fails at once."""
+        self.usable = False
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def timed_out(self, seconds: float) -> Exception:
+        """The error of a call that `kill` cut short."""
+        return SessionLost(f"no answer within {seconds:g} s")
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warnings.append(f"{notice.source_function}: {notice.message_primary}")
+
+
+def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession:
+    """Open a session. Raises `ResourceUnavailable`, without the password."""
+    try:
+        connection = psycopg.connect(
+            url.secret(),
+            autocommit=True,
+            connect_timeout=max(2, math.ceil(connect_timeout_s)),  # whole seconds, and libpq takes 1 for 2
+            fallback_application_name="nodoubt",
+        )
+    except psycopg.Error as error:
+        raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
+    return PsycopgSession(connection)
+
+
+def _replies(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Reply, ...]:
+    replies = []
+    more: bool | None = True
+    while more:
+        described = cursor.description
+        replies.append(
+            Reply(
+                tag=cursor.statusmessage or "",
+                count=cursor.rowcount,
+                columns=tuple(column.name for column in described) if described else (),
+                rows=tuple(cursor.fetchall()) if described else (),
+            )
+        )
+        more = cursor.nextset()
+    return tuple(replies)
+
+
+def _message(error: psycopg.Error) -> str:
+    detail = error.diag.message_detail
+    return (error.diag.message_primary or str(error)) + (f" ({detail})" if detail else "")
