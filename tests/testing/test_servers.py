@@ -242,7 +242,7 @@ def test_processes_that_fork_while_they_are_killed_are_killed_too() -> None:
     with _forking() as process:
         kill_tree(process.pid)
         process.wait()
-        marker = f"sleep 3{process.pid}"
+        marker = f"sleep 20.0{process.pid}"
         left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if marker.replace(" ", "\0") in _read(p)]
         assert left == []
 
@@ -256,7 +256,7 @@ def _read(path: Path) -> str:
 
 @contextmanager
 def _forking() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 3$$ & done 2>/dev/null"])
+    process = subprocess.Popen(["/bin/sh", "-c", "while :; do sleep 20.0$$ & done 2>/dev/null"])
     try:
         wait_for(lambda: len(descendants(process.pid)) > 5, "it to fork")
         yield process

@@ -491,7 +491,7 @@ def _fresh_directory(kind: str, account: pwd.struct_passwd | None) -> Path:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a tree with its owners and modes (PostgreSQL refuses a data directory that others may read)."""
-    _run(["cp", "-a", "--reflink=auto", str(source), str(target)], None, Path("/"))
+    _run(["cp", "-a", "--sparse=never", str(source), str(target)], None, Path("/"))
 
 
 def _free_port() -> int:
