@@ -1,1 +1,79 @@
-"""nodoubt: transactions over several databases that end one way everywhere."""
+"""nodoubt: transactions over several databases that end one way everywhere.
+
+    from nodoubt import Coordinator
+
+    with Coordinator({"orders": "postgresql://…/orders", "stock": "mariadb://…/stock"}) as db:
+        with db.transaction("order-42") as tx:
+            tx["orders"].execute("insert into orders values (42)")
+            tx["stock"].execute("update products set stock = stock - 1 where id = 7")
+
+The public names, nothing else. Importing this package imports no database driver.
+"""
+
+from .coordinator import AsyncCoordinator, Coordinator
+from .engine.context import Settings
+from .engine.sweep import SweepReport
+from .engine.verbs import Result, State, TransactionRecord
+from .errors import (
+    BranchDoomed,
+    ClosedTransaction,
+    DuplicateTransaction,
+    Heuristic,
+    InDoubt,
+    InvalidName,
+    JournalUnavailable,
+    LineageBroken,
+    MissingExtra,
+    NoDoubtError,
+    NotAllowed,
+    OutcomeConflict,
+    PoolExhausted,
+    ResourceRefused,
+    ResourceUnavailable,
+    SchemaMismatch,
+    StillBeginning,
+    TransactionAborted,
+    UnknownTransaction,
+    UsageError,
+)
+from .ports import Notice, Observer, Reply
+from .transaction import AsyncTransaction, Transaction
+from .xid import transaction_id
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncCoordinator",
+    "AsyncTransaction",
+    "BranchDoomed",
+    "ClosedTransaction",
+    "Coordinator",
+    "DuplicateTransaction",
+    "Heuristic",
+    "InDoubt",
+    "InvalidName",
+    "JournalUnavailable",
+    "LineageBroken",
+    "MissingExtra",
+    "NoDoubtError",
+    "NotAllowed",
+    "Notice",
+    "Observer",
+    "OutcomeConflict",
+    "PoolExhausted",
+    "Reply",
+    "ResourceRefused",
+    "ResourceUnavailable",
+    "Result",
+    "SchemaMismatch",
+    "Settings",
+    "State",
+    "StillBeginning",
+    "SweepReport",
+    "Transaction",
+    "TransactionAborted",
+    "TransactionRecord",
+    "UnknownTransaction",
+    "UsageError",
+    "transaction_id",
+]

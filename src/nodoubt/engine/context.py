@@ -105,6 +105,12 @@ class Context:
     def by_id(self, resource_id: str) -> Participant | None:
         return next((p for p in self.participants.values() if p.resource_id == resource_id), None)
 
+    def forget(self) -> None:
+        """In the child of a fork: nothing here is this process's work."""
+        self.lock = threading.Lock()
+        self.live.clear()
+        self.ended.clear()
+
     def remember_failed_begin(self, name: str, attempt: str) -> None:
         with self.lock:
             self.failed_begins[name] = attempt

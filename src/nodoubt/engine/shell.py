@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -84,11 +86,24 @@ class Watchdog(Watch):
                 do.target.kill()
 
 
+_SHELLS: weakref.WeakSet[ThreadShell] = weakref.WeakSet()
+
+
+def _threads_anew() -> None:
+    """In the child of a fork there are no threads: none of the parent's may be waited for."""
+    for shell in list(_SHELLS):
+        shell._start()
+
+
+os.register_at_fork(after_in_child=_threads_anew)
+
+
 class ThreadShell:
     """Runs scripts with blocking calls; what runs at the same time runs in threads."""
 
     def __init__(self) -> None:
         self._start()
+        _SHELLS.add(self)
 
     def _start(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="nodoubt")

@@ -1,0 +1,439 @@
+"""`Coordinator` and `AsyncCoordinator`: the public verbs. Wiring and delegation, no logic.
+
+The two have the same verbs; one is not a wrapper round the other's event loop. Every verb runs an engine script,
+with threads here and on asyncio there.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar, overload
+
+from . import wiring
+from .engine import start, sweep, verbs
+from .engine.attempt import Attempt
+from .engine.context import Context, Settings, using
+from .engine.phases import Course, to_end
+from .engine.shell import AsyncShell, ThreadShell
+from .engine.sweep import SweepReport
+from .engine.verbs import Result, State, TransactionRecord, Wait
+from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch
+from .ports import Clock, Observer
+from .protocol.records import Event, Quarantined, Verdict
+from .script import Script
+from .transaction import AsyncTransaction, Staging, Transaction
+
+T = TypeVar("T")
+LIST_MAX = 1000
+RETIRE_EVERY = 60  # turns of the background loop
+_COORDINATORS: weakref.WeakSet[_Base] = weakref.WeakSet()
+
+
+class _Base:
+    """What both coordinators share: the context, and whether it is open."""
+
+    def __init__(self, ctx: Context, recovery: bool) -> None:
+        self._ctx = ctx
+        self._recovery = recovery
+        self._opened = False
+        self._not_ready: NoDoubtError | None = None
+        self._turns = 0
+        _COORDINATORS.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {', '.join(self._ctx.participants)}>"
+
+    def _ready(self) -> Context:
+        if not self._opened:
+            raise ClosedTransaction("the coordinator is not open: use it in a with block, or call open()")
+        if self._not_ready is not None:
+            raise self._not_ready
+        return self._ctx
+
+    def _open_script(self) -> Script[None]:
+        try:
+            yield from start.start(self._ctx)
+            self._not_ready = None
+        except SchemaMismatch as error:
+            # setup() must stay possible; every other verb raises this.
+            self._not_ready = error
+
+    def _setup_script(self) -> Script[None]:
+        yield from start.setup(self._ctx)
+        yield from start.start(self._ctx)
+        self._not_ready = None
+
+    def _turn(self) -> Script[None]:
+        """One turn of what runs behind: write the ends, sweep, and now and then forget what is old."""
+        if self._not_ready is not None:
+            return
+        yield from sweep.flush_ended(self._ctx)
+        yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
+        self._turns += 1
+        if self._turns % RETIRE_EVERY == 0:
+            yield from sweep.retire(self._ctx)
+
+    def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
+        ctx = self._ready()
+        yield from sweep.flush_ended(ctx)
+        return (yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s))
+
+    def _finish_script(
+        self, shell: ThreadShell | AsyncShell, name: str, wanted: Verdict, attempt: str | None, wait: Wait
+    ) -> Script[Result]:
+        ctx = self._ready()
+        found = yield from verbs.finish_named(ctx, name, wanted, attempt=attempt)
+        if not isinstance(found, Course):
+            return found
+        if wait == "applied":
+            return (yield from verbs.complete_named(ctx, found, wanted))
+        shell.behind(to_end(ctx, found))
+        return verbs.named_result(found, wanted)
+
+    def _events_script(self, attempt: str) -> Script[list[Event]]:
+        ctx = self._ready()
+        return using(ctx.journal_pool, lambda session: ctx.journal.events(session, attempt))
+
+    def _quarantined_script(self) -> Script[list[Quarantined]]:
+        ctx = self._ready()
+        return using(ctx.journal_pool, ctx.journal.quarantined)
+
+    def _after_fork(self) -> None:
+        """In the child: what the parent was at work on is the parent's."""
+        self._ctx.forget()
+
+
+def _children() -> None:
+    for coordinator in list(_COORDINATORS):
+        coordinator._after_fork()
+
+
+os.register_at_fork(after_in_child=_children)
+
+
+class Coordinator(_Base):
+    """Transactions over several databases, from threads.
+
+    `resources`: one URL, or names with URLs. `journal`: the name of the resource whose database holds the journal
+    (default: the first), or the URL of a database of its own. `recovery`: run recovery in the background while open.
+    """
+
+    def __init__(
+        self,
+        resources: wiring.Resources,
+        *,
+        journal: str | None = None,
+        settings: Settings | None = None,
+        recovery: bool = True,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._shell = ThreadShell()
+        ctx = wiring.context(
+            resources,
+            journal=journal,
+            settings=settings or Settings(),
+            observer=observer,
+            clock=clock,
+            shell=self._shell,
+        )
+        super().__init__(ctx, recovery)
+
+    def open(self) -> Self:
+        """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
+        if self._opened:
+            raise ClosedTransaction("this coordinator is open already")
+        try:
+            self._shell.run(self._open_script())
+        except BaseException:
+            self._close_pools()
+            raise
+        self._opened = True
+        if self._recovery:
+            self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+        return self
+
+    def close(self) -> None:
+        """Let what is under way finish, write the last ends, and close every session."""
+        if not self._opened:
+            return
+        self._shell.stop()
+        try:
+            if self._not_ready is None:
+                self._shell.run(sweep.flush_ended(self._ctx))
+        except NoDoubtError:
+            pass  # the next sweep of anybody proves them again
+        finally:
+            self._opened = False
+            self._close_pools()
+
+    def _close_pools(self) -> None:
+        for participant in self._ctx.participants.values():
+            participant.pool.close()
+            participant.reserve.close()
+        self._ctx.journal_pool.close()
+        self._shell.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+    def setup(self) -> None:
+        """Create our tables where they are missing. Idempotent. Raises `ResourceRefused`, `LineageBroken`."""
+        self._shell.run(self._setup_script())
+
+    def adopt(self, name: str) -> None:
+        """Take a cloned or restored database as it is now. Only after a human has looked (I15)."""
+        self._shell.run(start.adopt(self._ctx, name))
+
+    def transaction(
+        self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"
+    ) -> Transaction:
+        """A block that commits everywhere as it ends, or nowhere. `timeout`: seconds for the work.
+
+        Raises `TransactionAborted` (nothing happened), `InDoubt` (ask later), and what the work raises, unchanged.
+        """
+        ctx = self._ready()
+
+        def beginning() -> Script[Attempt]:
+            return _immediate(verbs.begin_now(ctx, name, timeout))
+
+        return Transaction(ctx, self._shell, beginning, wait)
+
+    @overload
+    def begin_distributed(
+        self,
+        name: str,
+        work: None = None,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        metadata: dict[str, str] | None = None,
+        reuse: bool = False,
+    ) -> Transaction: ...
+    @overload
+    def begin_distributed(
+        self,
+        name: str,
+        work: Callable[[Transaction], T],
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        metadata: dict[str, str] | None = None,
+        reuse: bool = False,
+    ) -> T: ...
+    def begin_distributed(
+        self,
+        name: str,
+        work: Callable[[Transaction], T] | None = None,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        metadata: dict[str, str] | None = None,
+        reuse: bool = False,
+    ) -> Transaction | T:
+        """Stage work under a name: prepared everywhere when this returns, decided later by anybody.
+
+        `timeout`: seconds for the work. `deadline`: seconds until recovery aborts it (default a day). With `work`,
+        returns what it returns; without, a block. Raises `DuplicateTransaction`, `InvalidName`, `TransactionAborted`.
+        """
+        ctx = self._ready()
+
+        def beginning() -> Script[Attempt]:
+            return verbs.begin_staged(
+                ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse
+            )
+
+        transaction = Transaction(ctx, self._shell, beginning, "applied")
+        if work is None:
+            return transaction
+        with transaction:
+            return work(transaction)
+
+    def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
+        """Commit a staged transaction, from any process. Repeating it returns the first outcome (I12).
+
+        Raises `UnknownTransaction`, `OutcomeConflict` (it was aborted), `StillBeginning`, `InDoubt`, `JournalUnavailable`.
+        """
+        return self._shell.shielded(self._finish_script(self._shell, name, Verdict.COMMIT, attempt, wait))
+
+    def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
+        """Roll a staged transaction back. Quiet where its begin failed in this process. Raises as `commit_distributed`."""
+        return self._shell.shielded(self._finish_script(self._shell, name, Verdict.ABORT, attempt, wait))
+
+    def status(self, name: str) -> TransactionRecord:
+        """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
+        return self._shell.run(verbs.status(self._ready(), name))
+
+    def transactions(
+        self, *, state: State | None = None, older_than: float | None = None, limit: int = LIST_MAX
+    ) -> list[TransactionRecord]:
+        """Staged transactions, newest first. `older_than`: begun more than so many seconds ago."""
+        return self._shell.run(verbs.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
+
+    def wait(self, name: str, *, timeout: float | None = None) -> TransactionRecord:
+        """Wait until a transaction is decided and carried out everywhere. Raises `TimeoutError`."""
+        return self._shell.run(verbs.wait_until(self._ready(), name, timeout, lambda record: record.complete))
+
+    def events(self, attempt: str) -> list[Event]:
+        """The trail of an attempt."""
+        return self._shell.run(self._events_script(attempt))
+
+    def quarantined(self) -> list[Quarantined]:
+        """What recovery must not resolve by itself, and no operator has cleared."""
+        return self._shell.run(self._quarantined_script())
+
+    def recover(self, *, grace: float | None = None) -> SweepReport:
+        """One sweep of recovery, now. `grace`: seconds an undecided branch is left alone (default: the settings')."""
+        return self._shell.run(self._sweep_script(grace))
+
+
+class AsyncCoordinator(_Base):
+    """Transactions over several databases, on asyncio. The verbs and arguments of `Coordinator`."""
+
+    def __init__(
+        self,
+        resources: wiring.Resources,
+        *,
+        journal: str | None = None,
+        settings: Settings | None = None,
+        recovery: bool = True,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._shell = AsyncShell()
+        ctx = wiring.context(
+            resources,
+            journal=journal,
+            settings=settings or Settings(),
+            observer=observer,
+            clock=clock,
+            shell=self._shell,
+        )
+        super().__init__(ctx, recovery)
+
+    async def open(self) -> Self:
+        """As `Coordinator.open`."""
+        if self._opened:
+            raise ClosedTransaction("this coordinator is open already")
+        try:
+            await self._shell.run(self._open_script())
+        except BaseException:
+            await self._close_pools()
+            raise
+        self._opened = True
+        if self._recovery:
+            self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+        return self
+
+    async def close(self) -> None:
+        """As `Coordinator.close`."""
+        if not self._opened:
+            return
+        await self._shell.stop()
+        try:
+            if self._not_ready is None:
+                await self._shell.run(sweep.flush_ended(self._ctx))
+        except NoDoubtError:
+            pass  # the next sweep of anybody proves them again
+        finally:
+            self._opened = False
+            await self._close_pools()
+
+    async def _close_pools(self) -> None:
+        for participant in self._ctx.participants.values():
+            await participant.pool.close()
+            await participant.reserve.close()
+        await self._ctx.journal_pool.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def setup(self) -> None:
+        """As `Coordinator.setup`."""
+        await self._shell.run(self._setup_script())
+
+    async def adopt(self, name: str) -> None:
+        """As `Coordinator.adopt`."""
+        await self._shell.run(start.adopt(self._ctx, name))
+
+    def transaction(
+        self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"
+    ) -> AsyncTransaction:
+        """As `Coordinator.transaction`."""
+        ctx = self._ready()
+
+        def beginning() -> Script[Attempt]:
+            return _immediate(verbs.begin_now(ctx, name, timeout))
+
+        return AsyncTransaction(ctx, self._shell, beginning, wait)
+
+    def begin_distributed(
+        self,
+        name: str,
+        work: Callable[[AsyncTransaction], Awaitable[T]] | None = None,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        metadata: dict[str, str] | None = None,
+        reuse: bool = False,
+    ) -> Staging[T]:
+        """As `Coordinator.begin_distributed`: await it with `work`, or enter it as a block."""
+        ctx = self._ready()
+
+        def beginning() -> Script[Attempt]:
+            return verbs.begin_staged(
+                ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse
+            )
+
+        return Staging(AsyncTransaction(ctx, self._shell, beginning, "applied"), work)
+
+    async def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
+        """As `Coordinator.commit_distributed`."""
+        return await self._shell.shielded(self._finish_script(self._shell, name, Verdict.COMMIT, attempt, wait))
+
+    async def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
+        """As `Coordinator.rollback_distributed`."""
+        return await self._shell.shielded(self._finish_script(self._shell, name, Verdict.ABORT, attempt, wait))
+
+    async def status(self, name: str) -> TransactionRecord:
+        """As `Coordinator.status`."""
+        return await self._shell.run(verbs.status(self._ready(), name))
+
+    async def transactions(
+        self, *, state: State | None = None, older_than: float | None = None, limit: int = LIST_MAX
+    ) -> list[TransactionRecord]:
+        """As `Coordinator.transactions`."""
+        return await self._shell.run(verbs.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
+
+    async def wait(self, name: str, *, timeout: float | None = None) -> TransactionRecord:
+        """As `Coordinator.wait`."""
+        return await self._shell.run(verbs.wait_until(self._ready(), name, timeout, lambda record: record.complete))
+
+    async def events(self, attempt: str) -> list[Event]:
+        """As `Coordinator.events`."""
+        return await self._shell.run(self._events_script(attempt))
+
+    async def quarantined(self) -> list[Quarantined]:
+        """As `Coordinator.quarantined`."""
+        return await self._shell.run(self._quarantined_script())
+
+    async def recover(self, *, grace: float | None = None) -> SweepReport:
+        """As `Coordinator.recover`."""
+        return await self._shell.run(self._sweep_script(grace))
+
+
+def _immediate(attempt: Attempt) -> Script[Attempt]:
+    """A script that is over at once."""
+    yield from ()
+    return attempt

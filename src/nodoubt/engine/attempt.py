@@ -1,0 +1,209 @@
+"""One attempt while it lives in this process: its branches, their sessions, and the work on them.
+
+Guarantees: any error on a branch, cancellation included, dooms it (I16); a session is handed back exactly once, and
+only clean; an attempt inherited by a fork, or used after its block, is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BranchDoomed, ClosedTransaction, ResourceUnavailable, TransactionAborted, UsageError
+from ..ports import Prepared, Reply, Session, SessionLost, Unclear, Work
+from ..protocol.records import BranchRef, Mode, Staging
+from ..script import Do, Script, every
+from ..xid import BRANCHES_MAX, Xid
+from . import start
+from .context import Context, Participant, bounded
+
+BEGIN_TRIES_MAX = 3
+
+
+@dataclass(slots=True)
+class Branch:
+    """One branch: at work on a session of its own, or, in a process that finishes it by name, only prepared."""
+
+    number: int
+    participant: Participant
+    work: Work
+    session: Session | None = None
+    prepared: Prepared | None = None
+    busy: bool = False
+
+    @property
+    def ref(self) -> BranchRef:
+        return BranchRef(self.number, self.participant.name, self.participant.resource_id)
+
+    def let_go(self, *, kill: bool = False) -> None:
+        """Hand the session back; `kill` when nobody knows what state it is in."""
+        session, self.session = self.session, None
+        if session is None:
+            return
+        if kill:
+            session.kill()
+        self.participant.pool.release(session)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One life of a name."""
+
+    id: str
+    name: str
+    mode: Mode
+    until: float | None = None  # on the clock's `elapsed`: the work must be done by then
+    timeout_s: float | None = None
+    early: Staging | None = None  # the directory row that goes before the work, in X's own session
+    replace: str | None = None  # the ended attempt whose name row may be replaced
+    deadline: float = 0.0
+    metadata: dict[str, str] = field(default_factory=dict)
+    branches: dict[str, Branch] = field(default_factory=dict)
+    closed: bool = False
+    pid: int = field(default_factory=os.getpid)
+    cause: BaseException | None = None  # what made it fail, for the caller's traceback
+
+    def require_open(self) -> None:
+        if self.pid != os.getpid():
+            raise ClosedTransaction("this transaction belongs to the parent process: begin another one here")
+        if self.closed:
+            raise ClosedTransaction(f"the block of {self.name or self.id!r} has ended; begin another transaction")
+
+
+def left_s(ctx: Context, attempt: Attempt) -> float:
+    """The seconds left for work. Raises `TransactionAborted` when they are used up."""
+    if attempt.until is None:
+        return ctx.settings.deadline_s
+    left = attempt.until - ctx.clock.elapsed()
+    if left <= 0:
+        raise _too_late(attempt)
+    return left
+
+
+def _too_late(attempt: Attempt) -> TransactionAborted:
+    return TransactionAborted(
+        f"the timeout of {attempt.timeout_s:g} s had passed before the work was done; nothing happened",
+        name=attempt.name,
+        attempt=attempt.id,
+    )
+
+
+def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
+    """Begin the branch on that resource, once; a session that proves dead before anything began is exchanged."""
+    attempt.require_open()
+    if name in attempt.branches:
+        return attempt.branches[name]
+    participant = ctx.participant(name)
+    if len(attempt.branches) >= BRANCHES_MAX:
+        raise UsageError(f"a transaction has at most {BRANCHES_MAX} branches")
+    yield from start.admit(ctx, participant)
+    work = Work(
+        Xid(ctx.cluster, attempt.id, len(attempt.branches)),
+        ctx.epoch,
+        alone=ctx.single,
+        staged=attempt.mode is Mode.STAGED,
+    )
+    branch = Branch(work.xid.branch, participant, work)
+    # Claimed before anything is awaited, so that two tasks cannot both begin it.
+    attempt.branches[name] = branch
+    branch.busy = True
+    try:
+        yield from _begin(ctx, attempt, branch)
+    except BaseException as error:
+        work.doomed = error
+        raise
+    finally:
+        branch.busy = False
+    ctx.notice("P1", attempt.id, "begun", branch.number, resource=name)
+    return branch
+
+
+def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
+    participant = branch.participant
+    before: tuple[str, ...] = ()
+    if attempt.early is not None:
+        before = ctx.journal.staging_rows(attempt.early, replace=attempt.replace)
+    for tries_left in reversed(range(BEGIN_TRIES_MAX)):
+        branch.session = yield Do(participant.pool, "acquire")
+        try:
+            yield from bounded(
+                participant.resource.begin(branch.session, branch.work, before=before),
+                left_s(ctx, attempt),
+                ctx.clock,
+            )
+            return
+        except (SessionLost, Unclear) as error:
+            # A server that restarted leaves dead sessions in the pool. Nothing has begun; with a row that may have
+            # been written the begin must fail instead, and fence itself.
+            branch.let_go(kill=True)
+            participant.pool.drop_idle()
+            if tries_left == 0 or before:
+                raise ResourceUnavailable(f"{participant.name} lost the connection at begin: {error}") from error
+        except BaseException:
+            branch.let_go(kill=True)
+            raise
+
+
+def execute(ctx: Context, attempt: Attempt, name: str, statement: str, params: Any) -> Script[Reply]:
+    """The user's statement on that branch. The driver's own errors come out unchanged; any error dooms the branch."""
+    attempt.require_open()
+    branch = attempt.branches.get(name)
+    if branch is None:
+        branch = yield from open_branch(ctx, attempt, name)
+    work = branch.work
+    if work.doomed is not None:
+        raise BranchDoomed(
+            f"an earlier statement on {name} failed, so this transaction can only be rolled back: {work.doomed}"
+        ) from work.doomed
+    if branch.busy:
+        raise UsageError(f"a branch takes one statement at a time: await the one on {name} first")
+    if branch.session is None:
+        raise ClosedTransaction(f"the branch on {name} has ended")
+    ctx.notice("P2", attempt.id, "work", branch.number, resource=name)
+    limit_s = left_s(ctx, attempt)
+    branch.busy = True
+    try:
+        work.statements += 1
+        call = participant_execute(branch, statement, params)
+        if attempt.until is None:
+            return (yield from call)
+        return (yield from bounded(call, limit_s, ctx.clock))
+    except SessionLost as error:
+        work.doomed = error
+        if attempt.until is not None and ctx.clock.elapsed() >= attempt.until:
+            raise _too_late(attempt) from error
+        raise TransactionAborted(
+            f"{name} was lost in the middle of a statement, so the transaction is rolled back: {error}",
+            name=attempt.name,
+            attempt=attempt.id,
+        ) from error
+    except BaseException as error:
+        work.doomed = work.doomed or error
+        raise
+    finally:
+        branch.busy = False
+
+
+def participant_execute(branch: Branch, statement: str, params: Any) -> Script[Reply]:
+    assert branch.session is not None
+    return branch.participant.resource.execute(branch.session, branch.work, statement, params)
+
+
+def undo(branch: Branch) -> Script[None]:
+    """Roll back work that was never asked to prepare; the session is clean, or gone."""
+    if branch.session is None:
+        return
+    clean = False
+    try:
+        if branch.session.usable and not branch.busy:
+            yield from branch.participant.resource.rollback(branch.session, branch.work)
+            clean = True
+    finally:
+        branch.let_go(kill=not clean)
+
+
+def undo_all(ctx: Context, attempt: Attempt) -> Script[None]:
+    """Give the work up. Errors are noted, not raised: a session that cannot be rolled back is ended instead."""
+    scripts = [bounded(undo(branch), ctx.settings.prepare_s, ctx.clock) for branch in attempt.branches.values()]
+    yield from every(scripts)

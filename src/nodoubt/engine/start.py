@@ -1,0 +1,190 @@
+"""Admission: a coordinator's start, `setup`, and the checks of lineage (I15).
+
+Guarantees: a database is used only after it has proved that it can keep a promise (`check`), that it belongs to this
+journal and no other, that it is the server it was when it was set up, and that neither it nor the journal has
+been set back: each start raises the journal's epoch and has every participant witness it.
+
+What it cannot see: a clone that answers with the same server identity, and a restore within one epoch.
+"""
+
+from __future__ import annotations
+
+from ..errors import LineageBroken, ResourceUnavailable, SchemaMismatch, UsageError
+from ..ports import Identity, Session, Unclear
+from ..script import Script, every
+from ..xid import new_attempt, new_cluster
+from .context import Context, Participant, log, using
+
+
+def setup(ctx: Context) -> Script[None]:
+    """Create our tables in the journal's database and in every participant; mint the cluster id once. Idempotent."""
+
+    def journal(session: Session) -> Script[str]:
+        yield from ctx.journal.setup(session, new_cluster())
+        return (yield from ctx.journal.cluster(session))
+
+    cluster = yield from using(ctx.journal_pool, journal)
+
+    def one(participant: Participant) -> Script[None]:
+        def body(session: Session) -> Script[None]:
+            yield from participant.resource.check(session)
+            yield from participant.resource.setup(session, new_attempt(), cluster)
+            identity = yield from participant.resource.identity(session)
+            assert identity is not None
+            _require_same_journal(participant, identity, cluster)
+
+        return using(participant.pool, body)
+
+    outcomes = yield from every([one(participant) for participant in ctx.participants.values()])
+    for outcome in outcomes:
+        outcome.get()
+
+
+def start(ctx: Context) -> Script[None]:
+    """Raise the epoch and admit every participant that can be reached; the others are admitted at their first use.
+
+    Raises `SchemaMismatch`, `LineageBroken`, `ResourceRefused`; what is merely unreachable is a warning.
+    """
+
+    def journal(session: Session) -> Script[tuple[str, int]]:
+        cluster = yield from ctx.journal.cluster(session)
+        return cluster, (yield from ctx.journal.epoch(session))
+
+    ctx.cluster, before = yield from using(ctx.journal_pool, journal)
+    outcomes = yield from every([_verify(ctx, p, before) for p in ctx.participants.values()])
+    reached: list[tuple[Participant, Identity]] = []
+    for participant, outcome in zip(ctx.participants.values(), outcomes, strict=True):
+        if not _is_outage(outcome.error):
+            reached.append((participant, outcome.get()))
+        else:
+            log.warning("%s cannot be reached yet: %s", participant.name, outcome.error)
+    _require_distinct(reached)
+    ctx.epoch = yield from using(ctx.journal_pool, ctx.journal.raise_epoch)
+    for outcome_ in (yield from every([_witness(ctx, p, identity) for p, identity in reached])):
+        outcome_.get()
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether this is the one kind of trouble that waiting can mend."""
+    return isinstance(error, (ResourceUnavailable, Unclear))
+
+
+def admit(ctx: Context, participant: Participant) -> Script[None]:
+    """Admit a participant that was out of reach at the start."""
+    if participant.resource_id:
+        return
+    epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
+    identity = yield from _verify(ctx, participant, epoch)
+    _require_distinct(
+        [(p, Identity(p.resource_id, "", "", 0)) for p in ctx.participants.values() if p.resource_id]
+        + [(participant, identity)]
+    )
+    yield from _witness(ctx, participant, identity)
+
+
+def _verify(ctx: Context, participant: Participant, journal_epoch: int) -> Script[Identity]:
+    """The participant's identity, if it may take part. `journal_epoch` was read before: it may not be behind."""
+    resource = participant.resource
+
+    def body(session: Session) -> Script[Identity]:
+        participant.warnings = yield from resource.check(session)
+        identity = yield from resource.identity(session)
+        if identity is None:
+            raise SchemaMismatch(f"{participant.name} has no tables of ours: call setup() or run nodoubt schema apply")
+        server = yield from resource.server(session)
+        _require_same_journal(participant, identity, ctx.cluster)
+        if server and identity.server and server != identity.server:
+            raise LineageBroken(
+                f"{participant.name} says it is {server}, but its tables were set up on {identity.server}: it is a clone "
+                f"or was restored. Nothing of it is resolved until an operator has looked; then run: nodoubt schema "
+                f"apply --adopt {participant.name}"
+            )
+        return identity
+
+    identity = yield from using(participant.pool, body)
+    for warning in participant.warnings:
+        log.warning("%s: %s", participant.name, warning)
+    yield from _require_lineage(ctx, participant, identity, journal_epoch)
+    return identity
+
+
+def _require_lineage(ctx: Context, participant: Participant, identity: Identity, journal_epoch: int) -> Script[None]:
+    if identity.epoch > journal_epoch:
+        # The journal may have been raised since it was read; only a second look after the participant's is proof.
+        journal_epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
+    if identity.epoch > journal_epoch:
+        raise LineageBroken(
+            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {journal_epoch}: the journal "
+            "was restored from a backup and may have forgotten decisions. Nothing is resolved until an operator has looked"
+        )
+    registered = yield from using(ctx.journal_pool, ctx.journal.registered)
+    known = registered.get(identity.resource_id)
+    if known is not None and known[1].epoch > identity.epoch:
+        raise LineageBroken(
+            f"{participant.name} shows epoch {identity.epoch}, but has witnessed {known[1].epoch}: it was restored from a "
+            "backup. Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply --adopt "
+            f"{participant.name}"
+        )
+
+
+def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
+    """The same check for a sweep: the participant is read first, the journal after it. Raises `LineageBroken`."""
+    identity = yield from using(participant.reserve, participant.resource.identity)
+    if identity is None:
+        raise SchemaMismatch(f"{participant.name} has lost our tables")
+    yield from _require_lineage(ctx, participant, identity, -1)
+
+
+def _witness(ctx: Context, participant: Participant, identity: Identity) -> Script[None]:
+    """The participant stores the epoch first, then the journal that it has: a crash between cannot look like a restore."""
+
+    def there(session: Session) -> Script[None]:
+        return participant.resource.witness(session, ctx.epoch)
+
+    def here(session: Session) -> Script[None]:
+        seen = Identity(identity.resource_id, identity.cluster, identity.server, ctx.epoch)
+        return ctx.journal.register(session, participant.name, seen)
+
+    yield from using(participant.pool, there)
+    yield from using(ctx.journal_pool, here)
+    participant.resource_id = identity.resource_id
+
+
+def adopt(ctx: Context, name: str) -> Script[None]:
+    """An operator has looked at a clone or a restored database and takes it as it is now."""
+    participant = ctx.participant(name)
+
+    def journal(session: Session) -> Script[tuple[str, int]]:
+        return (yield from ctx.journal.cluster(session)), (yield from ctx.journal.epoch(session))
+
+    cluster, epoch = yield from using(ctx.journal_pool, journal)
+
+    def body(session: Session) -> Script[Identity]:
+        old = yield from participant.resource.identity(session)
+        server = yield from participant.resource.server(session)
+        identity = Identity(old.resource_id if old else new_attempt(), cluster, server, epoch)
+        yield from participant.resource.adopt(session, identity)
+        return identity
+
+    identity = yield from using(participant.pool, body)
+
+    def register(session: Session) -> Script[None]:
+        return ctx.journal.register(session, name, identity)
+
+    yield from using(ctx.journal_pool, register)
+
+
+def _require_same_journal(participant: Participant, identity: Identity, cluster: str) -> None:
+    if identity.cluster != cluster:
+        raise LineageBroken(
+            f"{participant.name} belongs to the journal of cluster {identity.cluster}, not to this one ({cluster}): a "
+            "database has one journal, ever. Name that journal in journal=, or use another database"
+        )
+
+
+def _require_distinct(reached: list[tuple[Participant, Identity]]) -> None:
+    seen: dict[str, str] = {}
+    for participant, identity in reached:
+        other = seen.setdefault(identity.resource_id, participant.name)
+        if other != participant.name:
+            raise UsageError(f"{other!r} and {participant.name!r} are one and the same database: name it once")

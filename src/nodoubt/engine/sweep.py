@@ -1,0 +1,396 @@
+"""Recovery: one sweep over every resource, by any process at any time, without a lock (I13).
+
+What a sweep does is read from `protocol.recovery`'s table; here is how it looks and how it acts.
+
+Guarantees: acts only on confirmed decisions; asks the register for ABORT and carries out *what it answers*; ends a
+commit record only when every branch has proved itself (I6); what it may not resolve it quarantines, loudly (I17).
+A resource that is down, or whose lineage is broken, keeps no other from being swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..errors import NoDoubtError
+from ..ports import BelowFloor, Prepared, Session
+from ..protocol.records import BranchRef, Decision, Mode, Quarantined, Staging, Standing, Verdict
+from ..protocol.recovery import Action, Age, Known, Seen, what_to_do
+from ..script import Script, every
+from ..xid import Xid
+from . import register, start
+from .branches import End, carry_out
+from .context import Context, Participant, chunks, log, using
+
+PAGE_MAX = 500
+AT_ONCE_MAX = 16
+
+
+@dataclass(slots=True)
+class SweepReport:
+    """What a sweep saw and did. `trouble`: resources it could not sweep, with the reason."""
+
+    prepared: int = 0
+    committed: int = 0
+    rolled_back: int = 0
+    left: int = 0
+    ended: int = 0
+    quarantined: int = 0
+    trouble: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was left undone that this sweep could have finished."""
+        return not self.trouble and not self.quarantined
+
+
+@dataclass(slots=True)
+class _Found:
+    """One listed branch, and who listed it."""
+
+    participant: Participant
+    prepared: Prepared
+
+
+def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[SweepReport]:
+    """One sweep. `courteous`: leave alone what this very process is at work on."""
+    report = SweepReport()
+    listings = yield from every([_list(ctx, p) for p in ctx.participants.values()])
+    found: dict[str, list[_Found]] = {}
+    reached: set[str] = set()
+    for participant, outcome in zip(ctx.participants.values(), listings, strict=True):
+        if outcome.error is not None:
+            report.trouble[participant.name] = str(outcome.error)
+            continue
+        reached.add(participant.resource_id)
+        for prepared in outcome.get():
+            report.prepared += 1
+            found.setdefault(prepared.xid.attempt, []).append(_Found(participant, prepared))
+    _forget_gone(ctx, found, complete=not report.trouble)
+    mine = set(ctx.live) if courteous else set()
+    for part in chunks(sorted(set(found) - mine), PAGE_MAX):
+        yield from _settle_listed(ctx, report, {attempt: found[attempt] for attempt in part}, grace_s)
+    yield from _prove_open(ctx, report, reached, mine)
+    return report
+
+
+def _list(ctx: Context, participant: Participant) -> Script[tuple[Prepared, ...]]:
+    yield from start.admit(ctx, participant)
+    yield from start.lineage_holds(ctx, participant)
+
+    def body(session: Session) -> Script[tuple[Prepared, ...]]:
+        return participant.resource.prepared(session, ctx.cluster)
+
+    return (yield from using(participant.reserve, body))
+
+
+def _forget_gone(ctx: Context, found: dict[str, list[_Found]], *, complete: bool) -> None:
+    """Remember since when each branch has been seen, for servers that tell no time."""
+    now = ctx.clock.elapsed()
+    listed = {one.prepared.xid for branches in found.values() for one in branches}
+    if complete:
+        ctx.first_seen = {xid: at for xid, at in ctx.first_seen.items() if xid in listed}
+    for xid in listed:
+        ctx.first_seen.setdefault(xid, now)
+
+
+# ---- branches that are listed ---------------------------------------------------------------------
+
+
+def _settle_listed(
+    ctx: Context, report: SweepReport, found: dict[str, list[_Found]], grace_s: float
+) -> Script[None]:
+    attempts = sorted(found)
+    try:
+        # Confirmed, not just read: a row can be visible before it is flushed.
+        standings = yield from register.confirm(ctx, attempts)
+
+        def staged_rows(session: Session) -> Script[dict[str, Staging]]:
+            return ctx.journal.staged(session, attempts)
+
+        stagings = yield from using(ctx.journal_pool, staged_rows)
+        floor = yield from using(ctx.journal_pool, ctx.journal.floor)
+    except NoDoubtError as error:
+        report.trouble["journal"] = str(error)
+        return
+
+    def one(attempt: str) -> Script[None]:
+        known = _known(ctx, attempt, standings.get(attempt), stagings.get(attempt), floor, found[attempt])
+        return _settle(ctx, report, attempt, known, standings.get(attempt), stagings.get(attempt), found, grace_s)
+
+    for part in chunks(attempts, AT_ONCE_MAX):
+        for attempt, outcome in zip(part, (yield from every([one(attempt) for attempt in part])), strict=True):
+            if outcome.error is not None:
+                report.trouble[f"attempt {attempt}"] = str(outcome.error)
+
+
+def _known(
+    ctx: Context,
+    attempt: str,
+    standing: Standing | None,
+    staging: Staging | None,
+    floor: str,
+    found: Sequence[_Found],
+) -> Known:
+    if standing is not None:
+        if standing.decision.verdict is Verdict.ABORT:
+            return Known.ABORT
+        return Known.COMMIT_ENDED if standing.ended else Known.COMMIT
+    if attempt < floor:
+        return Known.BELOW_FLOOR
+    if staging is None:
+        return Known.NOTHING
+    if staging.last is not None and all(one.prepared.xid.branch != staging.last for one in found):
+        return Known.STAGED_PARTLY
+    return Known.STAGED_DUE if staging.deadline <= ctx.clock.now() else Known.STAGED
+
+
+def _settle(
+    ctx: Context,
+    report: SweepReport,
+    attempt: str,
+    known: Known,
+    standing: Standing | None,
+    staging: Staging | None,
+    found: dict[str, list[_Found]],
+    grace_s: float,
+) -> Script[None]:
+    branches = found[attempt]
+    # The oldest branch speaks for the attempt: a decision is about all of them.
+    age = Age.OLD if max(_age_s(ctx, one.prepared) for one in branches) >= grace_s else Age.YOUNG
+    row = what_to_do(known, Seen.PREPARED, age)
+    decision = None if standing is None else standing.decision
+    if row.action is Action.LOOK_AGAIN:
+        branches = yield from _still_listed(ctx, branches)
+        row = what_to_do(known, Seen.PREPARED_STILL, age)
+    if row.action is Action.FENCE:
+        try:
+            decision = yield from register.decide(ctx, _abort(ctx, attempt, staging, branches, row.why))
+        except BelowFloor:
+            row = what_to_do(Known.BELOW_FLOOR, Seen.PREPARED_STILL, age)
+    if row.action is Action.LEAVE:
+        report.left += len(branches)
+        return
+    for one in branches:
+        if row.action is Action.QUARANTINE:
+            xid = one.prepared.xid
+            yield from _quarantine(ctx, report, attempt, xid.branch, one.participant.name, f"{known.value}: {row.why}")
+        elif decision is not None:
+            yield from _carry_out(ctx, report, one, decision)
+
+
+def _age_s(ctx: Context, prepared: Prepared) -> float:
+    seen = ctx.clock.elapsed() - ctx.first_seen.get(prepared.xid, ctx.clock.elapsed())
+    return seen if prepared.age_s is None else max(prepared.age_s, seen)
+
+
+def _still_listed(ctx: Context, branches: Sequence[_Found]) -> Script[list[_Found]]:
+    still: list[_Found] = []
+    for one in branches:
+        listed = yield from _list(ctx, one.participant)
+        still += [one for again in listed if again.xid == one.prepared.xid]
+    return still
+
+
+def _abort(
+    ctx: Context, attempt: str, staging: Staging | None, branches: Sequence[_Found], why: str
+) -> Decision:
+    refs = tuple(
+        BranchRef(one.prepared.xid.branch, one.participant.name, one.participant.resource_id) for one in branches
+    )
+    return Decision(
+        attempt,
+        Verdict.ABORT,
+        Mode.ONCE if staging is None else Mode.STAGED,
+        "" if staging is None else staging.name,
+        refs if staging is None else staging.branches,
+        owner=ctx.owner,
+        reason=f"recovery: {why}",
+        decided_at=ctx.clock.now(),
+    )
+
+
+def _carry_out(ctx: Context, report: SweepReport, one: _Found, decision: Decision) -> Script[None]:
+    xid, participant = one.prepared.xid, one.participant
+    if decision.verdict is Verdict.COMMIT:
+        ref = next((ref for ref in decision.branches if ref.number == xid.branch), None)
+        if ref is None:
+            why = "its attempt was committed without it"
+            yield from _quarantine(ctx, report, xid.attempt, xid.branch, participant.name, why)
+            return
+        if ref.resource_id != participant.resource_id:
+            return  # XA RECOVER lists the whole server: it is for the resource that holds its receipt to commit
+    ending = yield from carry_out(ctx, participant, one.prepared, decision.verdict)
+    if ending.end is End.OPEN:
+        report.trouble[f"{participant.name} {xid.gid}"] = ending.why
+    elif decision.verdict is Verdict.COMMIT:
+        report.committed += 1
+    else:
+        report.rolled_back += 1
+
+
+# ---- commit records that are open -----------------------------------------------------------------
+
+
+def _prove_open(ctx: Context, report: SweepReport, reached: set[str], mine: set[str]) -> Script[None]:
+    """Each branch of each open commit must prove itself, or be committed; then, and only then, the record ends."""
+    after = ""
+    while True:
+
+        def page(session: Session, after: str = after) -> Script[list[Standing]]:
+            return ctx.journal.open_commits(session, after, PAGE_MAX)
+
+        try:
+            standings = yield from using(ctx.journal_pool, page)
+        except NoDoubtError as error:
+            report.trouble["journal"] = str(error)
+            return
+        theirs = [s for s in standings if s.decision.attempt not in mine]
+        for part in chunks(theirs, AT_ONCE_MAX):
+            outcomes = yield from every([_prove(ctx, report, s.decision, reached) for s in part])
+            proved = [s.decision for s, o in zip(part, outcomes, strict=True) if o.error is None and o.get()]
+            for standing, outcome in zip(part, outcomes, strict=True):
+                if outcome.error is not None:
+                    report.trouble[f"attempt {standing.decision.attempt}"] = str(outcome.error)
+            yield from _end(ctx, report, proved)
+        if len(standings) < PAGE_MAX:
+            return
+        after = standings[-1].decision.attempt
+
+
+def _prove(ctx: Context, report: SweepReport, decision: Decision, reached: set[str]) -> Script[bool]:
+    """Whether every branch of a commit has proved itself; carries out what has not been."""
+    done = True
+    for ref in decision.branches:
+        if ref.number == decision.point:
+            continue  # the row is in its own local commit
+        participant = ctx.by_id(ref.resource_id)
+        if participant is None or ref.resource_id not in reached:
+            done = False
+            continue
+        done &= yield from _prove_branch(ctx, report, decision, ref, participant)
+    return done
+
+
+def _prove_branch(
+    ctx: Context, report: SweepReport, decision: Decision, ref: BranchRef, participant: Participant
+) -> Script[bool]:
+    xid = Xid(ctx.cluster, decision.attempt, ref.number)
+
+    def receipt(session: Session) -> Script[bool]:
+        return participant.resource.receipt(session, xid)
+
+    def listed(session: Session) -> Script[tuple[Prepared, ...]]:
+        return participant.resource.prepared(session, ctx.cluster)
+
+    for seen in (Seen.ABSENT, Seen.ABSENT_STILL):
+        if (yield from using(participant.reserve, receipt)):
+            return True
+        for prepared in (yield from using(participant.reserve, listed)):
+            if prepared.xid == xid:
+                yield from _confirmed_commit(ctx, report, participant, prepared)
+                return False  # the next sweep looks for its receipt
+        if (yield from using(participant.reserve, receipt)):
+            return True  # it was committed between the two looks
+        standing = (yield from register.confirm(ctx, [decision.attempt])).get(decision.attempt)
+        known = Known.COMMIT
+        if standing is None or standing.ended:
+            known = Known.COMMIT_ENDED  # another recoverer has ended it, or retention has
+        row = what_to_do(known, seen, Age.OLD)
+        if row.action is Action.DONE:
+            return True
+        if row.action is Action.QUARANTINE:
+            yield from _quarantine(ctx, report, decision.attempt, ref.number, participant.name, f"heuristic: {row.why}")
+    return False
+
+
+def _confirmed_commit(ctx: Context, report: SweepReport, participant: Participant, prepared: Prepared) -> Script[None]:
+    standing = (yield from register.confirm(ctx, [prepared.xid.attempt])).get(prepared.xid.attempt)
+    if standing is not None and not standing.ended:
+        yield from _carry_out(ctx, report, _Found(participant, prepared), standing.decision)
+
+
+def _end(ctx: Context, report: SweepReport, proved: Sequence[Decision]) -> Script[None]:
+    if not proved:
+        return
+    with ctx.lock:
+        for decision in proved:
+            xids = tuple(Xid(ctx.cluster, decision.attempt, ref.number) for ref in decision.branches)
+            ctx.ended.append((decision.attempt, xids))
+    yield from flush_ended(ctx)
+    report.ended += len(proved)
+
+
+# ---- the end of records ---------------------------------------------------------------------------
+
+
+def flush_ended(ctx: Context) -> Script[None]:
+    """Write the ends of all attempts that have proved themselves, in one forced write; then their receipts may go.
+
+    If the write fails they stay in memory; if the process dies, the next sweep proves them again.
+    """
+    with ctx.lock:
+        ended, ctx.ended = ctx.ended[:PAGE_MAX], ctx.ended[PAGE_MAX:]
+    if not ended:
+        return
+
+    def body(session: Session) -> Script[None]:
+        return ctx.journal.end(session, [attempt for attempt, _ in ended])
+
+    try:
+        yield from using(ctx.journal_pool, body)
+    except NoDoubtError:
+        with ctx.lock:
+            ctx.ended = ended + ctx.ended
+        raise
+    xids = [xid for _, branches in ended for xid in branches]
+    yield from every([_forget(participant, xids) for participant in ctx.participants.values()])
+    for attempt, _ in ended:
+        ctx.notice("P10", attempt, "ended")
+
+
+def _forget(participant: Participant, xids: Sequence[Xid]) -> Script[int]:
+    def body(session: Session) -> Script[int]:
+        return participant.resource.forget(session, xids)
+
+    return using(participant.reserve, body)
+
+
+def _quarantine(
+    ctx: Context, report: SweepReport, attempt: str, branch: int, resource: str, why: str
+) -> Script[None]:
+    report.quarantined += 1
+    log.error("QUARANTINED: branch %d of %s on %s: %s. A human must look.", branch, attempt, resource, why)
+
+    def body(session: Session) -> Script[None]:
+        entry = Quarantined(attempt, branch, resource, why, ctx.clock.now())
+        return ctx.journal.quarantine(session, entry)
+
+    yield from using(ctx.journal_pool, body)
+
+
+def retire(ctx: Context) -> Script[int]:
+    """Forget what ended longer ago than the retention, in batches; the floor is raised before anything is deleted."""
+    cut = ctx.clock.now() - ctx.settings.retention_s
+    gone = 0
+
+    def body(session: Session) -> Script[tuple[str, ...]]:
+        return ctx.journal.retire(session, cut, PAGE_MAX)
+
+    while True:
+        attempts = yield from using(ctx.journal_pool, body)
+        gone += len(attempts)
+        if len(attempts) < PAGE_MAX:
+            break
+
+    def old(participant: Participant) -> Script[int]:
+        def receipts(session: Session) -> Script[int]:
+            return participant.resource.forget(session, (), older_than=cut)
+
+        return using(participant.reserve, receipts)
+
+    yield from every([old(participant) for participant in ctx.participants.values()])
+    return gone
+
+
+__all__ = ["SweepReport", "flush_ended", "retire", "sweep"]

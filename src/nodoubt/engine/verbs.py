@@ -1,0 +1,489 @@
+"""The verbs: begin, commit, stage, finish by name, ask.
+
+Guarantees: the verbs are idempotent (I12): repeating one returns the first outcome, the contrary one raises
+`OutcomeConflict`. A commit by name requires the last branch to be *listed* as prepared: listed is flushed, a row
+alone need not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from ..errors import (
+    DuplicateTransaction,
+    JournalUnavailable,
+    NoDoubtError,
+    OutcomeConflict,
+    StillBeginning,
+    TransactionAborted,
+    UnknownTransaction,
+    UsageError,
+)
+from ..ports import Conflict, Prepared, Session, SessionLost, Unclear, Work
+from ..protocol.commands import Answer
+from ..protocol.commit import CommitMachine, Phase, Plan, Share
+from ..protocol.events import AbortAsked, CommitAsked, StageAsked
+from ..protocol.records import BranchRef, Decision, Mode, Staging, Standing, Verdict
+from ..script import Pause, Script, every
+from ..xid import Xid, check_name, is_attempt, new_attempt
+from . import register, start
+from .attempt import Attempt, Branch, open_branch, undo_all
+from .context import Context, backoff, bounded, using
+from .phases import Course, raise_for, to_answer, to_end
+
+Wait = Literal["applied", "decided"]
+
+
+class State(StrEnum):
+    """Where a transaction stands, in words for people."""
+
+    BEGINNING = "beginning"
+    PREPARED = "prepared"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a verb ended. `complete`: every branch has proved itself; otherwise recovery will finish them."""
+
+    name: str
+    attempt: str
+    state: State
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionRecord:
+    """What the journal knows of a transaction. Times are seconds since the epoch, None where not (yet) known."""
+
+    name: str
+    attempt: str
+    mode: str
+    state: State
+    branches: tuple[str, ...]  # the resources that wrote
+    complete: bool
+    created_at: float | None = None
+    deadline: float | None = None
+    decided_at: float | None = None
+    reason: str = ""
+    owner: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+    heuristic: str = ""  # why a human must look, if one must
+
+
+# ---- begin ----------------------------------------------------------------------------------------
+
+
+def begin_now(ctx: Context, name: str | None, timeout_s: float | None) -> Attempt:
+    """An attempt for work that commits as its block ends. Nothing is written yet."""
+    label = "" if name is None else check_name(name)
+    return Attempt(new_attempt(), label, Mode.ONCE, _until(ctx, timeout_s), timeout_s)
+
+
+def _until(ctx: Context, timeout_s: float | None) -> float | None:
+    if timeout_s is None:
+        return None
+    if timeout_s <= 0:
+        raise UsageError(f"a timeout is above zero seconds, not {timeout_s!r}")
+    return ctx.clock.elapsed() + timeout_s
+
+
+def begin_staged(
+    ctx: Context,
+    name: str,
+    *,
+    timeout_s: float | None,
+    deadline_s: float | None,
+    metadata: dict[str, str] | None,
+    reuse: bool,
+) -> Script[Attempt]:
+    """An attempt under a name that nobody else lives under. Raises `InvalidName`, `DuplicateTransaction`."""
+    check_name(name)
+    lasts_s = ctx.settings.deadline_s if deadline_s is None else deadline_s
+    if lasts_s <= 0:
+        raise UsageError(f"a deadline is above zero seconds from now, not {lasts_s!r}")
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"metadata is text under text; {key!r} is not")
+    attempt = Attempt(new_attempt(), name, Mode.STAGED, _until(ctx, timeout_s), timeout_s)
+    attempt.deadline = ctx.clock.now() + lasts_s
+    attempt.metadata = dict(metadata or {})
+    only = next(iter(ctx.participants.values())) if ctx.single else None
+    early = only is not None and only.holds_journal and only.resource.traits.unforced_rows
+    if reuse or not early:
+        attempt.replace = yield from _require_free(ctx, name, reuse)
+    if only is not None and early:
+        yield from start.admit(ctx, only)
+        ref = BranchRef(0, only.name, only.resource_id)
+        attempt.early = _staging(ctx, attempt, (ref,), 0)
+        try:
+            yield from open_branch(ctx, attempt, only.name)
+        except Conflict:
+            raise DuplicateTransaction(name, state="live, or ended and still reserved") from None
+        except (NoDoubtError, SessionLost):
+            yield from fence_failed_begin(ctx, attempt, "its begin failed")
+            raise
+    return attempt
+
+
+def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
+    """The ended attempt to replace, if there is one and `reuse` allows it. Advice: the row's key has the last word."""
+    found = yield from _find(ctx, name)
+    if found is None:
+        return None
+    stands = (yield from _look(ctx, [found.attempt])).get(found.attempt)
+    if stands is None or not reuse:
+        raise DuplicateTransaction(name, state="live" if stands is None else "ended, and its name still reserved")
+    return found.attempt
+
+
+def _staging(ctx: Context, attempt: Attempt, refs: tuple[BranchRef, ...], last: int | None) -> Staging:
+    return Staging(
+        attempt.name,
+        attempt.id,
+        refs,
+        last,
+        attempt.deadline,
+        ctx.owner,
+        attempt.metadata,
+        ctx.clock.now(),
+    )
+
+
+# ---- end of the block -----------------------------------------------------------------------------
+
+
+def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
+    """The block has ended well: commit, or stage, as far as the answer. Runs shielded; `complete` does the rest.
+
+    Raises what `raise_for` raises; what was prepared is then taken back behind.
+    """
+    attempt.closed = True
+    ctx.live.add(attempt.id)
+    staged = attempt.mode is Mode.STAGED
+    try:
+        _require_sound(ctx, attempt)
+        shares = yield from _who_wrote(ctx, attempt)
+    except BaseException as error:
+        yield from abandon(ctx, attempt)
+        if isinstance(error, TransactionAborted):
+            raise
+        raise TransactionAborted(
+            f"{attempt.name or attempt.id!r} was rolled back everywhere: {error}",
+            name=attempt.name,
+            attempt=attempt.id,
+        ) from error
+    course = Course(
+        attempt, CommitMachine(_plan(ctx, attempt, shares)), {b.number: b for b in attempt.branches.values()}
+    )
+    yield from to_answer(ctx, course, StageAsked() if staged else CommitAsked())
+    if staged and course.answer is not Answer.STAGED:
+        ctx.remember_failed_begin(attempt.name, attempt.id)
+    return course
+
+
+def _require_sound(ctx: Context, attempt: Attempt) -> None:
+    for branch in attempt.branches.values():
+        if branch.work.doomed is not None:
+            raise branch.work.doomed
+        if branch.busy:
+            raise UsageError(f"the block ended while a statement on {branch.participant.name} was still running")
+    if attempt.until is not None and ctx.clock.elapsed() > attempt.until:
+        raise TransactionAborted(
+            f"the timeout of {attempt.timeout_s:g} s had passed before the work was done; nothing happened",
+            name=attempt.name,
+            attempt=attempt.id,
+        )
+
+
+def _who_wrote(ctx: Context, attempt: Attempt) -> Script[list[Share]]:
+    """Which branches are writers. Asked only where it makes a difference and is not known already."""
+    branches = list(attempt.branches.values())
+
+    def one(branch: Branch) -> Script[bool]:
+        if branch.work.wrote or attempt.early is not None:
+            return True
+        assert branch.session is not None
+        script = branch.participant.resource.wrote(branch.session, branch.work)
+        return (yield from bounded(script, ctx.settings.prepare_s, ctx.clock))
+
+    outcomes = yield from every([one(branch) for branch in branches])
+    return [Share(b.number, outcome.get()) for b, outcome in zip(branches, outcomes, strict=True)]
+
+
+def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
+    by_number = {b.number: b for b in attempt.branches.values()}
+    writers = [by_number[share.number] for share in shares if share.wrote]
+    refs = tuple(branch.ref for branch in writers)
+    point = next((b for b in writers if b.participant.holds_journal), None)
+    number = None if point is None else point.number
+    staged = attempt.mode is Mode.STAGED
+    traits = None if point is None else point.participant.resource.traits
+    return Plan(
+        tuple(shares),
+        Decision(
+            attempt.id,
+            Verdict.COMMIT,
+            attempt.mode,
+            attempt.name,
+            refs,
+            point=None if staged else number,
+            owner=ctx.owner,
+            decided_at=ctx.clock.now(),
+        ),
+        staging=(attempt.early or _staging(ctx, attempt, refs, number)) if staged else None,
+        listed_early=attempt.early is not None,
+        row_inside=traits is not None and traits.riders_on_prepare,
+    )
+
+
+def complete(ctx: Context, course: Course) -> Script[Result]:
+    """Do what is left after the answer, then report it."""
+    yield from to_end(ctx, course)
+    raise_for(course)
+    return result_of(course)
+
+
+def result_of(course: Course) -> Result:
+    """What the caller is told now; `complete` only if phase two is over."""
+    state = {Answer.COMMITTED: State.COMMITTED, Answer.STAGED: State.PREPARED}.get(
+        course.answer or Answer.ABORTED, State.ABORTED
+    )
+    return Result(course.attempt.name, course.attempt.id, state, course.complete)
+
+
+def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
+    """The block has failed: take the work back. A staged name that was listed early is fenced, so it cannot come alive."""
+    attempt.closed = True
+    yield from undo_all(ctx, attempt)
+    if attempt.mode is Mode.STAGED:
+        if attempt.early is not None:
+            yield from fence_failed_begin(ctx, attempt, "its work failed")
+        else:
+            ctx.remember_failed_begin(attempt.name, attempt.id)
+    ctx.live.discard(attempt.id)
+
+
+def fence_failed_begin(ctx: Context, attempt: Attempt, why: str) -> Script[None]:
+    """Make sure that this attempt's row, should it stand, says ABORT. If the journal is away, the deadline will."""
+    ctx.remember_failed_begin(attempt.name, attempt.id)
+    refs = attempt.early.branches if attempt.early is not None else ()
+    wanted = Decision(
+        attempt.id, Verdict.ABORT, Mode.STAGED, attempt.name, refs, None, ctx.owner, why, ctx.clock.now()
+    )
+    try:
+        yield from register.decide(ctx, wanted)
+    except NoDoubtError as error:
+        attempt.cause = attempt.cause or error
+
+
+# ---- finish by name -------------------------------------------------------------------------------
+
+
+def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | None) -> Script[Course | Result]:
+    """Decide a staged transaction, as far as the answer; a `Result` if it was decided before.
+
+    Raises `UnknownTransaction`, `StillBeginning`, `OutcomeConflict`, `InDoubt`, `JournalUnavailable`.
+    """
+    check_name(name)
+    staging = yield from _find(ctx, attempt or name)
+    if staging is None or (attempt is not None and staging.name != name):
+        if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
+            return Result(name, ctx.failed_begins[name], State.ABORTED, True)
+        raise UnknownTransaction(attempt or name)
+    stands = (yield from _look(ctx, [staging.attempt])).get(staging.attempt)
+    if stands is not None:
+        return (yield from _decided_before(ctx, staging, wanted))
+    branches = yield from _branches_of(ctx, staging, require_last=wanted is Verdict.COMMIT)
+    last = branches.get(-1 if staging.last is None else staging.last)
+    traits = None if last is None else last.participant.resource.traits
+    plan = Plan(
+        tuple(Share(ref.number, True) for ref in staging.branches),
+        Decision(
+            staging.attempt,
+            Verdict.COMMIT,
+            Mode.STAGED,
+            staging.name,
+            staging.branches,
+            owner=ctx.owner,
+            decided_at=ctx.clock.now(),
+        ),
+        staging=staging,
+        rides=traits is not None and (traits.unforced_rows or traits.riders_on_prepare),
+    )
+    course = Course(
+        Attempt(staging.attempt, staging.name, Mode.STAGED), CommitMachine(plan, phase=Phase.STAGED), branches
+    )
+    ctx.live.add(staging.attempt)
+    event = CommitAsked() if wanted is Verdict.COMMIT else AbortAsked("it was asked to roll back")
+    answer = yield from to_answer(ctx, course, event)
+    if answer is Answer.STAGED:
+        ctx.live.discard(staging.attempt)
+        raise JournalUnavailable(
+            f"the journal cannot be reached: {name!r} stays prepared, undecided; try again ({course.machine.why})"
+        ) from course.attempt.cause
+    return course
+
+
+def complete_named(ctx: Context, course: Course, wanted: Verdict) -> Script[Result]:
+    """Do what is left after the answer; the contrary outcome is an `OutcomeConflict`."""
+    yield from to_end(ctx, course)
+    return named_result(course, wanted)
+
+
+def named_result(course: Course, wanted: Verdict) -> Result:
+    """The outcome as `commit_distributed` or `rollback_distributed` tells it."""
+    if course.answer is Answer.IN_DOUBT:
+        raise_for(course)
+    committed = course.answer is Answer.COMMITTED
+    _require_outcome(course.attempt.name, Verdict.COMMIT if committed else Verdict.ABORT, wanted)
+    done = course.complete if committed else course.machine.phase is Phase.ABORTED and not course.machine.unfinished
+    return Result(course.attempt.name, course.attempt.id, State.COMMITTED if committed else State.ABORTED, done)
+
+
+def _require_outcome(name: str, stands: Verdict, wanted: Verdict) -> None:
+    if stands is not wanted:
+        raise OutcomeConflict(name, stands="committed" if stands is Verdict.COMMIT else "aborted")
+
+
+def _decided_before(ctx: Context, staging: Staging, wanted: Verdict) -> Script[Result]:
+    """It was seen decided; only a confirmed decision may be told (a row can be visible before it is flushed)."""
+    standing = (yield from register.confirm(ctx, [staging.attempt])).get(staging.attempt)
+    if standing is None:
+        raise Unclear(f"the decision of {staging.name!r} was seen and is gone: its server crashed; try again")
+    _require_outcome(staging.name, standing.decision.verdict, wanted)
+    committed = standing.decision.verdict is Verdict.COMMIT
+    state = State.COMMITTED if committed else State.ABORTED
+    return Result(staging.name, staging.attempt, state, standing.ended or not committed)
+
+
+def _branches_of(ctx: Context, staging: Staging, *, require_last: bool) -> Script[dict[int, Branch]]:
+    branches: dict[int, Branch] = {}
+    for ref in staging.branches:
+        participant = ctx.by_id(ref.resource_id)
+        if participant is None and ref.resource in ctx.participants:
+            yield from start.admit(ctx, ctx.participants[ref.resource])
+            participant = ctx.by_id(ref.resource_id)
+        if participant is None:
+            raise UsageError(
+                f"{staging.name!r} has a branch on {ref.resource!r}, which this coordinator does not know: name it among "
+                "the resources; nothing was changed"
+            )
+        xid = Xid(ctx.cluster, staging.attempt, ref.number)
+        branches[ref.number] = Branch(ref.number, participant, Work(xid, ctx.epoch, staged=True), prepared=Prepared(xid))
+    if staging.last is not None and require_last:
+        yield from _require_listed(ctx, staging, branches[staging.last])
+    return branches
+
+
+def _require_listed(ctx: Context, staging: Staging, last: Branch) -> Script[None]:
+    def body(session: Session) -> Script[tuple[Prepared, ...]]:
+        return last.participant.resource.prepared(session, ctx.cluster)
+
+    listed = yield from using(last.participant.reserve, body)
+    found = next((one for one in listed if one.xid == last.work.xid), None)
+    if found is None:
+        # Either its begin is still at work, or somebody has decided since the record was read.
+        if (yield from _look(ctx, [staging.attempt])):
+            raise Unclear(f"{staging.name!r} has just been decided by somebody else; ask again")
+        raise StillBeginning(staging.name)
+    last.prepared = found
+
+
+# ---- ask ------------------------------------------------------------------------------------------
+
+
+def _find(ctx: Context, name: str) -> Script[Staging | None]:
+    def body(session: Session) -> Script[Staging | None]:
+        return ctx.journal.find(session, name)
+
+    return (yield from using(ctx.journal_pool, body))
+
+
+def _look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def body(session: Session) -> Script[dict[str, Standing]]:
+        return ctx.journal.look(session, attempts)
+
+    return (yield from using(ctx.journal_pool, body))
+
+
+def status(ctx: Context, name: str) -> Script[TransactionRecord]:
+    """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
+    staging = yield from _find(ctx, name)
+    attempt = staging.attempt if staging is not None else name
+    standing: Standing | None = None
+    if staging is not None or is_attempt(name):
+        standing = (yield from _look(ctx, [attempt])).get(attempt)
+    if staging is None and standing is None:
+        raise UnknownTransaction(name)
+    entries = yield from using(ctx.journal_pool, ctx.journal.quarantined)
+    why = {entry.attempt: entry.why for entry in entries}
+    return _record(staging, standing, why)
+
+
+def listing(
+    ctx: Context, *, state: State | None, older_than_s: float | None, limit: int
+) -> Script[list[TransactionRecord]]:
+    """The directory of names, newest first."""
+    entries = yield from using(ctx.journal_pool, ctx.journal.quarantined)
+    why = {entry.attempt: entry.why for entry in entries}
+    found: list[TransactionRecord] = []
+    after, page_max = "", 500
+    while True:
+
+        def page(session: Session, after: str = after) -> Script[list[tuple[Staging, Standing | None]]]:
+            return ctx.journal.list_staged(session, after, page_max)
+
+        rows = yield from using(ctx.journal_pool, page)
+        for staging, standing in rows:
+            record = _record(staging, standing, why)
+            young = older_than_s is not None and staging.created_at > ctx.clock.now() - older_than_s
+            if (state is None or record.state is state) and not young:
+                found.append(record)
+            if len(found) >= limit:
+                return found
+        if len(rows) < page_max:
+            return found
+        after = rows[-1][0].attempt
+
+
+def _record(staging: Staging | None, standing: Standing | None, why: dict[str, str]) -> TransactionRecord:
+    decision = None if standing is None else standing.decision
+    known: Any = staging or decision
+    state = State.PREPARED
+    if decision is not None:
+        state = State.COMMITTED if decision.verdict is Verdict.COMMIT else State.ABORTED
+    return TransactionRecord(
+        known.name,
+        known.attempt,
+        Mode.STAGED if staging is not None else decision.mode if decision is not None else Mode.ONCE,
+        state,
+        tuple(ref.resource for ref in known.branches),
+        standing is not None and (standing.ended or state is State.ABORTED),
+        created_at=None if staging is None else staging.created_at,
+        deadline=None if staging is None else staging.deadline,
+        decided_at=None if decision is None else decision.decided_at,
+        reason="" if decision is None else decision.reason,
+        owner=known.owner,
+        metadata=() if staging is None else tuple(sorted(staging.metadata.items())),
+        heuristic=why.get(known.attempt, ""),
+    )
+
+
+def wait_until(
+    ctx: Context, name: str, timeout_s: float | None, done: Callable[[TransactionRecord], bool]
+) -> Script[TransactionRecord]:
+    """Ask until `done`, or raise `TimeoutError` after `timeout_s`; the transaction goes on either way."""
+    until = None if timeout_s is None else ctx.clock.elapsed() + timeout_s
+    for pause_s in backoff():
+        record = yield from status(ctx, name)
+        if done(record):
+            return record
+        if until is not None and ctx.clock.elapsed() + pause_s > until:
+            raise TimeoutError(f"{name!r} is {record.state.value} after {timeout_s:g} s; it goes on")
+        yield Pause(pause_s)
+    raise AssertionError("backoff does not end")

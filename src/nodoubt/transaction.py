@@ -1,0 +1,196 @@
+"""The handles a user holds while a block is open: a transaction and its branches, sync and async.
+
+Guarantees: an exception in the block rolls back and comes out unchanged; what fails while rolling back is attached
+to it as a note, never in its place. After the block the handle is dead. The end of the block runs shielded from
+the caller's cancellation (I18).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from .engine import attempt as attempts
+from .engine import verbs
+from .engine.attempt import Attempt
+from .engine.context import Context
+from .engine.phases import raise_for, to_end
+from .engine.shell import AsyncShell, ThreadShell
+from .engine.verbs import Result, Wait
+from .errors import ClosedTransaction, UsageError
+from .ports import Reply
+from .script import Script
+
+T = TypeVar("T")
+Beginning = Callable[[], Script[Attempt]]
+
+
+class _Handle:
+    """What both kinds share: the names, and what has become of the transaction."""
+
+    def __init__(self, ctx: Context, beginning: Beginning, wait: Wait) -> None:
+        if wait not in ("applied", "decided"):
+            raise UsageError(f'wait is "applied" or "decided", not {wait!r}')
+        self._ctx, self._beginning, self._wait = ctx, beginning, wait
+        self._attempt: Attempt | None = None
+        self.result: Result | None = None  # set when the block has ended well
+
+    @property
+    def _open(self) -> Attempt:
+        if self._attempt is None:
+            raise ClosedTransaction("use the transaction inside its with block")
+        return self._attempt
+
+    @property
+    def attempt(self) -> str:
+        """The attempt's id: what `status` and `nodoubt show` take, and what makes a name exact."""
+        return self._open.id
+
+    @property
+    def name(self) -> str:
+        """The transaction's name; "" if it has none."""
+        return self._open.name
+
+    def _only(self) -> str:
+        if not self._ctx.single:
+            raise UsageError(f'say which resource: tx["…"], one of {", ".join(self._ctx.participants)}')
+        return next(iter(self._ctx.participants))
+
+
+def _note(error: BaseException, failure: Exception) -> None:
+    error.add_note(f"nodoubt: rolling back failed too, recovery will finish it: {failure}")
+
+
+def _finish(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wait: Wait) -> Script[Result]:
+    """One script, so that a caller who is cancelled in it leaves behind the whole of it, not half."""
+    course = yield from verbs.finish_work(ctx, attempt)
+    if wait == "applied":
+        return (yield from verbs.complete(ctx, course))
+    shell.behind(to_end(ctx, course))
+    raise_for(course)
+    return verbs.result_of(course)
+
+
+class Branch:
+    """One resource's share of a transaction: `tx["orders"]`."""
+
+    def __init__(self, transaction: Transaction, name: str) -> None:
+        self._transaction, self._name = transaction, name
+
+    def execute(self, statement: str, params: Any = None) -> Reply:
+        """Run a statement with the driver's own placeholders; begins the branch if this is its first.
+
+        Returns the rows (as mappings) and the count. Raises the driver's own error, after which the branch can only be
+        rolled back (I16); `BranchDoomed`, `ClosedTransaction`, `UsageError`, `ResourceUnavailable`.
+        """
+        return self._transaction._execute(self._name, statement, params)
+
+
+class Transaction(_Handle):
+    """A transaction in a `with` block."""
+
+    def __init__(self, ctx: Context, shell: ThreadShell, beginning: Beginning, wait: Wait) -> None:
+        super().__init__(ctx, beginning, wait)
+        self._shell = shell
+
+    def __getitem__(self, name: str) -> Branch:
+        self._ctx.participant(name)
+        return Branch(self, name)
+
+    def execute(self, statement: str, params: Any = None) -> Reply:
+        """With one resource: its `Branch.execute`."""
+        return self._execute(self._only(), statement, params)
+
+    def _execute(self, name: str, statement: str, params: Any) -> Reply:
+        return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+
+    def __enter__(self) -> Self:
+        if self._attempt is not None:
+            raise ClosedTransaction("a transaction's block is entered once; begin another transaction")
+        self._attempt = self._shell.run(self._beginning())
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is not None:
+            try:
+                self._shell.shielded(verbs.abandon(self._ctx, self._open))
+            except Exception as failure:
+                _note(error, failure)
+            return
+        self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+
+
+class AsyncBranch:
+    """One resource's share of a transaction: `tx["orders"]`."""
+
+    def __init__(self, transaction: AsyncTransaction, name: str) -> None:
+        self._transaction, self._name = transaction, name
+
+    async def execute(self, statement: str, params: Any = None) -> Reply:
+        """As `Branch.execute`."""
+        return await self._transaction._execute(self._name, statement, params)
+
+
+class AsyncTransaction(_Handle):
+    """A transaction in an `async with` block."""
+
+    def __init__(self, ctx: Context, shell: AsyncShell, beginning: Beginning, wait: Wait) -> None:
+        super().__init__(ctx, beginning, wait)
+        self._shell = shell
+
+    def __getitem__(self, name: str) -> AsyncBranch:
+        self._ctx.participant(name)
+        return AsyncBranch(self, name)
+
+    async def execute(self, statement: str, params: Any = None) -> Reply:
+        """With one resource: its `AsyncBranch.execute`."""
+        return await self._execute(self._only(), statement, params)
+
+    async def _execute(self, name: str, statement: str, params: Any) -> Reply:
+        return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+
+    async def __aenter__(self) -> Self:
+        if self._attempt is not None:
+            raise ClosedTransaction("a transaction's block is entered once; begin another transaction")
+        self._attempt = await self._shell.run(self._beginning())
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if error is not None:
+            try:
+                await self._shell.shielded(verbs.abandon(self._ctx, self._open))
+            except Exception as failure:
+                _note(error, failure)
+            return
+        self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+
+
+class Staging(Generic[T]):
+    """What `AsyncCoordinator.begin_distributed` returns: await it (with a callback), or enter it as a block."""
+
+    def __init__(
+        self, transaction: AsyncTransaction, work: Callable[[AsyncTransaction], Awaitable[T]] | None
+    ) -> None:
+        self._transaction, self._work = transaction, work
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._call().__await__()
+
+    async def _call(self) -> T:
+        if self._work is None:
+            raise UsageError("give begin_distributed the work to do, or enter it: async with db.begin_distributed(name)")
+        async with self._transaction as transaction:
+            return await self._work(transaction)
+
+    async def __aenter__(self) -> AsyncTransaction:
+        if self._work is not None:
+            raise UsageError("begin_distributed with a callback is awaited, not entered")
+        return await self._transaction.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transaction.__aexit__(kind, error, trace)

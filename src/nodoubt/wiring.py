@@ -1,0 +1,171 @@
+"""From URLs to a context: which driver, which scripts, which journal.
+
+Guarantees: everything that can be wrong with the arguments is found here, before a connection is opened. Drivers are
+imported only when a URL asks for them; a missing one names the extra to install.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from .engine import register
+from .engine.context import Context, Participant, Settings
+from .engine.pool import AsyncPool, ThreadPool
+from .engine.shell import AsyncShell, ThreadShell
+from .errors import UsageError
+from .ports import Clock, Journal, Notice, Observer, Resource, Session
+from .url import Url, parse_url
+
+ONLY = "db"  # the name of a resource that was given as a bare URL
+JOURNAL_SESSIONS = 4  # concurrent decisions share a write, so a few sessions serve any number of transactions
+_NAME_MAX = 63
+
+Resources = str | Mapping[str, str]
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def elapsed(self) -> float:
+        return time.monotonic()
+
+
+class NoObserver:
+    """Watches nothing."""
+
+    def notice(self, notice: Notice) -> None:
+        return
+
+
+def context(
+    resources: Resources,
+    *,
+    journal: str | None,
+    settings: Settings,
+    observer: Observer | None,
+    clock: Clock | None,
+    shell: ThreadShell | AsyncShell,
+) -> Context:
+    """A context over pools that connect when they are first used."""
+    urls = _named(resources)
+    at = _journal_of(urls, journal)
+    journal_url = urls[at] if at in urls else parse_url(at)
+    wired = Context(
+        participants={
+            name: Participant(
+                name,
+                _resource(name, url),
+                _pool(name, url, settings, settings.pool_size, shell),
+                _pool(name, url, settings, settings.reserve_size, shell),
+                holds_journal=name == at,
+            )
+            for name, url in urls.items()
+        },
+        journal=_journal(journal_url),
+        journal_pool=_pool("the journal", journal_url, settings, JOURNAL_SESSIONS, shell),
+        register_batch=None,
+        settings=settings,
+        clock=clock or SystemClock(),
+        observer=observer or NoObserver(),
+    )
+    wired.register_batch = shell.batch(lambda decisions: register.write(wired, decisions))
+    return wired
+
+
+def _named(resources: Resources) -> dict[str, Url]:
+    if isinstance(resources, str):
+        return {ONLY: parse_url(resources)}
+    if not isinstance(resources, Mapping) or not resources:
+        raise UsageError('resources are one URL, or names with URLs: {"orders": "postgresql://…"}')
+    for name in resources:
+        if not isinstance(name, str) or not name or len(name) > _NAME_MAX or not name.isprintable() or "://" in name:
+            raise UsageError(f"a resource's name is printable text of 1 to {_NAME_MAX} characters, not {name!r}")
+    return {name: parse_url(url) for name, url in resources.items()}
+
+
+def _journal_of(urls: Mapping[str, Url], journal: str | None) -> str:
+    """A resource's name, or a URL of the journal's own."""
+    if journal is None:
+        return next(iter(urls))
+    if journal in urls:
+        return journal
+    if "://" not in journal:
+        raise UsageError(
+            f"journal={journal!r} is neither a resource ({', '.join(urls)}) nor a URL of a database of its own"
+        )
+    url = parse_url(journal)
+    return next((name for name, other in urls.items() if other == url), journal)
+
+
+def _resource(name: str, url: Url) -> Resource:
+    if url.kind == "postgres":
+        from .resources.postgres import PostgresResource
+
+        return PostgresResource(name)
+    if url.kind == "mariadb":
+        from .resources.mariadb import MariaDBResource
+
+        return MariaDBResource(name, url.database)
+    from .resources.sqlite import SqliteResource
+
+    return SqliteResource(name)
+
+
+def _journal(url: Url) -> Journal:
+    from .journals.dialects import MariaDBDialect, PostgresDialect, SqliteDialect
+    from .journals.sql import SqlJournal
+
+    if url.kind == "postgres":
+        return SqlJournal(PostgresDialect())
+    if url.kind == "mariadb":
+        return SqlJournal(MariaDBDialect(url.database))
+    return SqlJournal(SqliteDialect())
+
+
+def _pool(name: str, url: Url, settings: Settings, size: int, shell: ThreadShell | AsyncShell) -> Any:
+    if isinstance(shell, AsyncShell):
+        opening = _async_driver(url)
+
+        def aopen() -> Awaitable[Any]:
+            return opening(url, connect_timeout_s=settings.connect_s)
+
+        return AsyncPool(name, aopen, size=size, acquire_s=settings.acquire_s)
+    connecting = _driver(url)
+
+    def connect() -> Session:
+        return connecting(url, connect_timeout_s=settings.connect_s)
+
+    return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s)
+
+
+def _driver(url: Url) -> Callable[..., Session]:
+    if url.kind == "postgres":
+        from .drivers import psycopg
+
+        return psycopg.connect
+    if url.kind == "mariadb":
+        from .drivers import pymysql
+
+        return pymysql.connect
+    from .drivers import sqlite
+
+    return sqlite.connect
+
+
+def _async_driver(url: Url) -> Callable[..., Awaitable[Any]]:
+    if url.kind == "postgres":
+        from .drivers import asyncpg
+
+        return asyncpg.connect
+    if url.kind == "mariadb":
+        from .drivers import asyncmy
+
+        return asyncmy.connect
+    from .drivers import sqlite
+
+    return sqlite.aconnect
