@@ -1,0 +1,313 @@
+"""The commit machine: every pair of phase and event is decided, and no walk through it breaks an invariant."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from nodoubt.errors import InvariantViolated
+from nodoubt.protocol.commands import (
+    Answer,
+    Command,
+    Commit,
+    CommitAlone,
+    CommitPoint,
+    Ended,
+    EndReader,
+    Fence,
+    Prepare,
+    Ready,
+    Rollback,
+    Settle,
+    Undo,
+)
+from nodoubt.protocol.commit import TABLE, CommitMachine, IllegalEvent, Phase, Plan, Share, Standing
+from nodoubt.protocol.events import (
+    EVENTS,
+    AbortAsked,
+    CommitAsked,
+    Decided,
+    Declined,
+    Event,
+    Finished,
+    Listed,
+    NotListed,
+    StageAsked,
+    Undecided,
+    Unfinished,
+    Vote,
+    Voted,
+)
+from nodoubt.protocol.records import BranchRef, Decision, Mode, Staging, Verdict
+
+ATTEMPT = "0" * 32
+
+
+def plan(
+    writers: int,
+    readers: int = 0,
+    *,
+    point: bool = False,
+    staged: bool = False,
+    early: bool = False,
+    inside: bool = False,
+    rides: bool = False,
+) -> Plan:
+    """Branches 0.. are writers (the last is the point, if there is one), then readers."""
+    refs = tuple(BranchRef(n, f"r{n}", f"id{n}") for n in range(writers))
+    last = writers - 1 if point and writers else None
+    mode = Mode.STAGED if staged else Mode.ONCE
+    return Plan(
+        tuple(Share(n, n < writers) for n in range(writers + readers)),
+        Decision(ATTEMPT, Verdict.COMMIT, mode, "n", refs, point=None if staged else last),
+        staging=Staging("n", ATTEMPT, refs, last, 0.0) if staged else None,
+        listed_early=early,
+        row_inside=inside,
+        rides=rides,
+    )
+
+
+PLANS = [
+    plan(w, r, point=p, staged=s, early=e and p and s, inside=i and p and s, rides=x and p and s)
+    for w, r, p, s, e, i, x in itertools.product(
+        (0, 1, 2, 3), (0, 1), (False, True), (False, True), (False, True), (False, True), (False, True)
+    )
+    if w + r <= 3 and not (e and i) and (s or not (e or i or x)) and (p or not (e or i or x)) and not (e and w != 1)
+]
+
+
+def answers(command: Command) -> list[Event]:
+    """Everything the world can answer to a command."""
+    match command:
+        case Prepare(b):
+            return [Voted(b, Vote.YES), Voted(b, Vote.NO), Voted(b, Vote.UNKNOWN)]
+        case EndReader(b):
+            return [Voted(b, Vote.READ_ONLY), Voted(b, Vote.NO)]
+        case CommitAlone():
+            return [Decided(Verdict.COMMIT), Declined("no"), Undecided("?")]
+        case CommitPoint():
+            return [Decided(Verdict.COMMIT), Declined("no"), Undecided("?")]
+        case Settle() | Fence():
+            return [Decided(Verdict.COMMIT), Decided(Verdict.ABORT), Undecided("?")]
+        case Commit(b) | Rollback(b):
+            return [Finished(b), Unfinished(b)]
+        case Undo(b):
+            return [Finished(b)]
+
+
+class Walk:
+    """One world: the machine, the commands in flight, and what was said and done so far."""
+
+    def __init__(self, machine: CommitMachine) -> None:
+        self.machine = machine
+        self.open: list[Command] = []
+        self.writing: list[object] = []
+        self.answers: list[Answer] = []
+        self.yes: set[int] = set()
+        self.decided: Verdict | None = None
+        self.ended = False
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Voted) and event.vote in (Vote.YES, Vote.READ_ONLY):
+            self.yes.add(event.branch)
+        if isinstance(event, Decided):
+            assert self.decided in (None, event.verdict), "the register answered two ways"
+            self.decided = event.verdict
+        before = self.machine.phase
+        ready = self.machine.step(event)
+        assert self.machine.phase in TABLE[before, type(event)].leads_to
+        self.check(ready)
+
+    def check(self, ready: Ready) -> None:
+        plan, point = self.machine.plan, self.machine.point
+        asks_commit = any(isinstance(r, Decision) for r in ready.records) or any(
+            isinstance(c, CommitPoint | CommitAlone) for c in ready.commands
+        )
+        if asks_commit and self.machine.phase is not Phase.STAGED:
+            resumed = plan.staging is not None
+            for share in plan.shares:
+                local = share.number == point or len(plan.writers) == 1
+                assert share.number in self.yes or (share.wrote and local and not resumed) or resumed, "I2"
+        for command in ready.commands:
+            if isinstance(command, Commit):
+                assert self.decided is Verdict.COMMIT, "I4: COMMIT before the decision"
+            if isinstance(command, Rollback):
+                assert self.decided is not Verdict.COMMIT, "a rollback against the decision"
+        for record in ready.records:
+            if isinstance(record, Ended):
+                assert not self.machine.unfinished, "I6"
+                assert not any(isinstance(c, Commit) for c in self.open), "I6"
+                self.ended = True
+            else:
+                assert ready.must_sync
+                self.writing.append(record)
+        if ready.answer is not None:
+            self.answers.append(ready.answer)
+            told = [a for a in self.answers if a is not Answer.STAGED]
+            assert len(told) <= 1, f"two answers: {self.answers}"
+            if ready.answer is Answer.COMMITTED and plan.writers:
+                assert self.decided is Verdict.COMMIT, "I5"
+            if ready.answer is Answer.ABORTED:
+                assert self.decided is not Verdict.COMMIT, "I5"
+        self.open += ready.commands
+
+    def choices(self) -> Iterator[tuple[object, Event]]:
+        for record in self.writing:
+            if isinstance(record, Staging):
+                for event in (Listed(), NotListed("no")):
+                    yield record, event
+            else:
+                for event in (Decided(Verdict.COMMIT), Decided(Verdict.ABORT), Declined("no"), Undecided("?")):
+                    yield record, event
+        for command in self.open:
+            for event in answers(command):
+                yield command, event
+
+    def fork(self, source: object, event: Event) -> Walk | None:
+        if isinstance(event, Decided) and self.decided not in (None, event.verdict):
+            return None  # the register is write-once
+        other = copy.copy(self)
+        other.machine = copy.copy(self.machine)
+        other.machine.branches = dict(self.machine.branches)
+        other.machine.pending = set(self.machine.pending)
+        other.machine.unfinished = dict(self.machine.unfinished)
+        other.open = [c for c in self.open if c is not source]
+        other.writing = [r for r in self.writing if r is not source]
+        other.answers, other.yes = list(self.answers), set(self.yes)
+        other.take(event)
+        return other
+
+
+def explore(first: Walk) -> tuple[int, set[tuple[Phase, type[Event]]]]:
+    """Every order of every answer. Returns the number of states and the pairs that occurred."""
+    todo, states = [first], 0
+    used: set[tuple[Phase, type[Event]]] = set()
+    while todo:
+        walk = todo.pop()
+        states += 1
+        phase = walk.machine.phase
+        moved = False
+        for source, event in walk.choices():
+            following = walk.fork(source, event)
+            if following is not None:
+                moved = True
+                used.add((phase, type(event)))
+                todo.append(following)
+        if not moved:
+            assert phase in (Phase.COMMITTED, Phase.ABORTED, Phase.STAGED, Phase.DOUBT), f"stuck in {phase}"
+            assert walk.answers, "the caller was never told anything"
+    return states, used
+
+
+def starts() -> Iterator[tuple[CommitMachine, Event]]:
+    for one in PLANS:
+        first = CommitAsked() if one.staging is None else StageAsked()
+        yield CommitMachine(one), first
+        yield CommitMachine(one), AbortAsked("given up")
+        if one.staging is not None:
+            yield CommitMachine(one, phase=Phase.STAGED), CommitAsked()
+            yield CommitMachine(one, phase=Phase.STAGED), AbortAsked("given up")
+
+
+def test_no_order_of_answers_breaks_an_invariant_and_every_rule_is_used() -> None:
+    total, used = 0, set()
+    for machine, event in starts():
+        phase = machine.phase
+        walk = Walk(machine)
+        walk.take(event)
+        used.add((phase, type(event)))
+        states, more = explore(walk)
+        total += states
+        used |= more
+    print(f"commit machine: {total} states over {len(PLANS)} plans")
+    assert set(TABLE) - used == set(), "rules that nothing reaches"
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("kind", EVENTS)
+def test_every_pair_of_phase_and_event_is_decided(phase: Phase, kind: type[Event]) -> None:
+    event = {
+        AbortAsked: AbortAsked("why"),
+        Voted: Voted(0, Vote.YES),
+        NotListed: NotListed("why"),
+        Decided: Decided(Verdict.COMMIT),
+        Declined: Declined("why"),
+        Undecided: Undecided("why"),
+        Finished: Finished(0),
+        Unfinished: Unfinished(0),
+    }.get(kind) or kind()  # type: ignore[call-arg]
+    machine = CommitMachine(plan(2, point=True, staged=phase in (Phase.LISTING, Phase.LAST, Phase.STAGED)))
+    machine.phase = phase
+    machine.pending = {0}
+    if phase is not Phase.WORKING:
+        machine.branches = dict.fromkeys(machine.branches, Standing.PREPARED)
+    if (phase, kind) in TABLE:
+        machine.step(event)
+        assert machine.phase in TABLE[phase, kind].leads_to
+    else:
+        with pytest.raises(IllegalEvent):
+            machine.step(event)
+        assert machine.phase is phase
+
+
+def test_a_vote_nobody_asked_for_stops_the_machine() -> None:
+    machine = CommitMachine(plan(2))
+    machine.step(CommitAsked())
+    with pytest.raises(InvariantViolated, match="I2"):
+        machine.step(Voted(7, Vote.YES))
+
+
+def test_a_rollback_never_overtakes_its_own_prepare() -> None:
+    machine = CommitMachine(plan(3))
+    machine.step(CommitAsked())
+    ready = machine.step(Voted(0, Vote.NO))
+    assert ready.answer is Answer.ABORTED and ready.commands == ()
+    assert machine.step(Voted(1, Vote.YES)).commands == (Rollback(1),)
+
+
+def test_after_a_lost_reply_at_the_commit_point_only_abort_is_asked_for() -> None:
+    machine = CommitMachine(plan(2, point=True))
+    machine.step(CommitAsked())
+    assert machine.step(Voted(0, Vote.YES)).commands[0].branch == 1  # type: ignore[union-attr]
+    ready = machine.step(Undecided("lost"))
+    assert ready.commands == (Fence("lost"),) and not ready.records
+
+
+class CountsUnknownAsYes(CommitMachine):
+    """Mutant: takes "no answer" for a vote."""
+
+    def step(self, event: Event) -> Ready:
+        if isinstance(event, Voted) and event.vote is Vote.UNKNOWN:
+            event = Voted(event.branch, Vote.YES)
+        return super().step(event)
+
+
+class EndsEarly(CommitMachine):
+    """Mutant: forgets a commit record although a branch has not finished."""
+
+    def step(self, event: Event) -> Ready:
+        ready = super().step(event)
+        if isinstance(event, Unfinished) and self.phase is Phase.COMMITTED:
+            return Ready(records=(Ended(),))
+        return ready
+
+
+class CommitsBeforeDeciding(CommitMachine):
+    """Mutant: sends the commits along with the decision."""
+
+    def step(self, event: Event) -> Ready:
+        ready = super().step(event)
+        if any(isinstance(r, Decision) for r in ready.records):
+            return Ready(ready.records, ready.must_sync, tuple(Commit(n) for n in self.plan.writers))
+        return ready
+
+
+@pytest.mark.parametrize("mutant", [CountsUnknownAsYes, EndsEarly, CommitsBeforeDeciding])
+def test_the_explorer_catches_each_mutant(mutant: type[CommitMachine]) -> None:
+    with pytest.raises((AssertionError, IllegalEvent)):
+        walk = Walk(mutant(plan(2)))
+        walk.take(CommitAsked())
+        explore(walk)
