@@ -245,9 +245,7 @@ class Coordinator(_Base):
         ctx = self._ready()
 
         def beginning() -> Script[Attempt]:
-            return verbs.begin_staged(
-                ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse
-            )
+            return verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse)
 
         transaction = Transaction(ctx, self._shell, beginning, "applied")
         if work is None:
@@ -392,9 +390,7 @@ class AsyncCoordinator(_Base):
         ctx = self._ready()
 
         def beginning() -> Script[Attempt]:
-            return verbs.begin_staged(
-                ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse
-            )
+            return verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse)
 
         return Staging(AsyncTransaction(ctx, self._shell, beginning, "applied"), work)
 

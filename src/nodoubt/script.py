@@ -118,6 +118,7 @@ def _perform(effect: Effect, executor: Executor, watch: Watch) -> Any:
         case Do():
             return watch.call(effect)
         case Every(scripts):
+
             def run(script: Script[Any]) -> Outcome[Any]:
                 return _outcome(script, executor, watch)
 

@@ -171,9 +171,7 @@ class AsyncTransaction(_Handle):
 class Staging(Generic[T]):
     """What `AsyncCoordinator.begin_distributed` returns: await it (with a callback), or enter it as a block."""
 
-    def __init__(
-        self, transaction: AsyncTransaction, work: Callable[[AsyncTransaction], Awaitable[T]] | None
-    ) -> None:
+    def __init__(self, transaction: AsyncTransaction, work: Callable[[AsyncTransaction], Awaitable[T]] | None) -> None:
         self._transaction, self._work = transaction, work
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -181,7 +179,9 @@ class Staging(Generic[T]):
 
     async def _call(self) -> T:
         if self._work is None:
-            raise UsageError("give begin_distributed the work to do, or enter it: async with db.begin_distributed(name)")
+            raise UsageError(
+                "give begin_distributed the work to do, or enter it: async with db.begin_distributed(name)"
+            )
         async with self._transaction as transaction:
             return await self._work(transaction)
 

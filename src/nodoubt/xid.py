@@ -90,9 +90,7 @@ def parse_xa(format_id: int, gtrid: str, bqual: str) -> XaXid | None:
     global_part, branch_part = _GTRID.fullmatch(gtrid), _BQUAL.fullmatch(bqual)
     if format_id != FORMAT_ID or global_part is None or branch_part is None or int(branch_part[1]) >= BRANCHES_MAX:
         return None
-    return XaXid(
-        Xid(global_part[1], global_part[2], int(branch_part[1])), int(branch_part[2]), int(branch_part[3])
-    )
+    return XaXid(Xid(global_part[1], global_part[2], int(branch_part[1])), int(branch_part[2]), int(branch_part[3]))
 
 
 def new_attempt() -> str:

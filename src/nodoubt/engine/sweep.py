@@ -97,9 +97,7 @@ def _forget_gone(ctx: Context, found: dict[str, list[_Found]], *, complete: bool
 # ---- branches that are listed ---------------------------------------------------------------------
 
 
-def _settle_listed(
-    ctx: Context, report: SweepReport, found: dict[str, list[_Found]], grace_s: float
-) -> Script[None]:
+def _settle_listed(ctx: Context, report: SweepReport, found: dict[str, list[_Found]], grace_s: float) -> Script[None]:
     attempts = sorted(found)
     try:
         # Confirmed, not just read: a row can be visible before it is flushed.
@@ -192,9 +190,7 @@ def _still_listed(ctx: Context, branches: Sequence[_Found]) -> Script[list[_Foun
     return still
 
 
-def _abort(
-    ctx: Context, attempt: str, staging: Staging | None, branches: Sequence[_Found], why: str
-) -> Decision:
+def _abort(ctx: Context, attempt: str, staging: Staging | None, branches: Sequence[_Found], why: str) -> Decision:
     refs = tuple(
         BranchRef(one.prepared.xid.branch, one.participant.name, one.participant.resource_id) for one in branches
     )
@@ -356,9 +352,7 @@ def _forget(participant: Participant, xids: Sequence[Xid]) -> Script[int]:
     return using(participant.reserve, body)
 
 
-def _quarantine(
-    ctx: Context, report: SweepReport, attempt: str, branch: int, resource: str, why: str
-) -> Script[None]:
+def _quarantine(ctx: Context, report: SweepReport, attempt: str, branch: int, resource: str, why: str) -> Script[None]:
     report.quarantined += 1
     log.error("QUARANTINED: branch %d of %s on %s: %s. A human must look.", branch, attempt, resource, why)
 

@@ -272,9 +272,7 @@ def fence_failed_begin(ctx: Context, attempt: Attempt, why: str) -> Script[None]
     """Make sure that this attempt's row, should it stand, says ABORT. If the journal is away, the deadline will."""
     ctx.remember_failed_begin(attempt.name, attempt.id)
     refs = attempt.early.branches if attempt.early is not None else ()
-    wanted = Decision(
-        attempt.id, Verdict.ABORT, Mode.STAGED, attempt.name, refs, None, ctx.owner, why, ctx.clock.now()
-    )
+    wanted = Decision(attempt.id, Verdict.ABORT, Mode.STAGED, attempt.name, refs, None, ctx.owner, why, ctx.clock.now())
     try:
         yield from register.decide(ctx, wanted)
     except NoDoubtError as error:
@@ -374,7 +372,9 @@ def _branches_of(ctx: Context, staging: Staging, *, require_last: bool) -> Scrip
                 "the resources; nothing was changed"
             )
         xid = Xid(ctx.cluster, staging.attempt, ref.number)
-        branches[ref.number] = Branch(ref.number, participant, Work(xid, ctx.epoch, staged=True), prepared=Prepared(xid))
+        branches[ref.number] = Branch(
+            ref.number, participant, Work(xid, ctx.epoch, staged=True), prepared=Prepared(xid)
+        )
     if staging.last is not None and require_last:
         yield from _require_listed(ctx, staging, branches[staging.last])
     return branches

@@ -118,9 +118,7 @@ class CommitMachine:
         self.phase = phase
         self.point = plan.decision.point if plan.staging is None else plan.staging.last
         resumed = phase is Phase.STAGED
-        self.branches = {
-            share.number: Standing.PREPARED if resumed else Standing.WORKING for share in plan.shares
-        }
+        self.branches = {share.number: Standing.PREPARED if resumed else Standing.WORKING for share in plan.shares}
         self.pending: set[int] = set()  # branches whose answer is awaited
         self.unfinished: dict[int, str] = {}
         self.why = ""
@@ -289,6 +287,14 @@ class CommitMachine:
             self.branches[self.point] = Standing.GONE
         return self._abort()
 
+    def _not_decided(self, event: Declined) -> Ready:
+        """The row was surely not written. At once, only we could write COMMIT, and now never will."""
+        self.why = event.why
+        if self.plan.staging is None:
+            return self._abort()
+        self.phase = Phase.STAGED
+        return Ready(answer=Answer.STAGED)
+
     def _alone_declined(self, event: Declined) -> Ready:
         self.why = event.why
         self.branches[self.plan.writers[0]] = Standing.GONE
@@ -393,6 +399,7 @@ TABLE: dict[tuple[Phase, type[Event]], Rule] = {
     (_P.STAGED, CommitAsked): _rule(_M._finish_staged, _P.DECIDING, _P.POINTING),
     (_P.STAGED, AbortAsked): _rule(_M._abort_staged, _P.FENCING),
     (_P.DECIDING, Decided): _rule(_M._decided, *_COMMIT, *_ABORT),
+    (_P.DECIDING, Declined): _rule(_M._not_decided, _P.STAGED, *_ABORT),
     (_P.DECIDING, Undecided): _rule(_M._decision_lost, _P.DOUBT),
     (_P.POINTING, Decided): _rule(_M._pointed, *_COMMIT, *_ABORT),
     (_P.POINTING, Declined): _rule(_M._declined, _P.DECIDING, *_ABORT),

@@ -100,9 +100,7 @@ def matching(known: Known, seen: Seen, age: Age) -> tuple[Row, ...]:
     return tuple(r for r in TABLE if r.known is known and seen in r.seen and r.age in (None, age))
 
 
-_ACTIONS = {
-    (known, seen, age): matching(known, seen, age)[0] for known in Known for seen in Seen for age in Age
-}
+_ACTIONS = {(known, seen, age): matching(known, seen, age)[0] for known in Known for seen in Seen for age in Age}
 
 
 def what_to_do(known: Known, seen: Seen, age: Age) -> Row:

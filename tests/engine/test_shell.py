@@ -1,0 +1,301 @@
+"""Pools, batches and the watchdog: bounded, fair, and nothing dirty comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from nodoubt.engine.pool import AsyncPool, ThreadPool
+from nodoubt.engine.shell import AsyncShell, ThreadShell
+from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
+from nodoubt.ports import Reply, SessionLost
+from nodoubt.script import Do, Script, every
+
+
+class Fake:
+    """A session that does nothing, and remembers what was done to it."""
+
+    def __init__(self) -> None:
+        self.usable, self.killed, self.closed = True, False, False
+        self.stuck = threading.Event()
+
+    def run(self, sql: str) -> tuple[Reply, ...]:
+        return (Reply(),)
+
+    def hang(self) -> None:
+        self.stuck.wait(30)
+        raise OSError("cut off")
+
+    def close(self) -> None:
+        self.closed, self.usable = True, False
+
+    def kill(self) -> None:
+        self.killed, self.usable = True, False
+        self.stuck.set()
+
+    def timed_out(self, seconds: float) -> Exception:
+        return SessionLost(f"{seconds:g}")
+
+
+class AFake(Fake):
+    async def run(self, sql: str) -> Any:
+        return (Reply(),)
+
+    async def hang(self) -> None:
+        await asyncio.sleep(30)
+
+    async def close(self) -> None:
+        self.closed, self.usable = True, False
+
+
+def pool(size: int = 2, acquire_s: float = 0.05) -> ThreadPool:
+    return ThreadPool("db", Fake, size=size, acquire_s=acquire_s)  # type: ignore[arg-type]
+
+
+def test_a_pool_never_holds_more_than_its_size_and_says_so() -> None:
+    two = pool()
+    held = [two.acquire(), two.acquire()]
+    with pytest.raises(PoolExhausted, match="pool_size"):
+        two.acquire()
+    two.release(held[0])
+    assert two.acquire() is held[0]
+
+
+def test_a_session_that_is_not_usable_never_comes_back() -> None:
+    two = pool()
+    one = two.acquire()
+    one.usable = False
+    two.release(one)
+    assert one.killed  # type: ignore[attr-defined]
+    assert two.acquire() is not one
+
+
+def test_waiters_are_served_in_the_order_they_came() -> None:
+    single = pool(1, acquire_s=10)
+    held = single.acquire()
+    served: list[int] = []
+    queued: list[threading.Thread] = []
+    for number in range(5):
+
+        def wait(number: int = number) -> None:
+            session = single.acquire()
+            served.append(number)
+            single.release(session)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        queued.append(thread)
+        while len(single._waiting) <= number:
+            time.sleep(0)
+    single.release(held)
+    for thread in queued:
+        thread.join()
+    assert served == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_connect_gives_its_place_back_and_names_the_database() -> None:
+    def refuse() -> Fake:
+        raise OSError("refused")
+
+    broken = ThreadPool("orders", refuse, size=1, acquire_s=0.05)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(ResourceUnavailable, match="orders"):
+            broken.acquire()
+
+
+def test_a_closed_pool_ends_what_comes_back() -> None:
+    two = pool()
+    one = two.acquire()
+    two.close()
+    two.release(one)
+    assert one.killed  # type: ignore[attr-defined]
+    with pytest.raises(ClosedTransaction):
+        two.acquire()
+
+
+def test_a_child_of_a_fork_never_touches_its_parents_sessions() -> None:
+    two = pool()
+    idle, held = two.acquire(), two.acquire()
+    two.release(idle)
+    pid = os.fork()
+    if pid == 0:
+        two.release(held)
+        fresh = two.acquire()
+        untouched = not idle.killed and not held.killed  # type: ignore[attr-defined]
+        os._exit(0 if untouched and fresh is not idle and fresh is not held else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert two.acquire() is idle
+
+
+def test_async_waiters_are_served_in_order_and_a_cancelled_one_loses_nothing() -> None:
+    async def main() -> None:
+        async def connect() -> AFake:
+            return AFake()
+
+        single = AsyncPool("db", connect, size=1, acquire_s=10)
+        held = await single.acquire()
+        tasks = [asyncio.create_task(single.acquire()) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        single.release(held)
+        assert await tasks[1] is held
+        single.release(held)
+        assert await tasks[2] is held
+        single.release(held)
+        assert await single.acquire() is held
+
+    asyncio.run(main())
+
+
+def test_a_place_handed_to_a_waiter_who_is_cancelled_at_that_moment_is_not_lost() -> None:
+    async def main() -> None:
+        async def connect() -> AFake:
+            return AFake()
+
+        single = AsyncPool("db", connect, size=1, acquire_s=10)
+        held = await single.acquire()
+        waiter = asyncio.create_task(single.acquire())
+        await asyncio.sleep(0)
+        single.release(held)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        assert await asyncio.wait_for(single.acquire(), 5) is held
+
+    asyncio.run(main())
+
+
+def test_a_blocking_call_that_takes_too_long_is_cut_off_by_the_watchdog() -> None:
+    def script(session: Fake) -> Script[None]:
+        yield Do(session, "hang", (), 0.05)
+
+    shell, session = ThreadShell(), Fake()
+    with pytest.raises(SessionLost):
+        shell.run(script(session))
+    assert session.killed
+
+
+def test_an_async_call_that_takes_too_long_is_cut_off() -> None:
+    def script(session: Fake) -> Script[None]:
+        yield Do(session, "hang", (), 0.05)
+
+    session = AFake()
+    with pytest.raises(SessionLost):
+        asyncio.run(AsyncShell().run(script(session)))
+    assert session.killed
+
+
+def test_what_runs_at_the_same_time_runs_at_the_same_time() -> None:
+    """Two scripts that each wait for the other end only if both run at once."""
+    barrier = threading.Barrier(2, timeout=10)
+
+    class Meeting:
+        def meet(self) -> int:
+            return barrier.wait()
+
+    def one() -> Script[int]:
+        return (yield Do(Meeting(), "meet"))
+
+    outcomes = ThreadShell().run(every([one(), one()]))
+    assert sorted(o.get() for o in outcomes) == [0, 1]
+
+
+def test_concurrent_submits_share_a_write_and_each_gets_its_own_answer() -> None:
+    shell = ThreadShell()
+    writes: list[int] = []
+    gate = threading.Event()
+
+    def write(items: list[int]) -> Script[list[int]]:
+        writes.append(len(items))
+        if len(writes) == 1:
+            gate.wait(10)  # while the first writes, the others queue up
+        yield from ()
+        return [item * 2 for item in items]
+
+    batch = shell.batch(write)
+    answers: dict[int, int] = {}
+    threads = [threading.Thread(target=lambda n=n: answers.update({n: batch.submit(n)})) for n in range(20)]
+    threads[0].start()
+    while not writes:
+        time.sleep(0)
+    for thread in threads[1:]:
+        thread.start()
+    while len(batch._waiting) < 19:
+        time.sleep(0)
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert answers == {n: n * 2 for n in range(20)}
+    assert writes == [1, 19]
+
+
+def test_a_write_that_fails_fails_for_all_and_the_next_one_works() -> None:
+    shell = ThreadShell()
+
+    def write(items: list[int]) -> Script[list[int]]:
+        yield from ()
+        if 13 in items:
+            raise OSError("disk")
+        return items
+
+    batch = shell.batch(write)
+    with pytest.raises(OSError):
+        batch.submit(13)
+    assert batch.submit(7) == 7
+
+
+def test_async_submits_share_a_write_even_when_the_first_caller_is_cancelled() -> None:
+    async def main() -> None:
+        writes: list[int] = []
+
+        class Gate:
+            async def pass_(self) -> None:
+                await asyncio.sleep(0)
+
+        def write(items: list[int]) -> Script[list[int]]:
+            writes.append(len(items))
+            yield Do(Gate(), "pass_")
+            return items
+
+        batch = AsyncShell().batch(write)
+        tasks = [asyncio.create_task(batch.submit(n)) for n in range(10)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(done[0], asyncio.CancelledError)
+        assert done[1:] == list(range(1, 10))
+        assert len(writes) <= 2
+
+    asyncio.run(main())
+
+
+def test_a_shielded_script_outlives_the_caller_who_is_cancelled_in_it() -> None:
+    async def main() -> None:
+        reached: list[str] = []
+
+        class Step:
+            async def go(self, name: str) -> None:
+                await asyncio.sleep(0.01)
+                reached.append(name)
+
+        def script() -> Script[None]:
+            step = Step()
+            for name in ("prepare", "decide", "commit"):
+                yield Do(step, "go", (name,))
+
+        shell = AsyncShell()
+        caller = asyncio.create_task(shell.shielded(script()))
+        await asyncio.sleep(0.005)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await shell.stop()
+        assert reached == ["prepare", "decide", "commit"]
+
+    asyncio.run(main())
