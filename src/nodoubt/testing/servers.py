@@ -455,7 +455,9 @@ def _run(arguments: list[str], account: pwd.struct_passwd | None, directory: Pat
         raise ServerError(f"{arguments[0]} failed ({done.returncode}):\n{done.stdout}\n{done.stderr}")
 
 
-def _spawn(arguments: list[str], account: pwd.struct_passwd | None, directory: Path, log: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    arguments: list[str], account: pwd.struct_passwd | None, directory: Path, log: int
+) -> subprocess.Popen[bytes]:
     user, group, groups = _who(account)
     return subprocess.Popen(
         arguments, user=user, group=group, extra_groups=groups, cwd=directory, env=_environment(),
