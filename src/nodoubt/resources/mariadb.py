@@ -1,0 +1,555 @@
+"""A MariaDB or MySQL database as a participant: XA branches, receipts, and what each error of the server means.
+
+Guarantees: every branch runs within XA START, where the server refuses DDL, COMMIT and whatever else would end it
+early; before PREPARE or COMMIT, XA END of our own xid proves that the session is still in it. "Refused" of a
+prepare or commit is said only after the server has rolled this very branch back. XAER_NOTA is never success (I7): the server
+answers it for a branch that another session still holds, too. A session that holds a prepared branch is not `usable`.
+
+Must not: reset a session, or run anything through a driver's own transactions: raw autocommit sessions only.
+
+What it can't see: rows written to non-transactional tables by a procedure, or in a branch that also creates or drops
+temporary tables. `check` names all such tables, and plain statements that write to them are refused.
+XA RECOVER tells neither age nor database: all databases of the server are listed, in all of which a cluster may have
+resources. XA ROLLBACK is not durable: a branch rolled back may be listed again after a crash (I11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..errors import BranchDoomed, ResourceRefused, SchemaMismatch, UsageError, invariant
+from ..ports import (
+    Failure,
+    Identity,
+    Prepared,
+    Refused,
+    Reply,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Traits,
+    Unclear,
+    UnknownXid,
+    Work,
+)
+from ..protocol.records import Verdict
+from ..script import Pause, Script, do
+from ..xid import XaXid, Xid, parse_xa
+from . import mariadb_text as text
+from .mariadb_failures import FAILURES, refusal
+from .mariadb_settings import SETTINGS, require, warnings_of
+
+SCHEMA_VERSION = 1
+STARTED_TOLERANCE_S = 2  # the server's start is computed from two clocks of whole seconds, see mysql_wire.started
+LOCK_WAIT_S = 2  # how long a receipt or a fence waits for the branch itself
+SETUP_WAIT_S = 30
+KILL_POLLS_MAX = 10
+KILL_POLL_FIRST_S = 0.001
+FORGET_BATCH_MAX = 1000
+TABLES_NAMED_MAX = 5
+
+# ROLLBACK TO SAVEPOINT warns (1196) if the transaction has written to a non-transactional table, by whatever way,
+# triggers included; Aria does not even take the savepoint (1178). The subquery turns the warning into an error (1242), which
+# ends the message before anything is promised. The first statement is there to clear the warnings of the user's last.
+PROBE = (
+    "SELECT 1 FROM {identity} LIMIT 0",
+    "SAVEPOINT nodoubt",
+    "ROLLBACK TO SAVEPOINT nodoubt",
+    "SELECT IF(@@warning_count = 0, 1, (SELECT 1 UNION SELECT 2))",
+)
+WRITES = "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What is known of a session's current branch and kept nowhere else."""
+
+    ran: bool = False
+    writes: int | None = None  # the session's write counters before its first reading statement
+    probe: bool = True  # PROBE can be relied on
+    stained: bool = False  # not to be handed to anybody else
+
+
+class MariaDBResource:
+    """See `ports.Resource`. `database`: where our tables are, as named in the URL."""
+
+    traits = Traits(kind="mariadb", holds_session=True)
+
+    def __init__(self, name: str, database: str) -> None:
+        self.name = name
+        self.database = database
+        schema = "`" + database.replace("`", "``") + "`"
+        self._schema = schema
+        self._receipts = f"{schema}.nodoubt_receipts"
+        self._identity = f"{schema}.nodoubt_identity"
+        self._probe = tuple(statement.format(identity=self._identity) for statement in PROBE)
+        self._notes: WeakKeyDictionary[Session, _Notes] = WeakKeyDictionary()
+        self._plain_tables: frozenset[str] = frozenset()  # of this database, not transactional; as of the last `check`
+
+    # -- registration
+
+    def check(self, session: Session) -> Script[tuple[str, ...]]:
+        """Refuse what can't keep a promise; warn of what may lose one at a failover, or can't be rolled back."""
+        settings = yield from self._settings(session)
+        require(settings)
+        warnings = warnings_of(settings)
+        plain_tables = (
+            f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {_literal(self.database)} AND "
+            "TABLE_TYPE = 'BASE TABLE' AND ENGINE NOT IN (SELECT ENGINE FROM information_schema.ENGINES WHERE "
+            "TRANSACTIONS = 'YES') ORDER BY TABLE_NAME"
+        )
+        try:
+            _, listing = yield from self._run(session, "XA RECOVER", plain_tables)
+        except StatementFailed as error:
+            raise ResourceRefused(
+                f"the server refuses XA RECOVER ({error}), without which a branch in doubt can't be found: "
+                "GRANT XA_RECOVER_ADMIN to this account"
+            ) from error
+        tables = [str(row[0]) for row in listing.rows]
+        self._plain_tables = frozenset(table.lower() for table in tables)
+        if tables:
+            more = f" and {len(tables) - TABLES_NAMED_MAX} more" if len(tables) > TABLES_NAMED_MAX else ""
+            warnings.append(
+                f"writes to {', '.join(tables[:TABLES_NAMED_MAX])}{more} can't be rolled back, so they are refused in "
+                "transactions: ALTER TABLE … ENGINE=InnoDB"
+            )
+        return tuple(warnings)
+
+    def schema_sql(self) -> str:
+        """The statements that make our tables."""
+        template = (files(__package__) / "schema" / "mariadb.sql").read_text(encoding="utf-8")
+        return template.replace("{database}", self._schema)
+
+    def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
+        """Under a lock of the server's, so that of two at a time one finds what the other has stored."""
+        server = yield from self.server(session)
+        lock = _literal(f"nodoubt {self.database}"[:64])
+        (locked,) = yield from self._run(session, f"SELECT GET_LOCK({lock}, {SETUP_WAIT_S})")
+        if locked.scalar() != 1:
+            raise Unclear(f"another setup of {self.name} has been running for {SETUP_WAIT_S} s: try again")
+        try:
+            yield from do(session, "run", self.schema_sql())
+            stored = yield from self.identity(session)
+            if stored is None:
+                row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, {SCHEMA_VERSION}"
+                yield from self._change(session, f"INSERT INTO {self._identity} VALUES ({row})")
+        except StatementFailed as error:
+            raise ResourceRefused(f"our tables can't be made in {self.database}: {error}") from error
+        finally:
+            if session.usable:
+                yield from do(session, "run", f"DO RELEASE_LOCK({lock})")
+
+    def identity(self, session: Session) -> Script[Identity | None]:
+        """What is stored; the epoch is the highest of those the row and the receipts have witnessed."""
+        try:
+            (reply,) = yield from self._run(
+                session,
+                f"SELECT resource_id, cluster, server, GREATEST(epoch, (SELECT COALESCE(MAX(epoch), 0) FROM "
+                f"{self._receipts})) AS epoch, version FROM {self._identity} WHERE id = 1",
+            )
+        except StatementFailed as error:
+            if error.code in ("1146", "1049"):
+                return None
+            raise Refused(f"the identity of {self.name} can't be read: {error}") from error
+        if not reply.rows:
+            return None
+        row = reply[0]
+        if row["version"] != SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the tables in {self.database} are of version {row['version']}, this release knows {SCHEMA_VERSION}: "
+                "run nodoubt schema apply with the newest release in use"
+            )
+        return Identity(row["resource_id"], row["cluster"], row["server"], int(row["epoch"]))
+
+    def server(self, session: Session) -> Script[str]:
+        """MySQL's uuid, kept with its data; MariaDB's uid, a hash of host (MAC address) and port; "" before 10.10."""
+        settings = yield from self._settings(session)
+        uid = settings.get("server_uuid") or settings.get("server_uid") or ""
+        return f"{uid}/{self.database}" if uid else ""
+
+    def witness(self, session: Session, epoch: int) -> Script[None]:
+        """Never lowers what is stored."""
+        yield from self._change(
+            session, f"UPDATE {self._identity} SET epoch = GREATEST(epoch, {int(epoch)}) WHERE id = 1"
+        )
+
+    def adopt(self, session: Session, identity: Identity) -> Script[None]:
+        """Overwrite; the epoch too, for after a restore it may have to go back."""
+        values = ", ".join(map(_literal, (identity.resource_id, identity.cluster, identity.server)))
+        yield from self._change(
+            session,
+            f"DELETE FROM {self._identity}",
+            f"INSERT INTO {self._identity} VALUES (1, {values}, {int(identity.epoch)}, {SCHEMA_VERSION})",
+            f"UPDATE {self._receipts} SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
+        )
+
+    # -- one branch's work
+
+    def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
+        """XA START, always: in a plain transaction a DDL would commit the work behind our back."""
+        invariant(not before, "I4", "no row can be left unforced on InnoDB")
+        handle = XaXid(work.xid, session.connection_id, session.server_started)
+        try:
+            yield from self._run(session, f"XA START {handle.sql}")
+        except StatementFailed as error:
+            session.kill()  # whatever it is in, it is not clean
+            raise refusal(error, "XA START was refused") from error
+        work.handle = handle
+        self._notes[session] = _Notes()
+
+    def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """The user's statement. Whatever goes wrong dooms the branch: InnoDB keeps half of a failed statement's work."""
+        if work.doomed is not None:
+            raise BranchDoomed(
+                f"an earlier statement on {self.name} failed, so this transaction can only be rolled back: {work.doomed}"
+            ) from work.doomed
+        try:
+            text.refuse_control(statement)
+            self._refuse_plain_table(statement)
+            notes = self._notes[session]
+            notes.ran = True
+            notes.stained |= text.stains(statement)
+            notes.probe &= not text.may_use_temporary_tables(statement)
+            if not text.only_reads(statement):
+                work.wrote = True
+            elif not work.wrote and notes.writes is None:
+                notes.writes = yield from self._writes(session)
+            reply: Reply = yield from do(session, "execute", statement, params)
+            return reply
+        except BaseException as error:
+            work.doomed = error
+            raise
+
+    def _refuse_plain_table(self, statement: str) -> None:
+        if not self._plain_tables:
+            return
+        database, table = text.written_table(statement)
+        if database in ("", self.database.lower()) and table in self._plain_tables:
+            raise UsageError(
+                f"{table!r} is not transactional, so a write to it can't be rolled back: "
+                "ALTER TABLE … ENGINE=InnoDB, or write to it outside of the transaction"
+            )
+
+    def wrote(self, session: Session, work: Work) -> Script[bool]:
+        """False if nothing was run, or only reads were and the session's own counters show no row written since."""
+        notes = self._notes.get(session)
+        if work.wrote or notes is None:
+            return True
+        if not notes.ran and not work.statements:
+            return False
+        writes = yield from self._writes(session)
+        return writes is None or writes != notes.writes
+
+    def _writes(self, session: Session) -> Script[int | None]:
+        """Rows this session has ever written, by whatever way; what sorting and grouping write is not counted.
+
+        On MySQL it is, by this statement too: there every branch that ran anything counts as a writer.
+        """
+        try:
+            (reply,) = yield from self._run(session, WRITES)
+        except StatementFailed:
+            return None
+        return sum(int(row[1]) for row in reply.rows)
+
+    def end_reader(self, session: Session, work: Work) -> Script[None]:
+        """End a branch that wrote nothing. What goes wrong is a refusal: there was nothing to commit."""
+        handle = _handle(work)
+        try:
+            yield from self._run(session, f"XA END {handle.sql}", f"XA COMMIT {handle.sql} ONE PHASE")
+        except StatementFailed as error:
+            yield from self._undo(session, work)
+            raise refusal(error, "the reading branch could not be ended") from error
+        except SessionLost as error:
+            raise Refused(f"the connection to {self.name} was lost before its reads had ended", retry=True) from error
+        self._finished(session, work)
+
+    def rollback(self, session: Session, work: Work) -> Script[None]:
+        """Undo; a session that does not say that it did is ended, which undoes it, too."""
+        if work.handle is not None:
+            yield from self._undo(session, work)
+
+    def _undo(self, session: Session, work: Work) -> Script[bool]:
+        """True if the server said that it rolled back this very branch: then nothing of it was or will be committed."""
+        handle = _handle(work)
+        try:
+            try:
+                yield from self._run(session, f"XA END {handle.sql}", f"XA ROLLBACK {handle.sql}")
+            except StatementFailed:
+                # Ended already, or rollback-only after a deadlock: XA END then is an error and ends the message.
+                yield from self._run(session, f"XA ROLLBACK {handle.sql}")
+        except (StatementFailed, SessionLost):
+            session.kill()
+            return False
+        self._finished(session, work)
+        return True
+
+    def _finished(self, session: Session, work: Work | None = None) -> None:
+        """The branch is over and the session is out of it; it may serve others unless it was changed."""
+        notes = self._notes.pop(session, None)
+        session.usable = notes is None or not notes.stained
+        if work is not None:
+            work.handle = None
+
+    def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """[The rows | the receipt], XA END, XA COMMIT ONE PHASE in one message, which the first error ends."""
+        handle = self._committable(work)
+        proof = tuple(riders) or (self._receipt_row(work.xid, Verdict.COMMIT, alone=True, epoch=work.epoch),)
+        yield from self._promise(
+            session, work, proof, f"XA COMMIT {handle.sql} ONE PHASE", "the commit was refused and rolled back"
+        )
+        self._finished(session, work)
+
+    # -- two phases
+
+    def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """The receipt, XA END, XA PREPARE in one message. The session is then bound to the branch until it is finished."""
+        invariant(not riders, "I4", "rows that ride in a prepared branch can't be seen until it commits")
+        handle = self._committable(work)
+        proof = (self._receipt_row(work.xid, Verdict.COMMIT, alone=False, epoch=work.epoch),)
+        yield from self._promise(
+            session, work, proof, f"XA PREPARE {handle.sql}", "the branch was not prepared and is rolled back"
+        )
+        # Back in a pool it would refuse whatever comes next, and hold the branch: see `Pool.release`.
+        session.usable = False
+
+    def _committable(self, work: Work) -> XaXid:
+        if work.doomed is not None:
+            raise Refused(f"a statement on {self.name} failed, so the branch can only be rolled back: {work.doomed}")
+        return _handle(work)
+
+    def _promise(self, session: Session, work: Work, proof: Sequence[str], promise: str, refused: str) -> Script[None]:
+        """Write the proof and make the promise, in one message. `Refused` only if the branch was then rolled back."""
+        notes = self._notes.get(session, _Notes())
+        probe = self._probe if notes.probe else ()
+        try:
+            yield from self._run(session, *probe, *proof, f"XA END {_handle(work).sql}", promise)
+        except StatementFailed as error:
+            # The error does not tell which statement it came from. Only a branch that can still be rolled back was
+            # surely neither prepared nor committed; InnoDB leaves it committable after most errors.
+            if not (yield from self._undo(session, work)):
+                raise Unclear(f"{self.name} failed in the commit, and its state is not known: {error}") from error
+            raise refusal(error, refused) from error
+        except SessionLost as error:
+            raise Unclear(f"{self.name} gave no answer: {error}") from error
+
+    def detach(self, session: Session) -> Script[None]:
+        """Close the connection: as long as it lives, nobody else can finish the branch. A few ms later anybody can."""
+        yield from do(session, "close")
+
+    def commit_prepared(
+        self, session: Session, prepared: Prepared, *, before: Sequence[str] = (), riders: Sequence[str] = ()
+    ) -> Script[None]:
+        """XA COMMIT; durable when it answers OK."""
+        invariant(not before and not riders, "I4", "rows can't ride on XA COMMIT")
+        yield from self._finish(session, prepared, "COMMIT")
+
+    def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]:
+        """XA ROLLBACK. *Not* durable: after a crash the branch may be listed again, for the next sweep to find (I11)."""
+        yield from self._finish(session, prepared, "ROLLBACK")
+
+    def _finish(self, session: Session, prepared: Prepared, verb: str) -> Script[None]:
+        handle = prepared.handle
+        if handle is None:
+            handle = yield from self._find(session, prepared.xid)
+        try:
+            yield from self._run(session, f"XA {verb} {handle.sql}")
+        except StatementFailed as error:
+            why = f"XA {verb} of {handle.xid.gid} on {self.name} was refused"
+            if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED):
+                raise refusal(error, why) from error
+            raise Unclear(f"{why}, which may come before or after it was done: {error}") from error
+        except SessionLost as error:
+            raise Unclear(f"{self.name} gave no answer: {error}") from error
+        if session.connection_id == handle.connection:
+            self._finished(session)
+
+    def _find(self, session: Session, xid: Xid) -> Script[XaXid]:
+        """The xid with the session that prepared it, which is part of its name."""
+        listed = yield from self.prepared(session, xid.cluster)
+        for one in listed:
+            if one.xid == xid:
+                return one.handle  # type: ignore[no-any-return]
+        raise UnknownXid(f"{self.name} lists no branch {xid.gid}")
+
+    # -- recovery
+
+    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+        """Those of all databases of this server: only the decision's list of branches tells whose a branch is."""
+        try:
+            (reply,) = yield from self._run(session, "XA RECOVER")
+        except StatementFailed as error:
+            raise Refused(f"{self.name} does not list its prepared branches: {error}") from error
+        except SessionLost as error:
+            raise Unclear(f"{self.name} gave no answer: {error}") from error
+        found = (_parse(row) for row in reply.rows)
+        return tuple(Prepared(one.xid, None, one) for one in found if one is not None and one.xid.cluster == cluster)
+
+    def free(self, session: Session, prepared: Prepared) -> Script[bool]:
+        """KILL the session that prepared it, if it is idle, of our account and of this run of the server.
+
+        Its id alone says nothing after a restart: it may then be an innocent stranger's. Within one run ids are
+        not used again. No privilege is needed for sessions of one's own account.
+        """
+        handle: XaXid = prepared.handle
+        if abs(handle.server_started - session.server_started) > STARTED_TOLERANCE_S:
+            return False
+        if session.connection_id == handle.connection:
+            return False
+        who = (
+            "SELECT COMMAND, USER = SUBSTRING_INDEX(USER(), '@', 1) FROM information_schema.PROCESSLIST "
+            f"WHERE ID = {handle.connection}"
+        )
+        try:
+            listed, holder = yield from self._run(session, "XA RECOVER", who)
+            held = any(_parse(row) == handle for row in listed.rows)
+            if not held or holder.rows != (("Sleep", 1),):
+                return False
+            yield from self._run(session, f"KILL CONNECTION {handle.connection}")
+            for turn in range(KILL_POLLS_MAX):
+                (holder,) = yield from self._run(session, who)
+                if not holder.rows:
+                    return True
+                yield Pause(KILL_POLL_FIRST_S * 2**turn)
+        except StatementFailed as error:
+            if error.code == "1094":  # it ended by itself between our look and our KILL
+                return True
+            raise Refused(f"{self.name} does not end session {handle.connection}: {error}") from error
+        except SessionLost as error:
+            raise Unclear(f"{self.name} gave no answer: {error}") from error
+        return False
+
+    def receipt(self, session: Session, xid: Xid) -> Script[bool]:
+        """A forced UPDATE of the very row: on InnoDB a row can be seen before it is flushed, and forgotten in a crash."""
+        try:
+            return (yield from self._confirm(session, xid)) is Verdict.COMMIT
+        except (StatementFailed, SessionLost) as error:
+            yield from self._clear(session)
+            raise Unclear(f"the receipt of {xid.gid} on {self.name} can't be read: {error}") from error
+
+    def fence(self, session: Session, xid: Xid) -> Script[Verdict]:
+        """Take the receipt's place. Blocked by the branch itself, it gives up after `LOCK_WAIT_S`: not known yet."""
+        try:
+            try:
+                marker = self._receipt_row(xid, Verdict.ABORT, alone=True, epoch=0)
+                yield from self._forced(session, marker)
+                return Verdict.ABORT
+            except StatementFailed as error:
+                yield from self._clear(session)
+                if FAILURES.get(error.code) is not Failure.DUPLICATE:
+                    raise
+            stands = yield from self._confirm(session, xid)
+            if stands is not None:
+                return stands
+            raise Unclear(f"the receipt of {xid.gid} on {self.name} was there and is gone: ask again")
+        except (StatementFailed, SessionLost) as error:
+            yield from self._clear(session)
+            raise Unclear(f"the outcome of {xid.gid} on {self.name} can't be settled now: {error}") from error
+
+    def _confirm(self, session: Session, xid: Xid) -> Script[Verdict | None]:
+        """The verdict of the row, flushed: what the UPDATE has seen is durable once the COMMIT has answered."""
+        where = f"WHERE attempt = '{xid.attempt}' AND branch = {xid.branch}"
+        updated, row = yield from self._forced(
+            session,
+            f"UPDATE {self._receipts} SET confirms = confirms + 1 {where}",
+            f"SELECT verdict FROM {self._receipts} {where}",
+        )
+        return Verdict(row.scalar()) if updated.count == 1 and row.rows else None
+
+    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
+        """Those named; with `older_than` also a batch of one-phase rows and fences from before, the oldest first."""
+        gone = 0
+        for start in range(0, len(xids), FORGET_BATCH_MAX):
+            keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids[start : start + FORGET_BATCH_MAX])
+            (reply,) = yield from self._change(
+                session, f"DELETE FROM {self._receipts} WHERE (attempt, branch) IN ({keys})"
+            )
+            gone += reply.count
+        if older_than is not None:
+            # An attempt's id starts with its time, so the key is read from its beginning to there and no further.
+            newest = f"{max(int(older_than * 1000), 0):012x}"
+            (reply,) = yield from self._change(
+                session,
+                f"DELETE FROM {self._receipts} WHERE attempt < '{newest}' AND alone = 1 AND at < {older_than!r} "
+                f"ORDER BY attempt, branch LIMIT {FORGET_BATCH_MAX}",
+            )
+            gone += reply.count
+        return gone
+
+    # -- the parts
+
+    def _run(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
+        """One message, and proof that each of its statements was answered: this protocol has no command tags (I2)."""
+        replies: tuple[Reply, ...] = yield from do(session, "run", "; ".join(statements))
+        invariant(len(replies) == len(statements), "I2", f"{len(statements)} statements, {len(replies)} answers")
+        return replies
+
+    def _forced(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
+        """A transaction of our own, in one message so that no stalled client sits between its statements.
+
+        Explicit, for a user's statement may have left the session without autocommit. Its COMMIT is flushed
+        (`check` requires innodb_flush_log_at_trx_commit=1). After an error call `_clear`.
+        """
+        _, _, *replies, _, _ = yield from self._run(
+            session,
+            f"SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}",
+            "START TRANSACTION",
+            *statements,
+            "COMMIT",
+            "SET SESSION innodb_lock_wait_timeout = DEFAULT",
+        )
+        return tuple(replies)
+
+    def _change(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
+        """`_forced`, where an error is no answer to anything but a refusal."""
+        try:
+            return (yield from self._forced(session, *statements))
+        except StatementFailed as error:
+            yield from self._clear(session)
+            raise refusal(error, f"our tables in {self.database} were not changed") from error
+
+    def _clear(self, session: Session) -> Script[None]:
+        """After an error within `_forced`: InnoDB leaves the transaction open, and even committable."""
+        try:
+            yield from self._run(session, "ROLLBACK", "SET SESSION innodb_lock_wait_timeout = DEFAULT")
+        except (StatementFailed, SessionLost):
+            session.kill()
+
+    def _receipt_row(self, xid: Xid, verdict: Verdict, *, alone: bool, epoch: int) -> str:
+        return (
+            f"INSERT INTO {self._receipts} (attempt, branch, verdict, alone, epoch, confirms, at) VALUES "
+            f"('{xid.attempt}', {xid.branch}, '{verdict.value}', {int(alone)}, {int(epoch)}, 0, "
+            "UNIX_TIMESTAMP(SYSDATE(6)))"
+        )
+
+    def _settings(self, session: Session) -> Script[dict[str, str]]:
+        names = ", ".join(f"'{name}'" for name in SETTINGS)
+        (reply,) = yield from self._run(session, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
+        return {str(row[0]).lower(): str(row[1]) for row in reply.rows}
+
+
+# ---- names ----------------------------------------------------------------------------------------
+
+
+def _handle(work: Work) -> XaXid:
+    invariant(isinstance(work.handle, XaXid), "I2", f"branch {work.xid.gid} was not begun, or has ended")
+    return work.handle  # type: ignore[no-any-return]
+
+
+def _parse(row: Sequence[Any]) -> XaXid | None:
+    """A line of XA RECOVER, if it is ours: (format id, length of gtrid, length of bqual, both in one)."""
+    format_id, gtrid_length, bqual_length, data = row
+    raw = data.encode() if isinstance(data, str) else bytes(data)
+    try:
+        gtrid, bqual = raw[:gtrid_length].decode("ascii"), raw[gtrid_length:].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return parse_xa(format_id, gtrid, bqual) if len(raw) == gtrid_length + bqual_length else None
+
+
+def _literal(value: str) -> str:
+    """Text as a hex literal that the server decodes: nothing in it can end the literal."""
+    return f"CONVERT(X'{value.encode().hex()}' USING utf8mb4)"

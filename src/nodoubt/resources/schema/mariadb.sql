@@ -1,0 +1,27 @@
+-- nodoubt, tables of a participant on MariaDB or MySQL, version 1. {database} stands for the quoted database.
+
+-- Who this database is, to whose journal it belongs, and the highest epoch that journal has shown it.
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_identity (
+    id TINYINT NOT NULL PRIMARY KEY,
+    resource_id CHAR(32) NOT NULL,
+    cluster CHAR(16) NOT NULL,
+    server VARCHAR(255) NOT NULL,
+    epoch BIGINT NOT NULL,
+    version INT NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
+
+-- A row that a branch writes in its own transaction: there only if the branch committed. An 'abort' row is a fence: it
+-- takes the place, so that a commit in flight can no longer happen. `alone`: the row is the only record of the commit
+-- (one phase), so that it is kept for the retention period. `at`: seconds since 1970, by the server's clock.
+-- Attempts rise with time, so rows are added at the end of the key and removed from its beginning.
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_receipts (
+    attempt CHAR(32) NOT NULL,
+    branch SMALLINT UNSIGNED NOT NULL,
+    verdict VARCHAR(6) NOT NULL,
+    alone TINYINT NOT NULL,
+    epoch BIGINT NOT NULL,
+    confirms BIGINT NOT NULL,
+    at DOUBLE NOT NULL,
+    PRIMARY KEY (attempt, branch),
+    KEY nodoubt_epoch (epoch)
+) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin
