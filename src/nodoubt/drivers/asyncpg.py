@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from ..errors import MissingExtra, ResourceUnavailable, UsageError
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Reply, SessionLost
 from ..url import Url
+from .postgres_failure import PostgresFailed, ends_session
 
 try:
     import asyncpg
@@ -54,6 +55,8 @@ class AsyncpgSession:
         self.connection = connection
         self.connection_id: int = connection.get_server_pid()
         self.usable = True
+        self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
+        self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         self._loop = asyncio.get_running_loop()
         transport = connection._transport
@@ -71,7 +74,7 @@ class AsyncpgSession:
             if not isinstance(error, asyncpg.PostgresError) or code is None or self.lost(error):
                 self.usable = False
                 raise SessionLost(str(error)) from error
-            raise StatementFailed(code, _message(error)) from error
+            raise PostgresFailed(code, _message(error), getattr(error, "schema_name", None) or "") from error
         except BaseException:
             self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
             raise
@@ -94,7 +97,9 @@ class AsyncpgSession:
         self.warnings.clear()
         try:
             # `fetch` is this call without the tag; `execute` is this call without the rows.
-            records, status, _ = await self.connection._execute(statement, tuple(params or ()), 0, None, return_status=True)
+            records, status, _ = await self.connection._execute(
+                statement, tuple(params or ()), 0, None, return_status=True
+            )
         except Exception as error:
             if self.lost(error):
                 self.usable = False
@@ -113,8 +118,9 @@ class AsyncpgSession:
 
     def lost(self, error: BaseException) -> bool:
         """Whether the connection is gone with this error: the server ended it, or the socket did."""
-        severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
-        if severity in ("FATAL", "PANIC") or isinstance(error, asyncpg.PostgresConnectionError | OSError):
+        if isinstance(error, OSError) or ends_session(
+            getattr(error, "sqlstate", None), getattr(error, "severity_en", None)
+        ):
             return True
         return bool(self.connection.is_closed())
 

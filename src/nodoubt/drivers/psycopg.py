@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Reply, SessionLost
 from ..url import Url
+from .postgres_failure import PostgresFailed, ends_session
 
 try:
     import psycopg
@@ -38,6 +39,8 @@ class PsycopgSession:
         self.connection = connection
         self.connection_id = connection.info.backend_pid
         self.usable = True
+        self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
+        self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
         # have been closed and given to a stranger's file.
@@ -56,7 +59,7 @@ class PsycopgSession:
             if error.sqlstate is None or self.lost(error):
                 self.usable = False
                 raise SessionLost(str(error)) from error
-            raise StatementFailed(error.sqlstate, _message(error)) from error
+            raise PostgresFailed(error.sqlstate, _message(error), error.diag.schema_name or "") from error
         except BaseException:
             self.usable = False  # interrupted in the middle of a call: nobody knows what is still to be read
             raise
@@ -79,7 +82,7 @@ class PsycopgSession:
 
     def lost(self, error: BaseException) -> bool:
         """Whether the connection is gone with this error: the server ended it, or the socket did."""
-        if isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+        if isinstance(error, psycopg.Error) and ends_session(error.sqlstate, error.diag.severity_nonlocalized):
             return True
         return self.connection.closed
 

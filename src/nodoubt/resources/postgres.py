@@ -1,0 +1,554 @@
+"""PostgreSQL as a participant: which statements, in which order, and what an answer means.
+
+Guarantees:
+
+- Every end of a branch is one message that begins with the *proof*: a statement that fails unless the session is
+  still in the transaction that `begin` began (a mark set with SET LOCAL ends with its transaction). A user who commits
+  behind our back, by whatever means, makes the end fail instead of preparing or committing something else.
+- Nothing counts as done but by the command tag. PostgreSQL answers `ROLLBACK`, without an error, to a PREPARE
+  or COMMIT in a failed transaction.
+- Every transaction of ours sets its own durability, at its end, whatever the user or the server chose; it keeps
+  `remote_apply`. A wait for a synchronous standby that was cancelled counts as no answer.
+- The receipt is written last, in the same message as the end.
+
+Must not: import a driver or a journal; send anything that would reset a session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant
+from ..ports import (
+    BelowFloor,
+    Conflict,
+    Identity,
+    Prepared,
+    Refused,
+    Reply,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Traits,
+    Unclear,
+    Work,
+)
+from ..protocol.records import Verdict
+from ..script import Script, do
+from ..xid import Xid, parse_gid
+from .postgres_answers import PREPARE_ADVICE, PROOF_TEXT, refusal, require_durable, require_rows, warnings
+from .postgres_statements import shape
+
+SCHEMA_VERSION = 1
+SERVER_VERSION_MIN = 120000
+LOCK_TIMEOUT_MS = 2000  # how long recovery waits for a branch that is still under way
+FENCE_TRIES_MAX = 3
+FORGET_ROWS_MAX = 10_000
+RECENT_RECEIPTS = 100
+SETUP_LOCK = 0x6E6462  # every script that creates tables in the schema nodoubt takes this advisory lock
+
+_FORCED_LEVEL = (
+    "CASE pg_catalog.current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END"
+)
+# For the session, not for the transaction: a COMMIT PREPARED stands outside any transaction.
+_FORCED = f"SELECT pg_catalog.set_config('synchronous_commit', {_FORCED_LEVEL}, false)"
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_WAIT_BRIEFLY = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
+
+# Writes without a transaction id can hide in foreign tables and in functions that notify. A function is taken to be
+# able to if it says so, builds statements as text, or is written in a language we can't read; one in C is not.
+_WROTE = """SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL
+ OR EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper)
+ OR EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+  WHERE p.oid >= 16384 AND p.prorettype NOT IN ('trigger'::pg_catalog.regtype, 'event_trigger'::pg_catalog.regtype)
+  AND (l.lanname = 'internal' AND p.prosrc = 'pg_notify'
+   OR l.lanname IN ('sql', 'plpgsql') AND p.prosrc ~* 'notify|execute|advisory|dblink'
+   OR l.lanname NOT IN ('internal', 'c', 'sql', 'plpgsql')))"""
+
+_READING_TAG = re.compile(
+    r"(SELECT|FETCH|MOVE|INSERT 0|UPDATE|DELETE|MERGE) \d+|SHOW|SET|RESET|EXPLAIN|DECLARE CURSOR|CLOSE CURSOR|"
+    "SET CONSTRAINTS|"
+)
+_WRITING_TAG = re.compile(r"(INSERT 0|UPDATE|DELETE|MERGE) [1-9]\d*")
+
+
+class PostgresResource:
+    """One PostgreSQL database."""
+
+    traits = Traits(kind="postgres", unforced_rows=True)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    # ---- registration
+
+    def check(self, session: Session) -> Script[tuple[str, ...]]:
+        """Refuse what can't be made durable, naming the line to change; warn of what an operator should know."""
+        names = (
+            "server_version_num", "fsync", "full_page_writes", "max_prepared_transactions", "synchronous_standby_names",
+            "synchronous_commit", "transaction_read_only",
+        )  # fmt: skip
+        columns = ", ".join(f"pg_catalog.current_setting('{name}')" for name in names)
+        here = "pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
+        (reply,) = yield from self._ask(session, f"SELECT {here}, {columns}")
+        pid, standby, *values = reply.rows[0]
+        setting = dict(zip(names, map(str, values), strict=True))
+        (again,) = yield from self._ask(session, "SELECT pg_catalog.pg_backend_pid()")
+        self._require(setting, standby=standby, pooled=again.scalar() != pid)
+        notes = []
+        if pid != session.connection_id:
+            notes.append(
+                "a connection pooler stands between us and the server: it must pool by session, not by transaction; "
+                "better connect to the server itself"
+            )
+        if setting["full_page_writes"] == "off":
+            notes.append(
+                "full_page_writes is off: unless the file system cannot tear a page, a crash can lose what was acknowledged"
+            )
+        if setting["synchronous_standby_names"] and setting["synchronous_commit"] in ("off", "local", "remote_write"):
+            notes.append(
+                f"synchronous_standby_names is set, but synchronous_commit is {setting['synchronous_commit']}: our own "
+                "transactions wait for the standby, yours do not; set synchronous_commit = on"
+            )
+        return tuple(notes)
+
+    def _require(self, setting: dict[str, str], *, standby: bool, pooled: bool) -> None:
+        refusals = {
+            "it runs PostgreSQL below 12: upgrade it": int(setting["server_version_num"]) < SERVER_VERSION_MIN,
+            "fsync is off, so a crash loses what was acknowledged: set fsync = on in postgresql.conf and reload": (
+                setting["fsync"] == "off"
+            ),
+            "it is a standby, where nothing can be written: connect to the primary": standby,
+            "transactions are read-only here: set default_transaction_read_only = off for this role and database": (
+                setting["transaction_read_only"] == "on"
+            ),
+            "prepared transactions are disabled: set max_prepared_transactions = 100 in postgresql.conf and restart the "
+            "server": setting["max_prepared_transactions"] == "0",
+            "two statements were answered by two server processes, so a pooler shares sessions by transaction: connect "
+            "to the server itself, or to a pooler that pools by session": pooled,
+        }
+        for why, holds in refusals.items():
+            if holds:
+                raise ResourceRefused(f"{self.name} cannot take part: {why}")
+
+    def schema_sql(self) -> str:
+        return files(__package__).joinpath("schema", "postgres.sql").read_text(encoding="utf-8")
+
+    def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
+        """Create what is missing, under a lock that makes a second `setup` wait, and store the identity if there is none."""
+        (there,) = yield from self._ask(
+            session,
+            "SELECT pg_catalog.to_regclass('nodoubt.identity') IS NOT NULL "
+            "AND pg_catalog.to_regclass('nodoubt.receipts') IS NOT NULL",
+        )
+        server = yield from self.server(session)
+        row = f"{SCHEMA_VERSION}, {_text(resource_id)}, {_text(cluster)}, {_text(server)}"
+        try:
+            yield from self._forced(
+                session,
+                f"SELECT pg_catalog.pg_advisory_xact_lock({SETUP_LOCK})",
+                *(() if there.scalar() else (self.schema_sql(),)),  # who may not create can still use what is there
+                "INSERT INTO nodoubt.identity (version, resource_id, cluster, server) "
+                f"VALUES ({row}) ON CONFLICT DO NOTHING",
+            )
+        except Refused as error:
+            raise ResourceRefused(
+                f"our tables cannot be set up on {self.name}: {error}. Set up once with a role that may create a schema, "
+                "or have an administrator run what nodoubt schema sql prints"
+            ) from error
+
+    def identity(self, session: Session) -> Script[Identity | None]:
+        """What is stored. The newest receipts are looked at as well, for an epoch above the one that `witness` stored."""
+        try:
+            (reply,) = yield from do(
+                session,
+                "run",
+                "SELECT i.version, i.resource_id, i.cluster, i.server, greatest(i.epoch, (SELECT max(r.epoch) FROM (SELECT "
+                f"epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) FROM nodoubt.identity i",
+            )
+        except SessionLost as error:
+            raise self._unavailable(error) from error
+        except StatementFailed as error:
+            if error.code in ("42P01", "3F000"):
+                return None
+            raise self._not_possible(error) from error
+        if not reply.rows:
+            return None
+        version, resource_id, cluster, server, epoch = reply.rows[0]
+        if version != SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"{self.name}: our tables are of version {version}, this release knows version {SCHEMA_VERSION}"
+            )
+        return Identity(resource_id, cluster, server, epoch)
+
+    def server(self, session: Session) -> Script[str]:
+        """System identifier and database. A base backup has the same one: the epochs must tell that."""
+        try:
+            (reply,) = yield from do(
+                session,
+                "run",
+                "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system())::text || '/' || oid::text "
+                "FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+            )
+        except SessionLost as error:
+            raise self._unavailable(error) from error
+        except StatementFailed as error:
+            if error.code == "42501":
+                return ""  # the function was taken away from this role: epochs alone must tell
+            raise self._not_possible(error) from error
+        return str(reply.scalar())
+
+    def witness(self, session: Session, epoch: int) -> Script[None]:
+        replies = yield from self._forced(session, f"UPDATE nodoubt.identity SET epoch = greatest(epoch, {int(epoch)})")
+        if replies[-1].tag != "UPDATE 1":
+            raise SchemaMismatch(f"{self.name} has no identity of ours: call setup() or run nodoubt schema apply")
+
+    def adopt(self, session: Session, identity: Identity) -> Script[None]:
+        row = ", ".join(map(_text, (identity.resource_id, identity.cluster, identity.server)))
+        yield from self._forced(
+            session,
+            "DELETE FROM nodoubt.identity",
+            "INSERT INTO nodoubt.identity (version, resource_id, cluster, server, epoch) "
+            f"VALUES ({SCHEMA_VERSION}, {row}, {int(identity.epoch)})",
+        )
+
+    # ---- one branch's work
+
+    def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
+        """BEGIN, and the mark that the proof asks for. SET takes no snapshot, so the user may still choose the isolation.
+
+        `before` is committed unforced in the same message; `Conflict` and `BelowFloor` mean that it surely was not.
+        After any other failure with `before` nobody knows: `Unclear`.
+        """
+        rows = _unforced(session, before) if before else []
+        statements = [*rows, "BEGIN", f"SET LOCAL nodoubt.attempt = '{_mark(work)}'"]
+        doing = f"begin on {self.name}"
+        try:
+            replies = yield from do(session, "run", "; ".join(statements))
+        except SessionLost as error:
+            raise Unclear(f"{doing}: {error}") from error
+        except StatementFailed as error:
+            yield from self._undo(session)
+            refused = refusal(error, doing)
+            if before and not isinstance(refused, Conflict | BelowFloor):
+                raise Unclear(str(refused)) from error
+            raise refused from error
+        tags = [reply.tag for reply in replies]
+        expected = ["COMMIT", "BEGIN", "SET"] if before else ["BEGIN", "SET"]
+        # A warning says that a transaction was open already: a session that somebody left dirty (I18). Its work would
+        # be committed as ours.
+        if tags[-len(expected) :] != expected or warnings(session):
+            session.kill()
+            raise Unclear(f"{doing}: the session was not clean: {tags} {warnings(session)}")
+        require_rows(replies)
+
+    def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """The user's statement, as it is. Whatever goes wrong, a refusal of ours included, dooms the branch (I16)."""
+        if work.doomed is not None:
+            raise BranchDoomed(f"an earlier statement on {self.name} failed: {work.doomed}") from work.doomed
+        try:
+            looks = shape(statement)
+            if looks.control:
+                raise UsageError(
+                    f"{looks.control} is not for a branch of a distributed transaction: it ends as a whole, when the block "
+                    "ends, and has no savepoints. The branch can only be rolled back now"
+                )
+            if looks.stains and hasattr(session, "stained"):
+                session.stained = True
+            reply: Reply = yield from do(session, "execute", statement, params)
+        except BaseException as error:
+            # Swallowed by the user, a refused ROLLBACK would otherwise be followed by our commit.
+            work.doomed = error
+            raise
+        reads = looks.plain and _READING_TAG.fullmatch(reply.tag) is not None
+        work.wrote = work.wrote or not reads or _WRITING_TAG.fullmatch(reply.tag) is not None
+        return reply
+
+    def wrote(self, session: Session, work: Work) -> Script[bool]:
+        """False only if no statement hinted at more than a read, no transaction id was assigned, and nothing in the
+        database could write or notify without one.
+
+        PostgreSQL tells nobody of a pending NOTIFY before the commit: that is why hints count.
+        What it can't see: a function in C that notifies, and statements that did not pass through `execute`.
+        """
+        if work.wrote:
+            return True
+        try:
+            (reply,) = yield from do(session, "run", _WROTE)
+        except (SessionLost, StatementFailed) as error:
+            yield from self._undo(session)
+            # Neither PREPARE nor COMMIT was ever sent, so the server rolls the work back.
+            raise Refused(f"{self.name} failed before its work could end: {error}", retry=True) from error
+        return reply.scalar() is not False
+
+    def end_reader(self, session: Session, work: Work) -> Script[None]:
+        yield from self._end(session, work, [self._proof(work), "COMMIT"], "COMMIT", f"end of the reads on {self.name}")
+
+    def rollback(self, session: Session, work: Work) -> Script[None]:
+        yield from self._undo(session)
+        _leave(session)
+
+    def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """One phase. The riders, or the receipt, go into the very transaction, after the proof and before the COMMIT."""
+        rows = list(riders) or [self._receipt_row(work, alone=True)]
+        statements = [self._proof(work), *rows, "COMMIT"]
+        yield from self._end(session, work, statements, "COMMIT", f"commit on {self.name}")
+
+    # ---- two phases
+
+    def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        invariant(not riders, "I4", "PostgreSQL takes rows before a branch begins, not inside its prepare")
+        statements = [
+            self._proof(work),
+            self._receipt_row(work, alone=False),
+            f"PREPARE TRANSACTION '{work.xid.gid}'",
+        ]
+        yield from self._end(session, work, statements, "PREPARE TRANSACTION", f"prepare on {self.name}")
+
+    def detach(self, session: Session) -> Script[None]:
+        """Nothing: a prepared transaction belongs to no session here."""
+        return
+        yield
+
+    def commit_prepared(
+        self, session: Session, prepared: Prepared, *, before: Sequence[str] = (), riders: Sequence[str] = ()
+    ) -> Script[None]:
+        """COMMIT PREPARED, alone in its message as the server demands.
+
+        `before` is committed unforced by the message before; the flush of COMMIT PREPARED covers it, in this session only.
+        If this raises, `before` may stand, visible and not flushed: nobody acts on it without confirming it.
+        """
+        invariant(not riders, "I4", "PostgreSQL's COMMIT PREPARED carries no rows")
+        if before:
+            yield from self._commit_unforced(session, before)
+        yield from self._phase_two(session, "COMMIT PREPARED", prepared.xid)
+
+    def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]:
+        yield from self._phase_two(session, "ROLLBACK PREPARED", prepared.xid)
+
+    # ---- recovery
+
+    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+        """Ours, in this database: the view shows every database's, and a stranger's gid may look much like ours (I9)."""
+        (reply,) = yield from self._ask(
+            session,
+            "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 "
+            "FROM pg_catalog.pg_prepared_xacts "
+            "WHERE database = pg_catalog.current_database() AND gid LIKE 'nd1.%' ORDER BY prepared",
+        )
+        parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
+        return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None and xid.cluster == cluster)
+
+    def free(self, session: Session, prepared: Prepared) -> Script[bool]:
+        """No session holds a prepared transaction here."""
+        return False
+        yield
+
+    def receipt(self, session: Session, xid: Xid) -> Script[bool]:
+        return (yield from self._confirm(session, xid)) is Verdict.COMMIT
+
+    def fence(self, session: Session, xid: Xid) -> Script[Verdict]:
+        """INSERT our marker where the receipt would stand. The INSERT waits for a branch that is under way, briefly."""
+        doing = f"fence of {xid.gid} on {self.name}"
+        for _ in range(FENCE_TRIES_MAX):
+            try:
+                yield from self._forced(
+                    session, _WAIT_BRIEFLY, _receipt_row(xid, Verdict.ABORT, epoch=0, alone=True), doing=doing
+                )
+                return Verdict.ABORT
+            except Conflict:
+                verdict = yield from self._confirm(session, xid)
+                if verdict is not None:
+                    return verdict
+            except Refused as error:
+                # The marker does not stand; whether the branch committed is as unknown as before.
+                raise Unclear(str(error)) from error
+            # The row that was in the way has been removed since: start over.
+        raise Unclear(f"{doing}: the row in its place comes and goes")
+
+    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
+        """Delete these receipts; with `older_than` also what one-phase commits left before, at most so many at a time."""
+        statements = []
+        if xids:
+            keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids)
+            statements.append(f"DELETE FROM nodoubt.receipts WHERE (attempt, branch) IN ({keys})")
+        if older_than is not None:
+            statements.append(
+                "DELETE FROM nodoubt.receipts WHERE ctid = ANY (ARRAY(SELECT ctid FROM nodoubt.receipts WHERE alone "
+                f"AND at < pg_catalog.to_timestamp({float(older_than)!r}) LIMIT {FORGET_ROWS_MAX} FOR UPDATE SKIP LOCKED))"
+            )
+        if not statements:
+            return 0
+        replies = yield from self._forced(session, *statements)
+        return sum(reply.count for reply in replies if reply.tag.startswith("DELETE"))
+
+    # ---- the parts
+
+    def _proof(self, work: Work) -> str:
+        """Fails unless the session is in the transaction that was begun; sets its durability on the way.
+
+        The cast is of a CASE, not of a constant, so that it is tried only when the mark is missing.
+        """
+        mine = f"pg_catalog.current_setting('nodoubt.attempt', true) = '{_mark(work)}'"
+        return f"{_FORCED}, (CASE WHEN {mine} THEN '1' ELSE '{PROOF_TEXT}' END)::pg_catalog.int4"
+
+    def _receipt_row(self, work: Work, *, alone: bool) -> str:
+        return _receipt_row(work.xid, Verdict.COMMIT, epoch=work.epoch, alone=alone)
+
+    def _accepts(self, tag: str, wanted: str) -> bool:
+        """The server's own word, or nothing (I2)."""
+        return tag == wanted
+
+    def _end(self, session: Session, work: Work, statements: list[str], wanted: str, doing: str) -> Script[None]:
+        """End the branch with one message. No stalled client can sit between the row and the command."""
+        if work.doomed is not None:
+            yield from self._undo(session)
+            raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {work.doomed}")
+        try:
+            replies = yield from do(session, "run", "; ".join(statements))
+        except SessionLost as error:
+            raise Unclear(f"{doing}: {error}") from error
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing, PREPARE_ADVICE if wanted == "PREPARE TRANSACTION" else {}) from error
+        tag = replies[-1].tag
+        if not self._accepts(tag, wanted):
+            yield from self._undo(session)
+            if tag == "ROLLBACK":
+                raise Refused(f"{doing}: the server answered ROLLBACK: the transaction had failed or ended before")
+            raise Unclear(f"{doing}: the server answered {tag!r}, not {wanted}")
+        require_durable(session, doing)
+        require_rows(replies)
+        if hasattr(session, "forced"):
+            session.forced = True
+        _leave(session)
+
+    def _phase_two(self, session: Session, verb: str, xid: Xid) -> Script[None]:
+        doing = f"{verb} {xid.gid} on {self.name}"
+        try:
+            if not getattr(session, "forced", False):
+                # Outside a transaction there is no SET LOCAL: once for this session.
+                yield from do(session, "run", _FORCED)
+                if hasattr(session, "forced"):
+                    session.forced = True
+            replies = yield from do(session, "run", f"{verb} '{xid.gid}'")
+        except SessionLost as error:
+            raise Unclear(f"{doing}: {error}") from error
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing, retry=True) from error
+        if not self._accepts(replies[-1].tag, verb):
+            raise Unclear(f"{doing}: the server answered {replies[-1].tag!r}")
+        require_durable(session, doing)
+        _leave(session)
+
+    def _commit_unforced(self, session: Session, rows: Sequence[str]) -> Script[None]:
+        doing = f"rows before the commit on {self.name}"
+        try:
+            replies = yield from do(session, "run", "; ".join(_unforced(session, rows)))
+        except SessionLost as error:
+            raise Unclear(f"{doing}: {error}") from error
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing) from error
+        if not self._accepts(replies[-1].tag, "COMMIT"):
+            yield from self._undo(session)
+            raise Unclear(f"{doing}: the server answered {replies[-1].tag!r}")
+        require_durable(session, doing)
+        require_rows(replies)
+
+    def _confirm(self, session: Session, xid: Xid) -> Script[Verdict | None]:
+        """The row's verdict, made durable by an UPDATE of that very row: one seen may not be flushed yet (I5)."""
+        try:
+            replies = yield from self._forced(
+                session,
+                _WAIT_BRIEFLY,
+                f"UPDATE nodoubt.receipts SET confirms = confirms + 1 WHERE attempt = '{xid.attempt}' "
+                f"AND branch = {xid.branch} RETURNING verdict",
+            )
+        except Refused as error:
+            raise Unclear(f"the receipt of {xid.gid} on {self.name} cannot be confirmed: {error}") from error
+        row = replies[-1]
+        return Verdict(row.scalar()) if row.rows else None
+
+    def _forced(self, session: Session, *statements: str, doing: str = "") -> Script[list[Reply]]:
+        """One forced transaction of our own, in one message. The replies are those of `statements` (their last ones)."""
+        doing = doing or f"our own transaction on {self.name}"
+        try:
+            replies = yield from do(session, "run", "; ".join((_BEGIN, _FORCED, *statements, "COMMIT")))
+        except SessionLost as error:
+            raise Unclear(f"{doing}: {error}") from error
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing) from error
+        if not self._accepts(replies[-1].tag, "COMMIT"):
+            yield from self._undo(session)
+            raise Unclear(f"{doing}: the server answered {replies[-1].tag!r}, not COMMIT")
+        require_durable(session, doing)
+        if hasattr(session, "forced"):
+            session.forced = True
+        return list(replies[:-1])
+
+    def _ask(self, session: Session, sql: str) -> Script[tuple[Reply, ...]]:
+        """A plain question, outside a transaction."""
+        try:
+            return (yield from do(session, "run", sql))  # type: ignore[no-any-return]
+        except SessionLost as error:
+            raise self._unavailable(error) from error
+        except StatementFailed as error:
+            raise self._not_possible(error) from error
+
+    def _undo(self, session: Session) -> Script[None]:
+        """ROLLBACK, whether or not a transaction is open. A session that can't do that is ended."""
+        if not session.usable:
+            session.kill()
+            return
+        try:
+            replies = yield from do(session, "run", "ROLLBACK")
+        except (SessionLost, StatementFailed):
+            session.kill()
+            return
+        if replies[-1].tag != "ROLLBACK":
+            session.kill()
+
+    def _unavailable(self, error: SessionLost) -> ResourceUnavailable:
+        return ResourceUnavailable(f"{self.name} was lost: {error}; nothing was decided")
+
+    def _not_possible(self, error: StatementFailed) -> ResourceRefused:
+        return ResourceRefused(f"{self.name} refuses: {error}")
+
+
+def _receipt_row(xid: Xid, verdict: Verdict, *, epoch: int, alone: bool) -> str:
+    """A plain INSERT: never ON CONFLICT, which would commit the work against a fence that stands."""
+    return (
+        "INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) "
+        f"VALUES ('{xid.attempt}', {xid.branch}, '{verdict.value}', {int(epoch)}, {str(alone).lower()})"
+    )
+
+
+def _unforced(session: Session, rows: Sequence[str]) -> list[str]:
+    """A transaction that commits the rows without a flush, for a command of the same server session to flush them.
+
+    Behind a pooler the next message may go to another session, whose flush survives a crash that these rows don't:
+    there they are forced.
+    """
+    level = f"CASE pg_catalog.pg_backend_pid() WHEN {int(session.connection_id)} THEN 'off' ELSE {_FORCED_LEVEL} END"
+    return [_BEGIN, f"SELECT pg_catalog.set_config('synchronous_commit', {level}, true)", *rows, "COMMIT"]
+
+
+def _leave(session: Session) -> None:
+    """The branch is over. Settings, locks and tables that the user left in the session must not meet the next one."""
+    if getattr(session, "stained", False):
+        session.usable = False
+
+
+def _mark(work: Work) -> str:
+    return f"{work.xid.attempt}.{work.xid.branch}"
+
+
+def _text(value: str) -> str:
+    """A literal of any text, without quoting rules."""
+    return f"pg_catalog.convert_from(pg_catalog.decode('{value.encode().hex()}', 'hex'), 'UTF8')"

@@ -1,0 +1,219 @@
+"""One body for sync and async: a `World` drives scripts either way, from the test's thread.
+
+The async world runs its loop in a thread of its own, so that a test can have one script wait inside the server
+while it does something else, the same way in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+import nodoubt.drivers.asyncpg
+import nodoubt.drivers.psycopg
+from nodoubt.ports import Prepared, Reply, Work
+from nodoubt.resources.postgres import PostgresResource
+from nodoubt.script import Script, Watch, adrive, do, drive
+from nodoubt.testing.servers import PostgresServer
+from nodoubt.url import parse_url
+from nodoubt.xid import Xid, new_attempt
+
+CLUSTER = "00000000000000c1"
+PATIENCE_S = 20.0
+
+
+class World:
+    """One fresh database, a resource over it, and sessions of one style."""
+
+    def __init__(self, url: str, style: str) -> None:
+        self.url, self.style = url, style
+        self.resource = PostgresResource("pg")
+        self.sessions: list[Any] = []
+        self._threads = ThreadPoolExecutor(8)
+        self._loop = asyncio.new_event_loop()
+        self._looper = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._looper.start()
+
+    # -- scripts
+
+    def start(self, script: Script[Any]) -> Future[Any]:
+        """Begin to run it; the future has its result."""
+        if self.style == "async":
+            return asyncio.run_coroutine_threadsafe(adrive(script), self._loop)
+        return self._threads.submit(drive, script, executor=self._threads, watch=Watch())
+
+    def drive(self, script: Script[Any]) -> Any:
+        return self.start(script).result(PATIENCE_S)
+
+    def session(self, url: str | None = None) -> Any:
+        target = parse_url(url or self.url)
+        session: Any
+        if self.style == "async":
+            opening = nodoubt.drivers.asyncpg.connect(target)
+            session = asyncio.run_coroutine_threadsafe(opening, self._loop).result(PATIENCE_S)
+        else:
+            session = nodoubt.drivers.psycopg.connect(target)
+        self.sessions.append(session)
+        return session
+
+    def run(self, session: Any, sql: str) -> tuple[Reply, ...]:
+        replies: tuple[Reply, ...] = self.drive(do(session, "run", sql))
+        return replies
+
+    # -- branches
+
+    def setup(self) -> World:
+        self.drive(self.resource.setup(self.session(), "resource-1", CLUSTER))
+        self.look("CREATE TABLE IF NOT EXISTS t (id int PRIMARY KEY, v int)")
+        return self
+
+    def work(self, branch: int = 0, epoch: int = 1) -> Work:
+        return Work(Xid(CLUSTER, new_attempt(), branch), epoch)
+
+    def begun(self, session: Any, work: Work | None = None, *statements: str) -> Work:
+        """A branch begun on the session, with these statements done."""
+        work = work or self.work()
+        self.drive(self.resource.begin(session, work))
+        for statement in statements:
+            self.drive(self.resource.execute(session, work, statement, None))
+        return work
+
+    def prepared(self, *statements: str, session: Any = None) -> Prepared:
+        session = session or self.session()
+        work = self.begun(session, None, *statements)
+        self.drive(self.resource.prepare(session, work))
+        return Prepared(work.xid)
+
+    # -- looking, past nodoubt
+
+    def look(self, sql: str, url: str | None = None) -> list[tuple[Any, ...]]:
+        with psycopg.connect(url or self.url, autocommit=True) as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def gids(self) -> list[str]:
+        return [gid for (gid,) in self.look("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")]
+
+    def receipts(self) -> list[tuple[Any, ...]]:
+        return self.look("SELECT attempt, branch, verdict, epoch, alone, confirms FROM nodoubt.receipts ORDER BY 1, 2")
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain: {what}"
+            time.sleep(0.005)
+
+    def until_waiting(self, session: Any, event: str = "%") -> None:
+        """Until the server says that this session waits inside it (for a lock, a standby …)."""
+        sql = (
+            f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id} AND state = 'active' "
+            f"AND wait_event LIKE '{event}'"
+        )
+        self.until(lambda: self.look(sql), f"session {session.connection_id} waiting for {event}")
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.kill()
+        with contextlib.suppress(psycopg.Error):
+            for gid in self.gids():
+                self.look(f"ROLLBACK PREPARED '{gid}'")
+        for session in self.sessions:
+            with contextlib.suppress(Exception):
+                self.drive(do(session, "close"))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._looper.join()
+        self._loop.close()
+        self._threads.shutdown()
+
+
+@pytest.fixture(params=["sync", "async"])
+def style(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for it, or for a world, runs once each way."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def blank(postgres: PostgresServer, style: str) -> Iterator[World]:
+    """A database that has never seen us."""
+    world = World(postgres.url(), style)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def world(blank: World) -> World:
+    """A database with our tables, and a table t (id, v)."""
+    return blank.setup()
+
+
+@pytest.fixture
+def new_world(style: str) -> Iterator[Callable[[str], World]]:
+    """Worlds over a server of the test's own."""
+    worlds: list[World] = []
+
+    def make(url: str) -> World:
+        worlds.append(World(url, style))
+        return worlds[-1]
+
+    yield make
+    for one in worlds:
+        one.close()
+
+
+class Cut:
+    """A proxy that loses the reply: the server has done what it was asked, and the client never hears of it."""
+
+    def __init__(self, url: str) -> None:
+        self._target = parse_url(url)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"postgresql://{self._target.user}@127.0.0.1:{self._listener.getsockname()[1]}/{self._target.database}"
+        self.deaf = False
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection((self._target.host, self._target.port or 5432))
+                self._sockets += [client, server]
+                threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, reply: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if reply and self.deaf:
+                    break
+                sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
+
+
+@pytest.fixture
+def cut() -> Iterator[Callable[[str], Cut]]:
+    """Proxies that lose replies once `deaf` is set."""
+    proxies: list[Cut] = []
+
+    def make(url: str) -> Cut:
+        proxies.append(Cut(url))
+        return proxies[-1]
+
+    yield make
+    for one in proxies:
+        one.close()
