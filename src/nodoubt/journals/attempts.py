@@ -1,0 +1,23 @@
+"""Attempt ids as points in time, for the floor. They begin with 48 bits of milliseconds (UUIDv7).
+
+Guarantees: ids compare as their times do, up to the clocks that made them.
+
+Must not: decide anything: a clock chooses when to try, never what is true (I14).
+"""
+
+from __future__ import annotations
+
+FLOOR_LOWEST = "0" * 32
+_MILLISECONDS_MAX = (1 << 48) - 1
+_ATTEMPT_MAX = (1 << 128) - 1
+
+
+def first_attempt_of(seconds: float) -> str:
+    """The smallest id that a clock showing this time can have made."""
+    milliseconds = min(max(int(seconds * 1000), 0), _MILLISECONDS_MAX)
+    return f"{milliseconds:012x}{'0' * 20}"
+
+
+def next_attempt(attempt: str) -> str:
+    """The smallest id above this one."""
+    return f"{min(int(attempt, 16) + 1, _ATTEMPT_MAX):032x}"

@@ -1,0 +1,210 @@
+"""The journal's other tables in a SQL database: staged names, resources, what is quarantined, what happened.
+
+Guarantees: a name is staged at most once, compared byte by byte, and only for an attempt that is neither decided nor below
+the floor (I10); what is quarantined stays listed until a named operator clears it (I17).
+
+Must not: write a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import InvalidName, UsageError
+from ..ports import BelowFloor, Conflict, Identity, Session
+from ..protocol.records import Event, Quarantined, Staging, Standing
+from ..script import Script
+from ..xid import check_name, is_attempt
+from . import rows
+from .transactions import Transactions
+
+OPERATOR_LENGTH_MAX = 200
+
+
+class Directory(Transactions):
+    """The scripts about names, resources, quarantine and events."""
+
+    # ---- names ------------------------------------------------------------------------------------
+
+    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
+        """Write the row, forced. `Conflict`: the name or the attempt is taken, or the attempt was fenced."""
+        try:
+            yield from self._write(session, *self.staging_rows(staging, replace=replace))
+        except BelowFloor as error:
+            yield from self._tell_decided(session, [staging.attempt], error)
+
+    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+        """The statements of `stage`, for a transaction that somebody else begins and commits.
+
+        An attempt that was fenced while it began must not come alive: there too the statement refuses, as it does
+        below the floor. A fence written at the same moment is not seen here, and need not be: its ABORT stands.
+        """
+        check_name(staging.name)
+        names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
+        attempt = rows.above_floor(self.dialect, staging.attempt, undecided=True)
+        values = rows.staging_values(self.dialect, staging, attempt)
+        insert = f"INSERT INTO {names} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        if replace is None:
+            return (insert,)
+        # Only an attempt that has been decided makes room; if it has not, its row stays and the INSERT conflicts.
+        old = self.dialect.attempt(replace)
+        make_room = (
+            f"DELETE FROM {names} WHERE name = {self.dialect.key(staging.name)} AND attempt = {old} "
+            f"AND EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = {old})"
+        )
+        return make_room, insert
+
+    def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
+        """Raise `Conflict` if one of the attempts has been decided, else the error.
+
+        The statement can't tell the two apart. Only which refusal is raised hangs on this plain read: whoever then
+        acts on the decision confirms it.
+        """
+        table = self.dialect.table("decisions")
+        decided = yield from self._read(
+            session, f"SELECT count(*) FROM {table} WHERE attempt IN ({self.dialect.attempts(attempts)})"
+        )
+        if int(decided.scalar()):
+            raise Conflict("the attempt has been decided already") from error
+        raise error
+
+    def find(self, session: Session, name: str) -> Script[Staging | None]:
+        """By name; failing that, by attempt: a name may look like one."""
+        try:
+            which = f"name = {self.dialect.key(check_name(name))}"
+        except InvalidName:
+            return None
+        found = yield from self._stagings(session, which)
+        if not found and is_attempt(name):
+            found = yield from self._stagings(session, f"attempt = {self.dialect.attempt(name)}")
+        return found[0] if found else None
+
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
+        """The rows of these attempts."""
+        if not attempts:
+            return {}
+        found = yield from self._stagings(session, f"attempt IN ({self.dialect.attempts(attempts)})")
+        return {one.attempt: one for one in found}
+
+    def _stagings(self, session: Session, which: str) -> Script[list[Staging]]:
+        names = self.dialect.table("names")
+        reply = yield from self._read(session, f"SELECT {rows.columns(rows.STAGING)} FROM {names} WHERE {which}")
+        return [rows.staging(row) for row in reply.rows]
+
+    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
+        """Newest first; `after`: the attempt that the page before ended with, or ""."""
+        older = f"WHERE n.attempt < {self.dialect.attempt(after)} " if after else ""
+        reply = yield from self._read(
+            session,
+            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} "
+            f"FROM {self.dialect.table('names')} AS n LEFT JOIN {self.dialect.table('decisions')} AS d "
+            f"ON d.attempt = n.attempt {older}ORDER BY n.attempt DESC LIMIT {int(limit)}",
+        )
+        width = len(rows.STAGING)
+        return [
+            (rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:]))
+            for row in reply.rows
+        ]
+
+    # ---- resources --------------------------------------------------------------------------------
+
+    def register(self, session: Session, name: str, identity: Identity) -> Script[None]:
+        """Remember the resource, forced. What was known under its id is overwritten."""
+        row = {
+            "resource_id": self.dialect.key(identity.resource_id),
+            "name": self.dialect.free_text(name),
+            "cluster": self.dialect.free_text(identity.cluster),
+            "server": self.dialect.free_text(identity.server),
+            "epoch": rows.number(identity.epoch),
+        }
+        changes = {column: self.dialect.new(column) for column in row if column != "resource_id"}
+        yield from self._write(session, self.dialect.upsert("resources", ("resource_id",), row, changes))
+
+    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
+        """By resource id."""
+        resources = self.dialect.table("resources")
+        reply = yield from self._read(session, f"SELECT {rows.columns(rows.RESOURCE)} FROM {resources}")
+        return {identity.resource_id: (name, identity) for name, identity in map(rows.resource, reply.rows)}
+
+    def unregister(self, session: Session, resource_id: str) -> Script[None]:
+        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it.
+
+        The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
+        """
+        table, decisions = self.dialect.table("resources"), self.dialect.table("decisions")
+        which = f"resource_id = {self.dialect.key(resource_id)}"
+        listed = f"{self.dialect.find_text}(branches, {self.dialect.text(rows.lists_resource(resource_id))}) > 0"
+        yield from self._write(
+            session,
+            f"DELETE FROM {table} WHERE {which} "
+            f"AND NOT EXISTS (SELECT 1 FROM {decisions} WHERE {self.dialect.is_open} AND {listed}) "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('names')} AS n WHERE {listed} "
+            f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = n.attempt))",
+        )
+        left = yield from self._read(session, f"SELECT count(*) FROM {table} WHERE {which}")
+        if int(left.scalar()):
+            raise Conflict("transactions that have not ended list this resource: finish them before it is dropped")
+
+    # ---- quarantine -------------------------------------------------------------------------------
+
+    def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
+        """Store it, forced. Seen again, it keeps its first time; seen again after it was cleared, it is new."""
+        row = {
+            "attempt": self.dialect.key(entry.attempt),
+            "branch": rows.number(entry.branch),
+            "resource": self.dialect.free_text(entry.resource),
+            "why": self.dialect.free_text(entry.why),
+            "since": self.dialect.seconds(entry.since),
+            "cleared_by": "''",
+        }
+        new, old = self.dialect.new, self.dialect.old
+        changes = {
+            "resource": new("resource"),
+            "why": new("why"),
+            "since": f"CASE WHEN {old('cleared_by')} = '' THEN {old('since')} ELSE {new('since')} END",
+            "cleared_by": "''",
+        }
+        yield from self._write(session, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes))
+
+    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
+        """Those not cleared, oldest first."""
+        reply = yield from self._read(
+            session,
+            f"SELECT {rows.columns(rows.QUARANTINED)} FROM {self.dialect.table('quarantine')} "
+            "WHERE cleared_by = '' ORDER BY since, attempt, branch",
+        )
+        return [rows.quarantined(row) for row in reply.rows]
+
+    def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]:
+        """Take it off the list, in the name of an operator. Forced."""
+        if not by.strip():
+            raise UsageError("clearing a quarantined branch takes the name of the operator who has looked at it")
+        yield from self._write(
+            session,
+            f"UPDATE {self.dialect.table('quarantine')} SET cleared_by = "
+            f"{self.dialect.text(by[:OPERATOR_LENGTH_MAX])} "
+            f"WHERE attempt = {self.dialect.key(attempt)} AND branch = {int(branch)} AND cleared_by = ''",
+        )
+
+    # ---- events -----------------------------------------------------------------------------------
+
+    def record(self, session: Session, events: Sequence[Event]) -> Script[None]:
+        """Append to the trail. Unforced: nothing hangs on an event."""
+        if not events:
+            return
+        values = ", ".join(
+            f"({self.dialect.key(event.attempt)}, {self.dialect.seconds(event.at)}, "
+            f"{self.dialect.free_text(event.what)}, {self.dialect.free_text(event.detail)})"
+            for event in events
+        )
+        table = self.dialect.table("events")
+        yield from self._write(session, f"INSERT INTO {table} ({rows.columns(rows.EVENT)}) VALUES {values}", forced=False)
+
+    def events(self, session: Session, attempt: str) -> Script[list[Event]]:
+        """The trail of one attempt, in the order in which it was recorded."""
+        reply = yield from self._read(
+            session,
+            f"SELECT {rows.columns(rows.EVENT)} FROM {self.dialect.table('events')} "
+            f"WHERE attempt = {self.dialect.key(attempt)} ORDER BY id",
+        )
+        return [rows.event(row) for row in reply.rows]

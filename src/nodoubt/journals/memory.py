@@ -1,0 +1,473 @@
+"""The journal in memory, for tests and simulated worlds: the rules of `sql`, without a server.
+
+Any number of sessions share a `MemoryStore`. Each transaction is one effect, `Do(session, "apply", (verb, *args))`, so
+that whoever drives the scripts can crash, lose or delay between any two of them. What is written unforced, or by
+`visible` (a commit that others can see before it is flushed, as on InnoDB), is lost in a `power_cut`, unless
+a forced transaction came after it: the log is flushed in order.
+
+Guarantees: the same conformance suite as for every journal. A deep copy of a store is a world of its own.
+
+Must not: be used where a decision has to outlive the process.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from ..errors import SchemaMismatch, UsageError
+from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..protocol.records import Decision, Event, Quarantined, Staging, Standing, Verdict
+from ..script import Do, Script
+from ..xid import check_name
+from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
+
+UNFORCED = frozenset({"record"})
+READING = frozenset(
+    "cluster epoch look open_commits floor find staged list_staged registered quarantined events retirable".split()
+)
+
+
+@dataclass(slots=True)
+class Row:
+    """A row of the register."""
+
+    decision: Decision
+    ended_at: float | None = None
+    confirms: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.decision.verdict is Verdict.COMMIT and self.ended_at is None
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.decision, self.ended_at is not None)
+
+
+@dataclass(slots=True)
+class State:
+    """All tables. Records are frozen, so a copy of the containers is a copy."""
+
+    cluster: str = ""
+    epoch: int = 0
+    floor: str = FLOOR_LOWEST
+    decisions: dict[str, Row] = field(default_factory=dict)
+    names: dict[str, Staging] = field(default_factory=dict)
+    resources: dict[str, tuple[str, Identity]] = field(default_factory=dict)
+    quarantine: dict[tuple[str, int], Quarantined] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def copy(self) -> State:
+        return replace(
+            self,
+            decisions={attempt: copy.copy(row) for attempt, row in self.decisions.items()},
+            names=dict(self.names),
+            resources=dict(self.resources),
+            quarantine=dict(self.quarantine),
+            events=list(self.events),
+        )
+
+
+class Rider(msgspec.Struct, frozen=True):
+    """One of `decision_rows` or `staging_rows`, as text."""
+
+    decision: Decision | None = None
+    staging: Staging | None = None
+    replace: str | None = None
+
+
+class MemoryStore:
+    """What the database is to the SQL journal. `now` is its clock."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self.now = now
+        self.state = State()
+        self._flushed: State | None = None  # what a power cut goes back to, if anything since is not flushed
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryStore:
+        twin = MemoryStore(self.now)
+        with self._lock:
+            twin.state = self.state.copy()
+            twin._flushed = self._flushed.copy() if self._flushed is not None else None
+        memo[id(self)] = twin
+        return twin
+
+    def apply(self, verb: str, *args: Any) -> Any:
+        """One transaction, atomic. Forced ones flush all that came before them."""
+        with self._lock:
+            if verb in READING:
+                return self._perform(verb, args)
+            if verb in UNFORCED:
+                self._keep_flushed()
+            result = self._perform(verb, args)
+            if verb not in UNFORCED:
+                self._flushed = None
+            return result
+
+    def visible(self, verb: str, *args: Any) -> Any:
+        """One transaction that everybody can see and nobody has flushed: its committer has not been answered."""
+        with self._lock:
+            self._keep_flushed()
+            return self._perform(verb, args)
+
+    def power_cut(self) -> None:
+        """What is not flushed is gone."""
+        with self._lock:
+            if self._flushed is not None:
+                self.state, self._flushed = self._flushed, None
+
+    def _keep_flushed(self) -> None:
+        if self._flushed is None:
+            self._flushed = self.state.copy()
+
+    def _perform(self, verb: str, args: tuple[Any, ...]) -> Any:
+        if verb in READING:
+            return getattr(self, f"_{verb}")(*args)
+        before = self.state
+        self.state = before.copy()
+        try:
+            return getattr(self, f"_{verb}")(*args)
+        except BaseException:
+            self.state = before  # all or nothing
+            raise
+
+    # ---- setup
+
+    def _setup(self, cluster: str) -> None:
+        self.state.cluster = self.state.cluster or cluster
+
+    def _cluster(self) -> str:
+        if not self.state.cluster:
+            raise SchemaMismatch("the journal has not been set up: run nodoubt schema apply")
+        return self.state.cluster
+
+    def _epoch(self) -> int:
+        return self.state.epoch
+
+    def _raise_epoch(self) -> int:
+        self.state.epoch += 1
+        return self.state.epoch
+
+    # ---- the register
+
+    def _insert(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            if decision.attempt in self.state.decisions:
+                raise Conflict("a decision for this attempt stands already")
+            self._require_above_floor(decision.attempt)
+            self.state.decisions[decision.attempt] = Row(decision)
+
+    def _require_above_floor(self, attempt: str) -> None:
+        if attempt < self.state.floor:
+            raise BelowFloor("the attempt is older than what the journal remembers")
+
+    def _confirm(self, attempts: Sequence[str]) -> dict[str, Standing]:
+        for attempt in self._known(attempts):
+            self.state.decisions[attempt].confirms += 1
+        return self._look(attempts)
+
+    def _look(self, attempts: Sequence[str]) -> dict[str, Standing]:
+        return {attempt: self.state.decisions[attempt].standing for attempt in self._known(attempts)}
+
+    def _known(self, attempts: Sequence[str]) -> list[str]:
+        return [attempt for attempt in sorted(set(attempts)) if attempt in self.state.decisions]
+
+    def _open_commits(self, after: str, limit: int) -> list[Standing]:
+        rows = [row for attempt, row in sorted(self.state.decisions.items()) if row.is_open and attempt > after]
+        return [row.standing for row in rows[:limit]]
+
+    def _end(self, attempts: Sequence[str]) -> None:
+        for attempt in self._known(attempts):
+            row = self.state.decisions[attempt]
+            row.ended_at = self.now() if row.ended_at is None else row.ended_at
+
+    # ---- retention
+
+    def _floor(self) -> str:
+        return self.state.floor
+
+    def _raise_floor(self, cutoff: str) -> None:
+        """Not above a COMMIT that has not ended, nor an undecided name, nor far beyond the newest record."""
+        state = self.state
+        if not state.decisions:
+            return
+        bounds = [attempt for attempt, row in state.decisions.items() if row.is_open]
+        bounds += [one.attempt for one in state.names.values() if one.attempt not in state.decisions]
+        state.floor = max(state.floor, min(cutoff, next_attempt(max(state.decisions)), *bounds))
+
+    def _retirable(self, older_than: float, limit: int) -> list[str]:
+        uncleared = {entry.attempt for entry in self._quarantined()}
+        old = [
+            attempt
+            for attempt, row in sorted(self.state.decisions.items())
+            if attempt < self.state.floor and _over(row, older_than) and attempt not in uncleared
+        ]
+        return old[:limit]
+
+    def _delete(self, retired: Sequence[str], older_than: float) -> None:
+        state = self.state
+        for attempt in retired:
+            row = state.decisions.get(attempt)
+            if row is not None and not row.is_open:
+                del state.decisions[attempt]
+        state.names = {name: one for name, one in state.names.items() if one.attempt not in retired}
+        state.events = [
+            event
+            for event in state.events
+            if event.attempt in state.decisions or event.attempt >= state.floor or event.at >= older_than
+            if event.attempt not in retired
+        ]
+
+    # ---- names
+
+    def _stage(self, staging: Staging, old: str | None) -> None:
+        state = self.state
+        check_name(staging.name)
+        standing = state.names.get(staging.name)
+        if standing is not None and standing.attempt == old and old in state.decisions:
+            del state.names[staging.name]
+        if staging.attempt in state.decisions:
+            raise Conflict("the attempt has been decided already")
+        if staging.name in state.names or staging.attempt in {one.attempt for one in state.names.values()}:
+            raise Conflict("the name or the attempt is staged already")
+        self._require_above_floor(staging.attempt)
+        state.names[staging.name] = staging
+
+    def _find(self, name: str) -> Staging | None:
+        by_name = self.state.names.get(name)
+        return by_name or next((one for one in self.state.names.values() if one.attempt == name), None)
+
+    def _staged(self, attempts: Sequence[str]) -> dict[str, Staging]:
+        return {one.attempt: one for one in self.state.names.values() if one.attempt in attempts}
+
+    def _list_staged(self, after: str, limit: int) -> list[tuple[Staging, Standing | None]]:
+        newest_first = sorted(self.state.names.values(), key=lambda one: one.attempt, reverse=True)
+        page = [one for one in newest_first if not after or one.attempt < after][:limit]
+        decided = self._look([one.attempt for one in page])
+        return [(one, decided.get(one.attempt)) for one in page]
+
+    def _ride(self, riders: Sequence[str]) -> None:
+        for text in riders:
+            rider = msgspec.json.decode(text, type=Rider)
+            if rider.decision is not None:
+                self._insert([rider.decision])
+            if rider.staging is not None:
+                self._stage(rider.staging, rider.replace)
+
+    # ---- resources, quarantine, events
+
+    def _register(self, name: str, identity: Identity) -> None:
+        self.state.resources[identity.resource_id] = (name, identity)
+
+    def _registered(self) -> dict[str, tuple[str, Identity]]:
+        return dict(self.state.resources)
+
+    def _unregister(self, resource_id: str) -> None:
+        state = self.state
+        undone = [row.decision.branches for row in state.decisions.values() if row.is_open]
+        undone += [one.branches for one in state.names.values() if one.attempt not in state.decisions]
+        if any(branch.resource_id == resource_id for branches in undone for branch in branches):
+            raise Conflict("transactions that have not ended list this resource: finish them before it is dropped")
+        state.resources.pop(resource_id, None)
+
+    def _quarantine(self, entry: Quarantined) -> None:
+        key = (entry.attempt, entry.branch)
+        standing = self.state.quarantine.get(key)
+        since = standing.since if standing is not None and not standing.cleared_by else entry.since
+        self.state.quarantine[key] = msgspec.structs.replace(entry, since=since, cleared_by="")
+
+    def _quarantined(self) -> list[Quarantined]:
+        uncleared = [entry for entry in self.state.quarantine.values() if not entry.cleared_by]
+        return sorted(uncleared, key=lambda entry: (entry.since, entry.attempt, entry.branch))
+
+    def _clear(self, attempt: str, branch: int, by: str) -> None:
+        standing = self.state.quarantine.get((attempt, branch))
+        if standing is not None and not standing.cleared_by:
+            self.state.quarantine[attempt, branch] = msgspec.structs.replace(standing, cleared_by=by)
+
+    def _record(self, events: Sequence[Event]) -> None:
+        self.state.events.extend(events)
+
+    def _events(self, attempt: str) -> list[Event]:
+        return [event for event in self.state.events if event.attempt == attempt]
+
+
+def _over(row: Row, before: float) -> bool:
+    if row.is_open or row.decision.decided_at >= before:
+        return False
+    return row.decision.verdict is Verdict.ABORT or (row.ended_at is not None and row.ended_at < before)
+
+
+class MemorySession:
+    """A `ports.Session` on a store, blocking. It knows no SQL: `apply` is its one verb."""
+
+    connection_id = 0
+    server_started = 0
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.usable = True
+
+    def apply(self, verb: str, *args: Any) -> Any:
+        """One transaction of the store."""
+        if not self.usable:
+            raise SessionLost("the session to the journal in memory has ended")
+        return self.store.apply(verb, *args)
+
+    def run(self, sql: str) -> tuple[Reply, ...]:
+        """Only so that a pool can ask whether it lives."""
+        if not self.usable:
+            raise SessionLost("the session to the journal in memory has ended")
+        return (Reply(),)
+
+    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+        raise StatementFailed("0A000", "the journal in memory knows no statements")
+
+    def lost(self, error: BaseException) -> bool:
+        return isinstance(error, SessionLost)
+
+    def close(self) -> None:
+        self.usable = False
+
+    def kill(self) -> None:
+        self.usable = False
+
+    def timed_out(self, seconds: float) -> Exception:
+        return SessionLost(f"no answer within {seconds:g} s")
+
+
+class AsyncMemorySession:
+    """The same for asyncio."""
+
+    connection_id = 0
+    server_started = 0
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._session = MemorySession(store)
+        self.lost = self._session.lost
+        self.kill = self._session.kill
+        self.timed_out = self._session.timed_out
+
+    @property
+    def usable(self) -> bool:
+        return self._session.usable
+
+    async def apply(self, verb: str, *args: Any) -> Any:
+        """One transaction of the store."""
+        return self._session.apply(verb, *args)
+
+    async def run(self, sql: str) -> tuple[Reply, ...]:
+        return self._session.run(sql)
+
+    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+        return self._session.execute(statement, params)
+
+    async def close(self) -> None:
+        self._session.close()
+
+
+class MemoryJournal:
+    """`ports.Journal` over memory sessions."""
+
+    def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
+        try:
+            return (yield Do(session, "apply", (verb, *args)))
+        except SessionLost as error:
+            raise Unclear(f"the journal did not answer: {error}") from error
+
+    def schema_sql(self) -> str:
+        return ""
+
+    def setup(self, session: Session, cluster: str) -> Script[None]:
+        return self._apply(session, "setup", cluster)
+
+    def cluster(self, session: Session) -> Script[str]:
+        return self._apply(session, "cluster")
+
+    def epoch(self, session: Session) -> Script[int]:
+        return self._apply(session, "epoch")
+
+    def raise_epoch(self, session: Session) -> Script[int]:
+        return self._apply(session, "raise_epoch")
+
+    # -- the register
+    def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
+        return self._apply(session, "insert", tuple(decisions))
+
+    def decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        """For `apply("ride", rows)`, by whoever begins and commits the transaction."""
+        return (msgspec.json.encode(Rider(decision=decision)).decode(),)
+
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        return self._apply(session, "confirm", tuple(attempts))
+
+    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        return self._apply(session, "look", tuple(attempts))
+
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+        return self._apply(session, "open_commits", after, limit)
+
+    def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
+        return self._apply(session, "end", tuple(attempts))
+
+    def floor(self, session: Session) -> Script[str]:
+        return self._apply(session, "floor")
+
+    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+        """Two transactions, as in SQL: a crash between them leaves records, never a place to decide again."""
+        yield from self._apply(session, "raise_floor", first_attempt_of(older_than))
+        retired = yield from self._apply(session, "retirable", older_than, max(limit, 1))
+        yield from self._apply(session, "delete", retired, older_than)
+        return tuple(retired)
+
+    # -- the directory of names
+    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
+        return self._apply(session, "stage", staging, replace)
+
+    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+        """As `decision_rows`."""
+        return (msgspec.json.encode(Rider(staging=staging, replace=replace)).decode(),)
+
+    def find(self, session: Session, name: str) -> Script[Staging | None]:
+        return self._apply(session, "find", name)
+
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
+        return self._apply(session, "staged", tuple(attempts))
+
+    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
+        return self._apply(session, "list_staged", after, limit)
+
+    # -- resources, quarantine, events
+    def register(self, session: Session, name: str, identity: Identity) -> Script[None]:
+        return self._apply(session, "register", name, identity)
+
+    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
+        return self._apply(session, "registered")
+
+    def unregister(self, session: Session, resource_id: str) -> Script[None]:
+        return self._apply(session, "unregister", resource_id)
+
+    def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
+        return self._apply(session, "quarantine", entry)
+
+    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
+        return self._apply(session, "quarantined")
+
+    def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]:
+        if not by.strip():
+            raise UsageError("clearing a quarantined branch takes the name of the operator who has looked at it")
+        return self._apply(session, "clear", attempt, branch, by)
+
+    def record(self, session: Session, events: Sequence[Event]) -> Script[None]:
+        return self._apply(session, "record", tuple(events))
+
+    def events(self, session: Session, attempt: str) -> Script[list[Event]]:
+        return self._apply(session, "events", attempt)

@@ -1,0 +1,153 @@
+"""Between records and rows: which columns there are, how a record is written into them and read back.
+
+Guarantees: what is read back equals what was written, whichever driver brings it (text as str or bytes, numbers as
+numbers or text); the order of the columns is stated once.
+
+Must not: do I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ..ports import Identity
+from ..protocol.records import BranchRef, Decision, Event, Mode, Quarantined, Staging, Standing, Verdict
+from .dialects import Dialect
+
+Row = Sequence[Any]
+
+ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
+DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
+STAGING = ("name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at")
+QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
+EVENT = ("attempt", "at", "what", "detail")
+RESOURCE = ("resource_id", "name", "cluster", "server", "epoch")
+
+
+def columns(names: Sequence[str], table: str = "") -> str:
+    """The list after SELECT or INSERT INTO."""
+    return ", ".join(f"{table}{name}" for name in names)
+
+
+def standing_columns(table: str = "") -> str:
+    """What `standing` reads."""
+    return f"{columns(DECISION, table)}, {ENDED.format(table)} AS ended"
+
+
+def decision_values(dialect: Dialect, decision: Decision, attempt: str) -> dict[str, str]:
+    """Literals by column; `attempt` is the expression that gives the attempt, or NULL below the floor."""
+    return {
+        "attempt": attempt,
+        "verdict": f"'{Verdict(decision.verdict).value}'",
+        "mode": f"'{Mode(decision.mode).value}'",
+        "name": dialect.key(decision.name),
+        "branches": dialect.text(json(decision.branches)),
+        "point": number(decision.point),
+        "owner": dialect.free_text(decision.owner),
+        "reason": dialect.free_text(decision.reason),
+        "decided_at": dialect.seconds(decision.decided_at),
+    }
+
+
+def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str, str]:
+    """Literals by column, as `decision_values`."""
+    return {
+        "name": dialect.key(staging.name),
+        "attempt": attempt,
+        "branches": dialect.text(json(staging.branches)),
+        "last_branch": number(staging.last),
+        "deadline": dialect.seconds(staging.deadline),
+        "owner": dialect.free_text(staging.owner),
+        "metadata": dialect.text(json(staging.metadata)),
+        "created_at": dialect.seconds(staging.created_at),
+    }
+
+
+def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:
+    """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
+
+    The lock holds the floor where it is until this transaction ends. If it is being raised, the SELECT waits, and
+    then sees the new one: a locking read sees what is committed, whatever the transaction's snapshot.
+
+    `undecided`: NULL also where a decision is seen. One that is written at the same moment is not.
+    """
+    literal = dialect.attempt(attempt)
+    no_decision = f" AND NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})"
+    return (
+        f"(SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
+        f"AND value <= {literal}{no_decision if undecided else ''}{dialect.share_lock})"
+    )
+
+
+def standing(row: Row) -> Standing:
+    """A row of `standing_columns`."""
+    decision = Decision(
+        attempt=text(row[0]),
+        verdict=Verdict(text(row[1])),
+        mode=Mode(text(row[2])),
+        name=text(row[3]),
+        branches=branches(row[4]),
+        point=None if row[5] is None else int(row[5]),
+        owner=text(row[6]),
+        reason=text(row[7]),
+        decided_at=float(row[8]),
+    )
+    return Standing(decision, bool(int(row[9])))
+
+
+def staging(row: Row) -> Staging:
+    """A row of `STAGING`."""
+    return Staging(
+        name=text(row[0]),
+        attempt=text(row[1]),
+        branches=branches(row[2]),
+        last=None if row[3] is None else int(row[3]),
+        deadline=float(row[4]),
+        owner=text(row[5]),
+        metadata=msgspec.json.decode(text(row[6]), type=dict[str, str]),
+        created_at=float(row[7]),
+    )
+
+
+def quarantined(row: Row) -> Quarantined:
+    """A row of `QUARANTINED`."""
+    attempt, branch, resource, why, since, cleared_by = row
+    return Quarantined(text(attempt), int(branch), text(resource), text(why), float(since), text(cleared_by))
+
+
+def event(row: Row) -> Event:
+    """A row of `EVENT`."""
+    return Event(text(row[0]), float(row[1]), text(row[2]), text(row[3]))
+
+
+def resource(row: Row) -> tuple[str, Identity]:
+    """A row of `RESOURCE`: the name it was registered under, and who it said it was."""
+    return text(row[1]), Identity(text(row[0]), text(row[2]), text(row[3]), int(row[4]))
+
+
+def text(value: Any) -> str:
+    """A text column: MariaDB's byte-exact ones come as bytes."""
+    return bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+
+
+def number(value: int | None) -> str:
+    """A literal for a whole number, or NULL."""
+    return "NULL" if value is None else str(int(value))
+
+
+def json(value: object) -> str:
+    """As it is stored. Compact and in the order of the fields: `lists_resource` relies on it."""
+    return msgspec.json.encode(value).decode()
+
+
+def lists_resource(resource_id: str) -> str:
+    """The piece of a `branches` column that every branch of this resource has, and no other."""
+    return f'"resource_id":{json(resource_id)}'
+
+
+def branches(value: Any) -> tuple[BranchRef, ...]:
+    """A `branches` column."""
+    return msgspec.json.decode(text(value), type=tuple[BranchRef, ...])

@@ -1,0 +1,73 @@
+-- The journal of nodoubt on MariaDB and MySQL, version 1. `nodoubt schema apply` runs this; twice changes nothing.
+--
+-- Keys are VARBINARY: compared byte by byte, where every text collation would take 'a' and 'a ' for one name.
+
+-- cluster: minted once. epoch: raised at each start of a coordinator. floor: the oldest attempt that may still be
+-- decided; every decision locks this row in share mode, and a clean-up raises it before it deletes anything.
+CREATE TABLE IF NOT EXISTS nodoubt_journal (
+    item VARBINARY(32) NOT NULL PRIMARY KEY,
+    value VARBINARY(64) NOT NULL DEFAULT '',
+    counter BIGINT NOT NULL DEFAULT 0
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The register: write-once. A row is only ever inserted, confirmed, ended and, below the floor, deleted.
+-- The CHECK holds even where a lax sql_mode would turn a NULL attempt into an empty one. open_commit is what recovery
+-- still has to finish: a handful of rows among millions that have ended.
+CREATE TABLE IF NOT EXISTS nodoubt_decisions (
+    attempt VARBINARY(32) NOT NULL PRIMARY KEY,
+    verdict VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    mode VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    name VARBINARY(800) NOT NULL,
+    branches LONGTEXT NOT NULL,
+    point INT NULL,
+    owner TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    decided_at DOUBLE NOT NULL,
+    ended_at DOUBLE NULL,
+    confirms BIGINT NOT NULL DEFAULT 0,
+    open_commit VARBINARY(32) AS (IF(verdict = 'commit' AND ended_at IS NULL, attempt, NULL)) VIRTUAL,
+    INDEX nodoubt_decisions_open (open_commit),
+    CHECK (length(attempt) = 32),
+    CHECK (verdict IN ('commit', 'abort'))
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- The directory of staged names.
+CREATE TABLE IF NOT EXISTS nodoubt_names (
+    name VARBINARY(800) NOT NULL PRIMARY KEY,
+    attempt VARBINARY(32) NOT NULL,
+    branches LONGTEXT NOT NULL,
+    last_branch INT NULL,
+    deadline DOUBLE NOT NULL,
+    owner TEXT NOT NULL,
+    metadata LONGTEXT NOT NULL,
+    created_at DOUBLE NOT NULL,
+    UNIQUE INDEX nodoubt_names_attempt (attempt),
+    CHECK (length(attempt) = 32)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+CREATE TABLE IF NOT EXISTS nodoubt_resources (
+    resource_id VARBINARY(255) NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL,
+    cluster TEXT NOT NULL,
+    server TEXT NOT NULL,
+    epoch BIGINT NOT NULL
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+CREATE TABLE IF NOT EXISTS nodoubt_quarantine (
+    attempt VARBINARY(255) NOT NULL,
+    branch INT NOT NULL,
+    resource TEXT NOT NULL,
+    why TEXT NOT NULL,
+    since DOUBLE NOT NULL,
+    cleared_by VARCHAR(255) NOT NULL DEFAULT '',
+    PRIMARY KEY (attempt, branch)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+CREATE TABLE IF NOT EXISTS nodoubt_events (
+    id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    attempt VARBINARY(255) NOT NULL,
+    at DOUBLE NOT NULL,
+    what TEXT NOT NULL,
+    detail LONGTEXT NOT NULL,
+    INDEX nodoubt_events_attempt (attempt, id)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

@@ -1,0 +1,70 @@
+-- The journal of nodoubt on PostgreSQL, version 1. `nodoubt schema apply` runs this; running it twice changes nothing.
+
+CREATE SCHEMA IF NOT EXISTS nodoubt;
+
+-- cluster: minted once. epoch: raised at each start of a coordinator. floor: the oldest attempt that may still be
+-- decided; every decision locks this row FOR SHARE, and a clean-up raises it before it deletes anything.
+CREATE TABLE IF NOT EXISTS nodoubt.journal (
+    item text COLLATE "C" PRIMARY KEY,
+    value text COLLATE "C" NOT NULL DEFAULT '',
+    counter bigint NOT NULL DEFAULT 0
+);
+
+-- The register: write-once. A row is only ever inserted, confirmed, ended and, below the floor, deleted.
+-- Room on each page keeps the confirming UPDATE from touching an index.
+CREATE TABLE IF NOT EXISTS nodoubt.decisions (
+    attempt text COLLATE "C" PRIMARY KEY CHECK (length(attempt) = 32),
+    verdict text NOT NULL CHECK (verdict IN ('commit', 'abort')),
+    mode text NOT NULL,
+    name text NOT NULL,
+    branches text NOT NULL,
+    point integer,
+    owner text NOT NULL,
+    reason text NOT NULL,
+    decided_at double precision NOT NULL,
+    ended_at double precision,
+    confirms bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 80);
+
+-- What recovery still has to finish: a handful of rows among millions that have ended.
+CREATE INDEX IF NOT EXISTS decisions_open ON nodoubt.decisions (attempt) WHERE verdict = 'commit' AND ended_at IS NULL;
+
+-- The directory of staged names.
+CREATE TABLE IF NOT EXISTS nodoubt.names (
+    name text COLLATE "C" PRIMARY KEY,
+    attempt text COLLATE "C" NOT NULL UNIQUE CHECK (length(attempt) = 32),
+    branches text NOT NULL,
+    last_branch integer,
+    deadline double precision NOT NULL,
+    owner text NOT NULL,
+    metadata text NOT NULL,
+    created_at double precision NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS nodoubt.resources (
+    resource_id text COLLATE "C" PRIMARY KEY,
+    name text NOT NULL,
+    cluster text NOT NULL,
+    server text NOT NULL,
+    epoch bigint NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS nodoubt.quarantine (
+    attempt text COLLATE "C" NOT NULL,
+    branch integer NOT NULL,
+    resource text NOT NULL,
+    why text NOT NULL,
+    since double precision NOT NULL,
+    cleared_by text NOT NULL DEFAULT '',
+    PRIMARY KEY (attempt, branch)
+);
+
+CREATE TABLE IF NOT EXISTS nodoubt.events (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    attempt text COLLATE "C" NOT NULL,
+    at double precision NOT NULL,
+    what text NOT NULL,
+    detail text NOT NULL
+);
+
+CREATE INDEX IF NOT EXISTS events_attempt ON nodoubt.events (attempt, id);

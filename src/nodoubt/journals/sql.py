@@ -1,0 +1,338 @@
+"""The journal in a SQL database: the register, its floor, and how it is set up. (Names and records: `directory`.)
+
+Guarantees: a decision is a plain INSERT under the floor's lock, its COMMIT in the same message; `confirm` flushes the
+very rows it returns; the floor is raised, durably, before anything below it is deleted, and never above a COMMIT
+that has not ended or a name that is undecided (I6, I10).
+
+Must not: act on a plain read, use ON CONFLICT for a decision, or know a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ResourceRefused, SchemaMismatch
+from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
+from ..protocol.records import Decision, Standing
+from ..script import Pause, Script
+from . import rows
+from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
+from .directory import Directory
+
+SCHEMA_VERSION = 1
+SETUP_TRIES_MAX = 5
+SETUP_PAUSE_S = 0.1
+ATTEMPTS_PER_STATEMENT = 500
+
+
+class SqlJournal(Directory):
+    """`ports.Journal` on PostgreSQL, MariaDB or SQLite, by dialect."""
+
+    # ---- setup ------------------------------------------------------------------------------------
+
+    def schema_sql(self) -> str:
+        """The statements that create the tables."""
+        return self.dialect.schema_sql()
+
+    def setup(self, session: Session, cluster: str) -> Script[None]:
+        """Create what is missing; a cluster id that stands is kept. Safe when run by several at a time."""
+        version = yield from self._version(session)
+        if version is None:
+            yield from self._create(session, cluster)
+            version = yield from self._version(session)
+        self._require_version(version)
+
+    def _create(self, session: Session, cluster: str) -> Script[None]:
+        if self.dialect.encoding_sql:
+            encoding = rows.text((yield from self._read(session, self.dialect.encoding_sql)).scalar())
+            if encoding != self.dialect.encoding:
+                raise ResourceRefused(
+                    f"the database stores text as {encoding}, which can't hold every name: put the journal into one "
+                    f"that is {self.dialect.encoding}"
+                )
+        for turn in range(SETUP_TRIES_MAX):
+            try:
+                if not self.dialect.ddl_in_transaction:
+                    return (yield from self._create_by_steps(session, cluster))
+                lock = (self.dialect.setup_lock,) if self.dialect.setup_lock else ()
+                yield from self._write(session, *lock, self.schema_sql(), *self._first_rows(cluster))
+                return
+            except Refused as error:
+                # CREATE SCHEMA IF NOT EXISTS fails when somebody else creates it, for other tables, at the same time.
+                if turn == SETUP_TRIES_MAX - 1 or not (error.retry or isinstance(error, Conflict)):
+                    raise
+            yield Pause(SETUP_PAUSE_S)
+
+    def _create_by_steps(self, session: Session, cluster: str) -> Script[None]:
+        """Where each CREATE commits by itself. The rows come last: without them there is no journal yet."""
+        held = yield from self._read(session, self.dialect.setup_lock)
+        if held.scalar() != 1:
+            raise Refused("another session is setting the journal up", retry=True)
+        try:
+            yield from self._read(session, self.schema_sql())
+            yield from self._write(session, *self._first_rows(cluster))
+        except Exception:
+            session.kill()  # with the session goes the lock
+            raise
+        yield from self._read(session, self.dialect.setup_unlock)
+
+    def _first_rows(self, cluster: str) -> tuple[str, ...]:
+        """Under the setup's lock, or, failing that, the primary key: of two setups the first one's id stands."""
+        key = self.dialect.key
+        items = {"cluster": (cluster, 0), "epoch": ("", 0), "floor": (FLOOR_LOWEST, 0), "version": ("", SCHEMA_VERSION)}
+        return tuple(
+            self.dialect.upsert(
+                "journal",
+                ("item",),
+                {"item": key(item), "value": key(value), "counter": str(counter)},
+                {"item": self.dialect.old("item")},
+            )
+            for item, (value, counter) in items.items()
+        )
+
+    def _version(self, session: Session) -> Script[int | None]:
+        """The version of the tables; None: there are none, or a setup has not finished."""
+        try:
+            version = (yield from self._ask(session, self._item("counter", "version")))[-1].scalar()
+        except StatementFailed as error:
+            if error.code in self.dialect.no_table:
+                return None
+            raise self._refusal(error) from error
+        return None if version is None else int(version)
+
+    def _require_version(self, version: int | None) -> None:
+        if version is None:
+            raise SchemaMismatch("the journal's tables are missing: run nodoubt schema apply")
+        if version < SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the journal's tables are of version {version}, this release needs {SCHEMA_VERSION}: "
+                "run nodoubt schema apply"
+            )
+        if version > SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the journal's tables are of version {version}, this release knows {SCHEMA_VERSION}: install a newer "
+                "release here, or run nodoubt schema apply with the older one's journal"
+            )
+
+    def cluster(self, session: Session) -> Script[str]:
+        """The cluster id. `SchemaMismatch` where there are no tables, or of another version."""
+        self._require_version((yield from self._version(session)))
+        found = yield from self._read(session, self._item("value", "cluster"))
+        return rows.text(found.scalar())
+
+    def epoch(self, session: Session) -> Script[int]:
+        """The epoch as it stands."""
+        found = yield from self._read(session, self._item("counter", "epoch"))
+        return int(found.scalar())
+
+    def raise_epoch(self, session: Session) -> Script[int]:
+        """One more, forced. The UPDATE locks the row, so the SELECT behind it sees what this transaction commits."""
+        journal, item = self.dialect.table("journal"), self.dialect.key("epoch")
+        raised = f"UPDATE {journal} SET counter = counter + 1 WHERE item = {item}"
+        _, after = yield from self._write(session, raised, self._item("counter", "epoch"))
+        return int(after.scalar())
+
+    def _item(self, column: str, item: str) -> str:
+        return f"SELECT {column} FROM {self.dialect.table('journal')} WHERE item = {self.dialect.key(item)}"
+
+    # ---- the register -----------------------------------------------------------------------------
+
+    def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
+        """Write the decisions: all of them, durably, or none."""
+        if not decisions:
+            return
+        statements = [row for decision in decisions for row in self.decision_rows(decision)]
+        try:
+            yield from self._write(session, *statements)
+        except BelowFloor as error:
+            # A record that stands says more than that it would be too old to be written now.
+            yield from self._tell_decided(session, [decision.attempt for decision in decisions], error)
+
+    def decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        """The INSERT, for any transaction in the journal's database.
+
+        One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
+        """
+        values = rows.decision_values(self.dialect, decision, rows.above_floor(self.dialect, decision.attempt))
+        table = self.dialect.table("decisions")
+        return (f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})",)
+
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        """Flush the rows of these attempts and return them.
+
+        The SELECT locks what it returns, in the order of the attempts, so the UPDATE changes at least those, and the
+        COMMIT flushes them. The other way round, a row that came between the two would be returned unconfirmed.
+        """
+        found: dict[str, Standing] = {}
+        table = self.dialect.table("decisions")
+        for some in pieces(attempts):
+            which = f"attempt IN ({self.dialect.attempts(some)})"
+            locked, confirmed = yield from self._write(
+                session,
+                f"SELECT {rows.standing_columns()} FROM {table} WHERE {which} ORDER BY attempt{self.dialect.row_lock}",
+                f"UPDATE {table} SET confirms = confirms + 1 WHERE {which}",
+            )
+            if 0 <= confirmed.count < len(locked):
+                raise Unclear(f"the journal confirmed {confirmed.count} of {len(locked)} decisions")
+            found.update((one.decision.attempt, one) for one in map(rows.standing, locked.rows))
+        return found
+
+    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        """A plain read: advice, never grounds to act."""
+        found: dict[str, Standing] = {}
+        for some in pieces(attempts):
+            reply = yield from self._read(
+                session,
+                f"SELECT {rows.standing_columns()} FROM {self.dialect.table('decisions')} "
+                f"WHERE attempt IN ({self.dialect.attempts(some)})",
+            )
+            found.update((one.decision.attempt, one) for one in map(rows.standing, reply.rows))
+        return found
+
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+        """COMMIT decisions that have not ended, from the index that holds nothing else."""
+        key = self.dialect.open_key
+        reply = yield from self._read(
+            session,
+            f"SELECT {rows.standing_columns()} FROM {self.dialect.table('decisions')} "
+            f"WHERE {self.dialect.is_open} AND {key} > {self.dialect.key(after)} ORDER BY {key} LIMIT {int(limit)}",
+        )
+        return [rows.standing(row) for row in reply.rows]
+
+    def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
+        """Mark them ended, forced: receipts are deleted on the strength of it."""
+        for some in pieces(attempts):
+            which = f"attempt IN ({self.dialect.attempts(some)})"
+            yield from self._write(
+                session,
+                self._lock_decisions(which),
+                f"UPDATE {self.dialect.table('decisions')} SET ended_at = {self.dialect.now} "
+                f"WHERE {which} AND ended_at IS NULL",
+            )
+
+    def _lock_decisions(self, which: str) -> str:
+        """Locks the rows in the order of their attempts: an UPDATE or DELETE alone takes them in any order."""
+        table = self.dialect.table("decisions")
+        return f"SELECT attempt FROM {table} WHERE {which} ORDER BY attempt{self.dialect.row_lock}"
+
+    # ---- retention --------------------------------------------------------------------------------
+
+    def floor(self, session: Session) -> Script[str]:
+        """Below it nothing can be decided any more, and what is not found is unknown."""
+        found = yield from self._read(session, self._item("value", "floor"))
+        return rows.text(found.scalar())
+
+    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+        """Raise the floor; then, in a transaction of its own, delete what lies below it and has ended.
+
+        A crash between the two leaves records that the next call deletes. In the other order it would leave attempts
+        without a record that could be decided again, the other way.
+        """
+        limit = max(1, min(limit, ATTEMPTS_PER_STATEMENT))
+        yield from self._raise_floor(session, older_than, limit)
+        floor = yield from self.floor(session)
+        retired = yield from self._retirable(session, floor, older_than, limit)
+        strays = yield from self._stray_events(session, floor, older_than, limit)
+        if retired or strays:
+            yield from self._delete(session, retired, strays)
+        return tuple(retired)
+
+    def _raise_floor(self, session: Session, older_than: float, limit: int) -> Script[None]:
+        floor = yield from self.floor(session)
+        wanted = yield from self._highest_floor(session, floor, first_attempt_of(older_than), limit)
+        if wanted > floor:
+            yield from self._write(session, *self._floor_statements(floor, wanted))
+
+    def _highest_floor(self, session: Session, floor: str, cutoff: str, limit: int) -> Script[str]:
+        """How far the floor may rise, by a plain read that holds up nobody. `_floor_statements` makes sure of it.
+
+        At most `limit` names are passed at a time, so that checking them again, under the lock that every
+        decision waits for, is short. And not above the newest record: a clock that has jumped ahead must
+        not lock out every transaction to come.
+        """
+        decisions, names = self.dialect.table("decisions"), self.dialect.table("names")
+        passed = (
+            f"SELECT attempt FROM {names} WHERE attempt >= {self.dialect.attempt(floor)} "
+            f"AND attempt < {self.dialect.attempt(cutoff)} ORDER BY attempt"
+        )
+        reply = yield from self._read(
+            session,
+            f"SELECT (SELECT max(attempt) FROM {decisions}), "
+            f"(SELECT min({self.dialect.open_key}) FROM {decisions} WHERE {self.dialect.is_open}), "
+            f"(SELECT min(passed.attempt) FROM ({passed} LIMIT {limit}) AS passed "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = passed.attempt)), "
+            f"({passed} LIMIT 1 OFFSET {limit})",
+        )
+        newest, *bounds = (None if value is None else rows.text(value) for value in reply.rows[0])
+        if newest is None:
+            return floor
+        return min(cutoff, next_attempt(newest), *(bound for bound in bounds if bound is not None))
+
+    def _floor_statements(self, floor: str, wanted: str) -> tuple[str, ...]:
+        """Raise the floor from `floor` to `wanted`, unless an open COMMIT or an undecided name lies below that.
+
+        Two statements: the first waits for every transaction that has locked the floor to decide or to stage; the
+        second, with a snapshot taken after that wait, sees what they wrote. In one, PostgreSQL would look for them
+        with the snapshot of before. Names below `floor` were decided before it was raised to there.
+        """
+        journal, item = self.dialect.table("journal"), self.dialect.key("floor")
+        decisions, names = self.dialect.table("decisions"), self.dialect.table("names")
+        nothing_open = (
+            f"NOT EXISTS (SELECT 1 FROM {decisions} WHERE {self.dialect.is_open} "
+            f"AND {self.dialect.open_key} < {self.dialect.attempt(wanted)})"
+        )
+        nothing_undecided = (
+            f"NOT EXISTS (SELECT 1 FROM {names} AS n WHERE n.attempt >= {self.dialect.attempt(floor)} "
+            f"AND n.attempt < {self.dialect.attempt(wanted)} "
+            f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = n.attempt))"
+        )
+        value = self.dialect.attempt(wanted)
+        lock = f"SELECT value FROM {journal} WHERE item = {item}{self.dialect.row_lock}"
+        rise = f"UPDATE {journal} SET value = {value} WHERE item = {item} AND value < {value}"
+        return lock, f"{rise} AND {nothing_open} AND {nothing_undecided}"
+
+    def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
+        """Below the floor a record can't come back, and one that has ended stays so: a plain read will do.
+
+        What is quarantined is kept: an operator may still ask what was decided (I17).
+        """
+        before = self.dialect.seconds(older_than)
+        reply = yield from self._read(
+            session,
+            f"SELECT attempt FROM {self.dialect.table('decisions')} AS d WHERE attempt < {self.dialect.attempt(floor)} "
+            f"AND decided_at < {before} AND (verdict = 'abort' OR ended_at < {before}) "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('quarantine')} AS q "
+            f"WHERE q.attempt = d.attempt AND q.cleared_by = '') ORDER BY attempt LIMIT {limit}",
+        )
+        return [rows.text(attempt) for (attempt,) in reply.rows]
+
+    def _stray_events(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
+        """Attempts that have left events but never a decision: nothing else would ever delete those."""
+        reply = yield from self._read(
+            session,
+            f"SELECT DISTINCT attempt FROM {self.dialect.table('events')} AS e WHERE attempt < {self.dialect.attempt(floor)} "
+            f"AND at < {self.dialect.seconds(older_than)} AND NOT EXISTS (SELECT 1 FROM "
+            f"{self.dialect.table('decisions')} AS d WHERE d.attempt = e.attempt) ORDER BY attempt LIMIT {limit}",
+        )
+        return [rows.text(attempt) for (attempt,) in reply.rows]
+
+    def _delete(self, session: Session, retired: Sequence[str], strays: Sequence[str]) -> Script[None]:
+        """The last DELETE says again what must never go: a COMMIT that has not ended (I6)."""
+        table, key = self.dialect.table, self.dialect.key
+        statements = []
+        if retired:
+            which = f"attempt IN ({self.dialect.attempts(retired)})"
+            statements = [
+                self._lock_decisions(which),
+                f"DELETE FROM {table('names')} WHERE {which}",
+                f"DELETE FROM {table('decisions')} WHERE {which} AND (verdict = 'abort' OR ended_at IS NOT NULL)",
+            ]
+        trails = ", ".join(key(attempt) for attempt in sorted({*retired, *strays}))
+        statements.append(f"DELETE FROM {table('events')} WHERE attempt IN ({trails})")
+        yield from self._write(session, *statements)
+
+
+def pieces(attempts: Sequence[str]) -> list[Sequence[str]]:
+    """The attempts in statements of bounded length."""
+    every = sorted(set(attempts))
+    return [every[at : at + ATTEMPTS_PER_STATEMENT] for at in range(0, len(every), ATTEMPTS_PER_STATEMENT)]
