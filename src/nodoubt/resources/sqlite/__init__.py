@@ -1,0 +1,21 @@
+"""SQLite as a participant in two-phase commit. See `two_phase` for the algorithm, `record` for what is stored.
+
+A prepared branch is a record in the file, with locks that the file itself keeps (guard triggers), so it survives any
+crash, and any process can finish it. One flush to prepare, one to commit.
+
+What this cannot see, all of it done by somebody else to the same file between prepare and commit:
+
+- a write with triggers switched off to a row of a locked table that the branch did not touch;
+- a *new* table whose foreign key references a parent row that the branch deletes.
+
+DDL on a staged table, VACUUM where it renumbers rows, and any write to a row that the branch touched are seen: `Hazard`.
+Reads of virtual tables are not locked.
+"""
+
+from __future__ import annotations
+
+from .record import UnreadableRecord
+from .resource import SqliteResource
+from .two_phase import Hazard
+
+__all__ = ["Hazard", "SqliteResource", "UnreadableRecord"]

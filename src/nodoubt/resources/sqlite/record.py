@@ -1,0 +1,147 @@
+"""The format of a prepared branch's record, version 1. Everything needed to commit the branch is in it.
+
+    offset  length  content
+    0       4       the bytes `ndrd`
+    4       1       version: 1
+    5       32      SHA-256 of all that follows
+    37      …       a msgpack map: the fields of `Record`, by name
+
+    Record     gid        the branch's xid as text
+               tables     the tables whose rows change, each a `TableRedo`
+               sequences  [table, number] pairs to set in sqlite_sequence
+    TableRedo  name       the table
+               shape      `tables.shape` at prepare time, in hex
+               before     `digest` of the rows under `erase` as they were before the branch, in hex
+               key        the columns that name a row: the rowid's name, or the primary key
+               columns    the columns of a row under `insert`: the key, then all that can be written
+               erase      keys of all the rows that the branch has touched
+               insert     those of them that exist after it, complete
+
+To commit: delete what `erase` names, then insert `insert`, with triggers, foreign keys and CHECKs off.
+A value is a msgpack nil, integer, float, str (text) or bin (blob); text that is not valid UTF-8 is an extension of type
+1 that holds its bytes.
+
+Guarantees: `decode` answers with what `encode` was given, or raises `UnreadableRecord`, never anything else. A
+record of a version that this release does not know is left as it is.
+
+Must not: use pickle or marshal, or guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ...ports import Refused
+
+MAGIC = b"ndrd"
+VERSION = 1
+HEAD = len(MAGIC) + 1
+BODY = HEAD + 32
+_TEXT = 1
+
+
+class UnreadableRecord(Refused):
+    """The record of a prepared branch cannot be read. The branch stays prepared, its tables stay locked."""
+
+
+class RawText(msgspec.Struct, frozen=True):
+    """Text that is not valid UTF-8. SQLite stores it all the same, so it is kept byte by byte."""
+
+    bytes: bytes
+
+
+Value = None | int | float | str | bytes | RawText
+Row = tuple[Value, ...]
+
+
+class TableRedo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens to one table."""
+
+    name: str
+    shape: str
+    before: str
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+    erase: tuple[tuple[Any, ...], ...]
+    insert: tuple[tuple[Any, ...], ...]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prepared branch."""
+
+    gid: str
+    tables: tuple[TableRedo, ...]
+    sequences: tuple[tuple[str, int], ...]
+
+
+def _out(value: object) -> msgspec.msgpack.Ext:
+    if isinstance(value, RawText):
+        return msgspec.msgpack.Ext(_TEXT, value.bytes)
+    raise NotImplementedError(type(value))
+
+
+def _in(kind: int, data: memoryview) -> RawText:
+    if kind == _TEXT:
+        return RawText(bytes(data))
+    raise ValueError(f"extension {kind}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_out)
+_decoder = msgspec.msgpack.Decoder(Record, ext_hook=_in)
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """Of rows, with the types of their values: 1, 1.0 and '1' differ."""
+    return hashlib.sha256(_encoder.encode(rows)).hexdigest()
+
+
+def order(key: Row) -> bytes:
+    """A total order over keys of mixed types; which one does not matter."""
+    return _encoder.encode(key)
+
+
+def encode(record: Record) -> bytes:
+    """As it is stored."""
+    body = _encoder.encode(record)
+    return MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
+
+
+def decode(stored: object, gid: str) -> Record:
+    """Read a stored record, which must be that of `gid`."""
+    if not isinstance(stored, bytes) or len(stored) < BODY or not stored.startswith(MAGIC):
+        raise _unreadable(gid, "it does not begin like a record, or is cut short")
+    version = stored[len(MAGIC)]
+    if version != VERSION:
+        raise UnreadableRecord(
+            f"the prepared branch {gid} has a record of version {version}; this release reads version {VERSION}. It "
+            "stays prepared: commit it with the release that wrote it, or roll it back with any"
+        )
+    if hashlib.sha256(stored[BODY:]).digest() != stored[HEAD:BODY]:
+        raise _unreadable(gid, "its checksum is wrong")
+    try:
+        record = _decoder.decode(stored[BODY:])
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _unreadable(gid, str(error)) from error
+    if record.gid != gid:
+        raise _unreadable(gid, f"it is the record of {record.gid}")
+    for table in record.tables:
+        _check_rows(gid, table, table.erase, len(table.key))
+        _check_rows(gid, table, table.insert, len(table.columns))
+    return record
+
+
+def _check_rows(gid: str, table: TableRedo, rows: tuple[Row, ...], width: int) -> None:
+    for row in rows:
+        if len(row) != width or not all(v is None or type(v) in (int, float, str, bytes, RawText) for v in row):
+            raise _unreadable(gid, f"a row of {table.name} is malformed")
+
+
+def _unreadable(gid: str, why: str) -> UnreadableRecord:
+    return UnreadableRecord(
+        f"the record of the prepared branch {gid} cannot be read: {why}. It stays prepared and its tables stay locked: "
+        "restore the file from before the damage, or roll the branch back and repair by hand what it should have done"
+    )

@@ -1,0 +1,116 @@
+"""After-images: read the rows a branch has touched, and write them again as they are.
+
+Guarantees: `apply` is physical (no trigger, foreign key, CHECK or default takes part) and does not depend on order:
+all deletes come before all inserts, so rows may have swapped their UNIQUE values. `rehearse` proves, before anything
+is promised, that what was captured gives exactly the rows that the user saw.
+
+Must not: begin or end a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ports import Failure, Refused, StatementFailed
+from .face import Connection, quoted
+from .failures import failure, refusal
+from .record import RawText, Record, Row, TableRedo, Value, digest
+from .tables import Table
+
+_REHEARSAL = "nodoubt_rehearsal"
+
+
+def columns_of(table: Table) -> tuple[str, ...]:
+    """The columns of an image: the key, then all that can be written."""
+    return tuple(dict.fromkeys(table.key + table.columns))
+
+
+def image(
+    connection: Connection, name: str, key: Sequence[str], columns: Sequence[str], keys: Sequence[Row]
+) -> list[Row]:
+    """The rows of these keys that exist, exactly as they are stored.
+
+    Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key must
+    not be read twice, under both its spellings.
+    """
+    fields = ", ".join(
+        f"typeof({c}), CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in map(quoted, columns)
+    )
+    where = " AND ".join(f"{k} = ?{n} AND {k} COLLATE BINARY = ?{n}" for n, k in enumerate(map(quoted, key), 1))
+    sql = f"SELECT {fields} FROM main.{quoted(name)} WHERE {where}"
+    return [_values(row) for one in keys for row in connection.query(sql, one)]
+
+
+def _values(row: tuple[Any, ...]) -> Row:
+    return tuple(_text(value) if kind == "text" else value for kind, value in zip(row[::2], row[1::2], strict=True))
+
+
+def _text(stored: bytes) -> Value:
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return RawText(stored)
+
+
+def sequences(connection: Connection) -> dict[str, int]:
+    """AUTOINCREMENT's counters. The hook is not told of them."""
+    if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'"):
+        return {}
+    return dict(connection.query("SELECT name, seq FROM main.sqlite_sequence"))
+
+
+def apply(connection: Connection, record: Record) -> None:
+    """Bring the rows into the state they had in the branch."""
+    connection.bare(True)
+    try:
+        for table in record.tables:
+            _erase(connection, table)
+        for table in record.tables:
+            _insert(connection, table)
+        for name, number in record.sequences:
+            if not connection.query("UPDATE main.sqlite_sequence SET seq = ? WHERE name = ? RETURNING 1", (number, name)):
+                connection.query("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?, ?)", (name, number))
+    finally:
+        connection.bare(False)
+
+
+def _erase(connection: Connection, table: TableRedo) -> None:
+    where = " AND ".join(f"{k} = ?" for k in map(quoted, table.key))
+    connection.many(f"DELETE FROM main.{quoted(table.name)} WHERE {where}", table.erase)
+
+
+def _insert(connection: Connection, table: TableRedo) -> None:
+    head = f"INSERT OR ABORT INTO main.{quoted(table.name)} ({', '.join(map(quoted, table.columns))}) VALUES "
+    plain = [row for row in table.insert if not any(isinstance(value, RawText) for value in row)]
+    connection.many(head + f"({', '.join('?' * len(table.columns))})", plain)
+    for row in table.insert:
+        if any(isinstance(value, RawText) for value in row):
+            marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in row)
+            values = [value.bytes if isinstance(value, RawText) else value for value in row]
+            connection.query(f"{head}({marks})", values)
+
+
+def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]]) -> None:
+    """Apply the record in a savepoint, compare with what the branch had, and take it back. `Refused` if it differs."""
+    connection.query(f"SAVEPOINT {_REHEARSAL}")
+    try:
+        apply(connection, record)
+    except StatementFailed as error:
+        if failure(error) is Failure.FULL:
+            raise refusal(error, "prepare") from error
+        raise Refused(f"the work cannot be replayed ({error}), so it cannot be prepared; nothing was done") from error
+    for table in record.tables:
+        found = image(connection, table.name, table.key, table.columns, table.erase)
+        if digest(found) != digest(after[table.name]):
+            raise Refused(
+                f"replaying the work does not give the same rows in {table.name}, so it cannot be prepared; nothing was done"
+            )
+    connection.query(f"ROLLBACK TO {_REHEARSAL}; RELEASE {_REHEARSAL}")
+
+
+def changed_since(connection: Connection, table: TableRedo) -> bool:
+    """Whether the rows that a prepared branch touches are not what they were when it was prepared."""
+    now = image(connection, table.name, table.key, table.columns, table.erase)
+    return digest(now) != table.before
+

@@ -1,0 +1,189 @@
+"""`SqliteResource`: the scripts of `ports.Resource` for a SQLite file.
+
+Every script is one effect: a `call` that runs one function of this package in the session's thread. `run` and
+`execute` of the session are not used here.
+
+Guarantees: any error of a statement dooms its branch (I16); `SessionLost` leaves `execute` alone as it is, and every
+other script as `Unclear` (or `Refused`, where nothing had been sent that could matter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from ...errors import BranchDoomed, UsageError
+from ...ports import (
+    Identity,
+    Prepared,
+    Refused,
+    Reply,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Traits,
+    Unclear,
+    Work,
+)
+from ...protocol.records import Verdict
+from ...script import Script, do
+from ...xid import Xid, parse_gid
+from . import receipts, two_phase
+from .check import check
+from .failures import refusal
+
+
+class SqliteResource:
+    """A SQLite file as a participant that can promise. Any number of sessions, processes and coordinators share it."""
+
+    traits = Traits(kind="sqlite", riders_on_prepare=True)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    # -- registration
+    def check(self, session: Session) -> Script[tuple[str, ...]]:
+        """Refuse what cannot be made durable; warn of tables that cannot be staged."""
+        return self._ask(session, check)
+
+    def schema_sql(self) -> str:
+        """Our tables."""
+        return files("nodoubt.resources").joinpath("schema/sqlite.sql").read_text(encoding="utf-8")
+
+    def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
+        """Create our tables if they are missing, and store the identity once."""
+        return self._ask(session, receipts.setup, self.schema_sql(), resource_id, cluster)
+
+    def identity(self, session: Session) -> Script[Identity | None]:
+        """What is stored; None: no `setup` yet."""
+        return self._ask(session, receipts.identity)
+
+    def server(self, session: Session) -> Script[str]:
+        """The file's inode: a copy has another."""
+        return self._ask(session, receipts.server)
+
+    def witness(self, session: Session, epoch: int) -> Script[None]:
+        """Store that the journal has shown this epoch."""
+        return self._ask(session, receipts.witness, epoch)
+
+    def adopt(self, session: Session, identity: Identity) -> Script[None]:
+        """Overwrite the stored identity."""
+        return self._ask(session, receipts.adopt, identity)
+
+    # -- one branch's work
+    def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
+        """BEGIN IMMEDIATE. `Refused` names who holds the file, if it stays locked."""
+        self._refuse_unforced(before)
+        yield from self._ask(session, two_phase.begin, work.xid.gid, work.alone and not work.staged)
+
+    def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """The user's statement, `?` or `:name`."""
+        if work.doomed is not None:
+            raise BranchDoomed(
+                f"an earlier statement on {self.name} failed ({work.doomed}): this branch can only be rolled back"
+            ) from work.doomed
+        try:
+            reply, wrote = yield from do(session, "call", two_phase.execute, work.xid.gid, statement, params)
+        except BaseException as error:
+            work.doomed = error
+            raise
+        work.wrote = work.wrote or wrote
+        return reply  # type: ignore[no-any-return]
+
+    def wrote(self, session: Session, work: Work) -> Script[bool]:
+        """False only if the branch surely wrote nothing."""
+        if work.wrote:
+            return True
+        try:
+            return (yield from do(session, "call", two_phase.wrote, work.xid.gid))  # type: ignore[no-any-return]
+        except SessionLost as error:
+            # Nothing that could end the branch was ever sent, so SQLite rolls it back.
+            raise Refused(f"{self.name} was lost before its work could end: {error}", retry=True) from error
+
+    def end_reader(self, session: Session, work: Work) -> Script[None]:
+        """Commit a branch that wrote nothing."""
+        return self._ask(session, two_phase.end_reader, work.xid.gid)
+
+    def rollback(self, session: Session, work: Work) -> Script[None]:
+        """Undo the work. Never raises: a session that could not be cleaned is ended, and SQLite rolls back."""
+        try:
+            yield from do(session, "call", two_phase.rollback)
+        except Exception:
+            session.kill()
+
+    def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """One phase, with the receipt or the riders."""
+        self._refuse_doomed(work)
+        yield from self._ask(session, two_phase.commit_alone, work.xid, work.epoch, tuple(riders))
+
+    # -- two phases
+    def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        """Promise. The receipt is written by phase two, in the same local transaction as the rows."""
+        self._refuse_doomed(work)
+        yield from self._ask(session, two_phase.prepare, work.xid.gid, work.epoch, tuple(riders))
+
+    def detach(self, session: Session) -> Script[None]:
+        """Nothing holds a prepared branch: any session can finish it."""
+        yield from ()
+
+    def commit_prepared(
+        self, session: Session, prepared: Prepared, *, before: Sequence[str] = (), riders: Sequence[str] = ()
+    ) -> Script[None]:
+        """Phase two. `Hazard`: its tables were changed from outside, and it stays prepared."""
+        self._refuse_unforced(before)
+        yield from self._ask(session, two_phase.commit_prepared, prepared.xid, tuple(riders))
+
+    def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]:
+        """Drop the record and its locks."""
+        return self._ask(session, two_phase.rollback_prepared, prepared.xid)
+
+    # -- recovery
+    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+        """All branches of this cluster that are prepared in this file, hazards included."""
+        rows = yield from self._ask(session, two_phase.prepared)
+        found = ((parse_gid(gid), age_s) for gid, age_s in rows)
+        return tuple(Prepared(xid, age_s) for xid, age_s in found if xid is not None and xid.cluster == cluster)
+
+    def free(self, session: Session, prepared: Prepared) -> Script[bool]:
+        """No session ever holds a prepared branch."""
+        yield from ()
+        return False
+
+    def receipt(self, session: Session, xid: Xid) -> Script[bool]:
+        """Whether the branch committed, confirmed."""
+        return self._settled(session, receipts.receipt, xid)
+
+    def fence(self, session: Session, xid: Xid) -> Script[Verdict]:
+        """Settle a one-phase commit."""
+        return self._settled(session, receipts.fence, xid)
+
+    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
+        """Delete receipts."""
+        return self._ask(session, receipts.forget, tuple(xids), older_than)
+
+    # -- how they are asked
+    def _ask(self, session: Session, function: Callable[..., Any], *args: Any) -> Script[Any]:
+        try:
+            return (yield from do(session, "call", function, *args))
+        except SessionLost as error:
+            raise Unclear(f"{self.name} gave no answer: {error}") from error
+        except StatementFailed as error:
+            raise refusal(error, self.name) from error
+
+    def _settled(self, session: Session, function: Callable[..., Any], *args: Any) -> Script[Any]:
+        """As `_ask`, where even a refusal (the file is locked) tells nothing about the branch."""
+        try:
+            return (yield from self._ask(session, function, *args))
+        except Refused as error:
+            raise Unclear(f"{self.name} cannot tell now: {error}") from error
+
+    def _refuse_doomed(self, work: Work) -> None:
+        if work.doomed is not None:
+            raise Refused(
+                f"a statement on {self.name} failed ({work.doomed}), so the branch can only be rolled back"
+            ) from work.doomed
+
+    def _refuse_unforced(self, before: Sequence[str]) -> None:
+        if before:
+            raise UsageError(f"{self.name}: rows cannot ride unforced on SQLite; put them among the riders of the commit")

@@ -1,0 +1,163 @@
+"""What we must know of a file's tables to stage work on them, and the guards that lock them.
+
+SQLite cannot lock a table beyond a transaction. A guard is a BEFORE trigger on a user's table that fails with our
+message while `nodoubt_locks` names the table: triggers are in the file, so a plain sqlite3 shell meets them too.
+Guards are created by the first prepare that locks a table (one change of the schema, once per table), in that
+prepare's own transaction, and then stay: an ordinary write pays a look-up in a small table for each row (see
+the documentation for the measured cost); tables that are never staged pay nothing.
+
+Must not: put a trigger on a shadow table (SQLite then recurses to death on an FTS5 table).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .face import Connection, is_ours, kept, quoted
+
+LOCKED = "nodoubt: this table is locked by a prepared transaction; try again when it has been committed or rolled back"
+GUARD = "nodoubt_guard_"
+OPERATIONS = ("INSERT", "UPDATE", "DELETE")
+ROWID_NAMES = ("_rowid_", "rowid", "oid")
+
+_COLUMNS = """
+    SELECT t.name, t.wr, c.name, c.pk, c.hidden
+    FROM pragma_table_list AS t, pragma_table_xinfo(t.name, 'main') AS c
+    WHERE t.schema = 'main' AND t.type = 'table' ORDER BY t.name, c.cid"""
+_VIRTUAL, _STORED = 2, 3  # `hidden` of generated columns
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table whose rows can be staged. `key` names a row: its rowid, or the primary key where there is none."""
+
+    name: str
+    columns: tuple[str, ...]  # those that can be written
+    key: tuple[str, ...]
+    key_places: tuple[int, ...]  # where the key stands in a row; () for a rowid
+    counted: bool  # AUTOINCREMENT: even an insert that is ignored uses up a number
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of the file at one `version`. `barred`: why a table cannot be staged."""
+
+    version: int
+    tables: dict[str, Table]
+    barred: dict[str, str]
+    kin: dict[str, frozenset[str]]  # by foreign keys, in both directions
+
+
+def load(connection: Connection) -> Schema:
+    """The schema as it is now. Read inside a write transaction, so that it stays true until that ends."""
+    here = kept(connection)
+    version = connection.query("PRAGMA main.schema_version")[0][0]
+    if here.schema is None or here.schema.version != version:
+        here.schema = _read(connection, version)
+    return here.schema
+
+
+def _read(connection: Connection, version: int) -> Schema:
+    tables: dict[str, Table] = {}
+    barred = {
+        name: f"{name} is a virtual table, or the storage of one: SQLite has no triggers there, so it cannot be locked"
+        for (name,) in connection.query(
+            "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('virtual', 'shadow')"
+        )
+    }
+    sql = dict(connection.query("SELECT name, sql FROM main.sqlite_schema WHERE type = 'table'"))
+    columns: dict[str, list[tuple[str, int, int]]] = {}
+    keyed: dict[str, bool] = {}
+    for name, without_rowid, column, place, hidden in connection.query(_COLUMNS):
+        if not name.startswith("sqlite_") and not is_ours(name):
+            columns.setdefault(name, []).append((column, place, hidden))
+            keyed[name] = bool(without_rowid)
+    for name, found in columns.items():
+        counted = "AUTOINCREMENT" in (sql.get(name) or "").upper()
+        table = _keyed(name, found, counted) if keyed[name] else _rowid(name, found, counted)
+        if isinstance(table, Table):
+            tables[name] = table
+        else:
+            barred[name] = table
+    return Schema(version, tables, barred, _kin(connection, tables))
+
+
+def _writable(columns: list[tuple[str, int, int]]) -> tuple[str, ...]:
+    return tuple(column for column, _, hidden in columns if hidden not in (_VIRTUAL, _STORED))
+
+
+def _rowid(name: str, columns: list[tuple[str, int, int]], counted: bool) -> Table | str:
+    taken = {_folded(column) for column, _, _ in columns}
+    free = next((alias for alias in ROWID_NAMES if alias not in taken), None)
+    if free is None:
+        return f"{name} has columns called rowid, oid and _rowid_: its rows cannot be named. Rename one of them"
+    return Table(name, _writable(columns), (free,), (), counted)
+
+
+def _keyed(name: str, columns: list[tuple[str, int, int]], counted: bool) -> Table | str:
+    if any(hidden == _VIRTUAL for _, _, hidden in columns):
+        return (
+            f"{name} is WITHOUT ROWID and has a VIRTUAL generated column: SQLite's hook cannot tell its rows apart. "
+            "Make the column STORED"
+        )
+    key = sorted((place, at, column) for at, (column, place, _) in enumerate(columns) if place)
+    return Table(
+        name, _writable(columns), tuple(column for _, _, column in key), tuple(at for _, at, _ in key), counted
+    )
+
+
+def _kin(connection: Connection, tables: dict[str, Table]) -> dict[str, frozenset[str]]:
+    """A foreign key names its parent as somebody wrote it: SQLite folds ASCII letters, and so do we."""
+    by_folded = {_folded(name): name for name in tables}
+    kin: dict[str, set[str]] = {}
+    for name in tables:
+        for (parent,) in connection.query("SELECT \"table\" FROM pragma_foreign_key_list(?, 'main')", (name,)):
+            other = by_folded.get(_folded(parent))
+            if other is not None:
+                kin.setdefault(name, set()).add(other)
+                kin.setdefault(other, set()).add(name)
+    return {name: frozenset(others) for name, others in kin.items()}
+
+
+def _folded(name: str) -> str:
+    return name.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")  # bytes fold ASCII only
+
+
+def shape(connection: Connection, name: str) -> str:
+    """A digest of the table's definition and its indexes'. It changes with everything that could move a row."""
+    rows = connection.query(
+        "SELECT type, name, sql FROM main.sqlite_schema WHERE tbl_name = ? AND type IN ('table', 'index') ORDER BY 1, 2",
+        (name,),
+    )
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def guard(connection: Connection, names: Iterable[str]) -> None:
+    """Make sure that these tables have their guards, as this release writes them."""
+    found = {
+        name: (table, sql)
+        for name, table, sql in connection.query(
+            "SELECT name, tbl_name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND name GLOB ?", (GUARD + "*",)
+        )
+    }
+    for name in sorted(names):
+        for operation in OPERATIONS:
+            trigger, sql = _guard(name, operation)
+            if found.get(trigger) == (name, sql):
+                continue
+            if trigger in found:  # the table was renamed, or this is another release's
+                connection.query(f"DROP TRIGGER main.{quoted(trigger)}")
+            connection.query(sql)
+
+
+def _guard(name: str, operation: str) -> tuple[str, str]:
+    trigger = f"{GUARD}{operation.lower()}_{name}"
+    text = name.replace("'", "''")
+    return trigger, (
+        f"CREATE TRIGGER {quoted(trigger)} BEFORE {operation} ON {quoted(name)} "
+        f"WHEN EXISTS (SELECT 1 FROM nodoubt_locks WHERE tbl = '{text}') "
+        f"BEGIN SELECT RAISE(ABORT, '{LOCKED}'); END"
+    )

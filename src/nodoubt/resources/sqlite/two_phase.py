@@ -1,0 +1,318 @@
+"""PREPARE for SQLite, which has none: a branch's life in one file.
+
+- *work*: an ordinary BEGIN IMMEDIATE transaction, watched (`capture`).
+- *prepare*: read the after-images of all touched rows, roll the work back, rehearse it from the images, and commit
+  instead a record of it, together with locks on its tables. That commit is the promise: one flush, and the file is
+  free again.
+- *commit*: in one local transaction, check that what was locked is untouched, write the images, delete record and
+  locks, insert the receipt. One flush. *Roll back*: delete record and locks.
+
+Any process can do the second half. Each function here runs in one `call`, in the session's thread; whatever it
+raises, its transaction has been rolled back, or the session is unusable.
+
+Guarantees: a crash at any point leaves either nothing, or the branch prepared, or the branch committed with its
+receipt. A record whose tables were changed from outside is never applied: `Hazard`, and it stays prepared.
+
+Must not: decide. Nothing here ends a prepared branch by itself, whatever its age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ports import Failure, Refused, Reply, StatementFailed, UnknownXid
+from ...xid import Xid
+from .capture import SAVEPOINT, Branch, Locks
+from .face import Connection, kept
+from .failures import commit, failure, lock, refusal, ride, undo
+from .receipts import write_receipt
+from .record import Record, Row, TableRedo, decode, digest, encode, order
+from .redo import apply, changed_since, columns_of, image, rehearse, sequences
+from .tables import LOCKED, Schema, guard, load, shape
+
+PREPARED_MAX = 10_000  # branches listed at once
+
+
+class Hazard(Refused):
+    """A prepared branch's tables were changed behind its locks. It stays prepared until a human has looked."""
+
+
+# ---- work -----------------------------------------------------------------------------------------
+
+
+def begin(connection: Connection, gid: str, alone: bool) -> None:
+    """Begin a branch. `alone`: it can only end in one phase, so its rows need no watching."""
+    here = kept(connection)
+    if here.branch is not None:
+        raise Refused(f"the session is at work on another branch, {here.branch.gid}")
+    lock(connection, "begin")
+    try:
+        locks = _locks(connection)
+        branch = Branch(gid, None if alone else load(connection), locks, connection.total_changes())
+        # The savepoint is the proof that the transaction is still this one: no statement of the user's can name it.
+        connection.query(f"SAVEPOINT {SAVEPOINT}")
+        connection.watch(branch.on_access, None if alone else branch.on_change)
+        here.branch = branch
+        connection.at_work = True
+    except BaseException as error:
+        rollback(connection)
+        if isinstance(error, StatementFailed):
+            raise refusal(error, "begin") from error
+        raise
+
+
+def _locks(connection: Connection) -> Locks:
+    rows = connection.query("SELECT tbl, xid, mode FROM main.nodoubt_locks ORDER BY mode")  # S, then X, which stays
+    return {table: (gid, mode) for table, gid, mode in rows}
+
+
+def execute(connection: Connection, gid: str, statement: str, params: Any) -> tuple[Reply, bool]:
+    """The user's statement, and whether the branch has surely written by now."""
+    branch = _at_work(connection, gid)
+    try:
+        reply = connection.execute(statement, params)
+    except Exception as error:
+        if LOCKED in str(error):  # a cascade or a trigger came upon a guard
+            raise Refused(f"{LOCKED}; nothing was done", retry=True) from error
+        raise
+    _at_work(connection, gid)
+    if branch.broken is not None:
+        raise branch.broken
+    return reply, branch.wrote(connection.total_changes())
+
+
+def _at_work(connection: Connection, gid: str) -> Branch:
+    branch = kept(connection).branch
+    if branch is None or branch.gid != gid or not connection.in_transaction:
+        raise Refused(f"the session is no longer in the transaction of {gid}: SQLite has rolled it back")
+    return branch
+
+
+def wrote(connection: Connection, gid: str) -> bool:
+    """False only if the branch surely wrote nothing."""
+    return _at_work(connection, gid).wrote(connection.total_changes())
+
+
+def rollback(connection: Connection) -> None:
+    """Undo what was not prepared, and stop watching."""
+    _forget(connection)
+    connection.unwatch()
+    undo(connection)
+
+
+def _forget(connection: Connection) -> None:
+    """From here on an open transaction is nobody's, and makes the session unusable."""
+    kept(connection).branch = None
+    connection.at_work = False
+
+
+def end_reader(connection: Connection, gid: str) -> None:
+    """Commit a branch that wrote nothing: there is nothing to flush."""
+    try:
+        _leave(connection, gid)
+        commit(connection, "end of a reading branch")
+    except StatementFailed as error:
+        rollback(connection)
+        raise refusal(error, "end of a reading branch") from error
+    except BaseException:
+        rollback(connection)
+        raise
+
+
+def _leave(connection: Connection, gid: str) -> Branch:
+    """Stop watching and release the savepoint, which exists only if the transaction is the one that was begun."""
+    branch = _at_work(connection, gid)
+    connection.unwatch()
+    connection.query(f"RELEASE {SAVEPOINT}")
+    _forget(connection)
+    return branch
+
+
+def commit_alone(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
+    """One phase: the work, and its proof (riders, or else the receipt), in one commit."""
+    what = "one-phase commit"
+    try:
+        branch = _leave(connection, xid.gid)
+        if branch.broken is not None:
+            raise branch.broken
+        if riders:
+            ride(connection, riders, what)
+        else:
+            write_receipt(connection, xid, epoch, alone=True)
+        commit(connection, what)
+    except StatementFailed as error:
+        rollback(connection)
+        raise refusal(error, what) from error
+    except BaseException:
+        rollback(connection)
+        raise
+
+
+# ---- prepare --------------------------------------------------------------------------------------
+
+
+def prepare(connection: Connection, gid: str, epoch: int, riders: Sequence[str]) -> None:
+    """Replace the open work by a record of it, and commit that, with the riders."""
+    what = "prepare"
+    try:
+        branch = _at_work(connection, gid)
+        if branch.schema is None:
+            raise Refused("a branch of a coordinator with one resource was begun to end in one phase; it cannot prepare")
+        branch.refuse_unseen(connection.total_changes())
+        if connection.unresolved_references():
+            raise Refused("FOREIGN KEY constraint failed (a deferred one, checked at prepare); nothing was done")
+        connection.unwatch()
+        _refuse_locked(branch)
+        record, after = _captured(connection, branch, branch.schema)
+        rehearse(connection, record, after)
+        _promise(connection, record, branch, epoch)
+        ride(connection, riders, what)
+        _forget(connection)
+        commit(connection, what)
+    except StatementFailed as error:
+        rollback(connection)
+        raise refusal(error, what) from error
+    except BaseException:
+        rollback(connection)
+        raise
+
+
+def _refuse_locked(branch: Branch) -> None:
+    """What the branch has read may be locked by another: then it has seen rows that are about to be replaced."""
+    exclusive, shared = branch.locked()
+    for name in sorted(exclusive | shared):
+        if name in branch.locks and (name in exclusive or branch.locks[name][1] == "X"):
+            raise Refused(
+                f"table {name}, which this transaction relies on, is locked by the prepared branch {branch.locks[name][0]}; "
+                "nothing was done, try again when that has been committed or rolled back",
+                retry=True,
+            )
+
+
+def _captured(connection: Connection, branch: Branch, schema: Schema) -> tuple[Record, dict[str, list[Row]]]:
+    """Read the after-images, roll the work back, read the same rows as they were before."""
+    keys = {name: sorted(found, key=order) for name, found in branch.keys().items()}
+    columns = {name: columns_of(schema.tables[name]) for name in keys}
+
+    def images() -> dict[str, list[Row]]:
+        return {
+            name: image(connection, name, schema.tables[name].key, columns[name], found)
+            for name, found in keys.items()
+        }
+
+    after, numbers = images(), sequences(connection)
+    connection.query(f"ROLLBACK TO {SAVEPOINT}; RELEASE {SAVEPOINT}")
+    before, old_numbers = images(), sequences(connection)
+    tables = tuple(
+        TableRedo(
+            name=name,
+            shape=shape(connection, name),
+            before=digest(before[name]),
+            key=schema.tables[name].key,
+            columns=columns[name],
+            erase=tuple(keys[name]),
+            insert=tuple(after[name]),
+        )
+        for name in keys
+        if digest(before[name]) != digest(after[name])
+    )
+    changed = tuple((name, number) for name, number in numbers.items() if old_numbers.get(name) != number)
+    return Record(gid=branch.gid, tables=tables, sequences=changed), after
+
+
+def _promise(connection: Connection, record: Record, branch: Branch, epoch: int) -> None:
+    exclusive, shared = branch.locked()
+    guard(connection, exclusive | shared)
+    connection.query(
+        "INSERT INTO main.nodoubt_prepared (xid, epoch, at, record) VALUES (?, ?, unixepoch('subsec'), ?)",
+        (record.gid, epoch, encode(record)),
+    )
+    modes = [(name, record.gid, "X") for name in exclusive] + [(name, record.gid, "S") for name in shared]
+    connection.many("INSERT INTO main.nodoubt_locks (tbl, xid, mode) VALUES (?, ?, ?)", modes)
+
+
+# ---- phase two ------------------------------------------------------------------------------------
+
+
+def commit_prepared(connection: Connection, xid: Xid, riders: Sequence[str]) -> None:
+    """Carry a prepared branch out, with its receipt and the riders."""
+    what = f"commit of the prepared branch {xid.gid}"
+    lock(connection, what)
+    try:
+        stored, epoch = _stored(connection, xid.gid)
+        record = decode(stored, xid.gid)
+        _refuse_changed(connection, record)
+        try:
+            apply(connection, record)
+        except StatementFailed as error:
+            if failure(error) is Failure.FULL:
+                raise
+            raise Hazard(_hazard(record.gid, "rows", f"they cannot be written any more ({error})")) from error
+        _release(connection, xid.gid)
+        write_receipt(connection, xid, epoch, alone=False)
+        ride(connection, riders, what)
+        commit(connection, what)
+    except StatementFailed as error:
+        undo(connection)
+        raise refusal(error, what) from error
+    except BaseException:
+        undo(connection)
+        raise
+
+
+def rollback_prepared(connection: Connection, xid: Xid) -> None:
+    """Drop a prepared branch. Its record need not be readable for that."""
+    what = f"rollback of the prepared branch {xid.gid}"
+    lock(connection, what)
+    try:
+        _stored(connection, xid.gid)
+        _release(connection, xid.gid)
+        commit(connection, what)
+    except StatementFailed as error:
+        undo(connection)
+        raise refusal(error, what) from error
+    except BaseException:
+        undo(connection)
+        raise
+
+
+def _stored(connection: Connection, gid: str) -> tuple[Any, int]:
+    rows = connection.query("SELECT record, epoch FROM main.nodoubt_prepared WHERE xid = ?", (gid,))
+    if not rows:
+        raise UnknownXid(f"no prepared branch {gid} in {connection.path}")
+    return rows[0][0], rows[0][1]
+
+
+def _release(connection: Connection, gid: str) -> None:
+    connection.query("DELETE FROM main.nodoubt_locks WHERE xid = ?", (gid,))
+    connection.query("DELETE FROM main.nodoubt_prepared WHERE xid = ?", (gid,))
+
+
+def _refuse_changed(connection: Connection, record: Record) -> None:
+    """The guards can be passed by: by DDL, by VACUUM (which may renumber rows), with triggers switched off."""
+    for table in record.tables:
+        if shape(connection, table.name) != table.shape:
+            raise Hazard(_hazard(record.gid, table.name, "its definition, or an index of it, is another now"))
+        if changed_since(connection, table):
+            raise Hazard(_hazard(record.gid, table.name, "rows that this branch has locked are not what they were"))
+
+
+def _hazard(gid: str, table: str, why: str) -> str:
+    return (
+        f"{table} was changed while {gid} was prepared: {why}. The branch stays prepared and its tables stay locked. Undo "
+        "that change, and the next sweep finishes the branch; or roll the branch back, and repair by hand what it should "
+        "have done"
+    )
+
+
+def prepared(connection: Connection) -> list[tuple[str, float]]:
+    """All records' xids and ages in seconds, whether or not they can be read."""
+    if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'nodoubt_prepared'"):
+        return []
+    return [
+        (gid, max(age, 0.0))
+        for gid, age in connection.query(
+            "SELECT xid, unixepoch('subsec') - at FROM main.nodoubt_prepared ORDER BY at, xid LIMIT ?", (PREPARED_MAX,)
+        )
+    ]
