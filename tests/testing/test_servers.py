@@ -1,4 +1,4 @@
-"""The test servers do what the tests of nodoubt rely on: crash for real, keep what was flushed, leave nothing behind."""
+"""The test servers do what other tests rely on: crash for real, keep what was flushed, leave nothing behind."""
 
 from __future__ import annotations
 

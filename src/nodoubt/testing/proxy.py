@@ -42,6 +42,8 @@ CONNECT_TIME_MAX_S = 10.0
 HIT_TIME_MAX_S = 30.0
 JOIN_TIME_MAX_S = 10.0
 SERVER_MORE_RESULTS_EXISTS = 0x0008
+MARIADB_OK, MARIADB_EOF, MARIADB_ERROR = 0x00, 0xFE, 0xFF
+MARIADB_EOF_BYTES_MAX = 8  # a longer packet that begins like an EOF is a row with a very long first column
 DEFAULT_PORTS = {"postgres": 5432, "mariadb": 3306}
 
 
@@ -421,8 +423,8 @@ class _Link:
         fault = self._proxy._struck_by(self._tail, lowered) if self._answering is None else None
         self._tail = (self._tail + lowered)[-PATTERN_BYTES_MAX:]
         if fault is None:
-            return self._forward(request)
-        if fault._action is _Action.CUT_REQUEST:
+            self._forward(request)
+        elif fault._action is _Action.CUT_REQUEST:
             self._break(keep_server=False)
             fault._strike()
         elif fault._action is _Action.STALL:
@@ -517,12 +519,12 @@ def _mariadb_reply_ended(reply: bytes) -> bool:
         at += 4 + length
         if len(packet) < length:
             return False
-        kind, is_eof = packet[0], packet[0] == 0xFE and length < 9
-        if kind == 0xFF:  # an error, which also ends the message
+        kind, is_eof = packet[0], packet[0] == MARIADB_EOF and length <= MARIADB_EOF_BYTES_MAX
+        if kind == MARIADB_ERROR:  # which also ends the message
             return True
         status = b""
         match part:
-            case "head" if kind == 0x00:
+            case "head" if kind == MARIADB_OK:
                 status = _ok_status(packet)
             case "head":
                 part = "columns"

@@ -47,6 +47,7 @@ COMMAND_TIME_MAX_S = 120.0
 PORT_ATTEMPTS_MAX = 20
 PORT_LOWEST = 15000
 LOG_TAIL_LINES = 40
+POSTMASTER_STATUS_LINE = 7  # of postmaster.pid, from 0
 
 Setting = str | int | bool | None
 
@@ -223,7 +224,8 @@ class Server(ABC):
         for attempt in range(PORT_ATTEMPTS_MAX):
             self.port = _free_port()
             try:
-                return self._launch()
+                self._launch()
+                return
             except ServerError:
                 # Somebody else took the port between our look and the server's bind.
                 taken = "ddress already in use" in self._log_text(self._log_start)
@@ -309,7 +311,9 @@ class PostgresServer(Server):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        if len(lines) <= POSTMASTER_STATUS_LINE or lines[0] != str(self.pid):
+            return False
+        return lines[POSTMASTER_STATUS_LINE].strip() == "ready"
 
     def _create(self, database: str) -> None:
         where = ["-h", self.host, "-p", str(self.port), "-U", self.user, "-d", "postgres"]
