@@ -9,7 +9,7 @@ A resource that is down, or whose lineage is broken, keeps no other from being s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import NoDoubtError
@@ -46,17 +46,23 @@ class SweepReport:
 
 @dataclass(slots=True)
 class _Found:
-    """One listed branch, and who listed it."""
+    """One listed branch, and who listed it; XA RECOVER lists the whole server, so that may be more than one."""
 
     participant: Participant
     prepared: Prepared
+    listers: tuple[str, ...] = ()  # their resource ids
+
+    def at(self, ctx: Context, resource_id: str) -> _Found | None:
+        """The same branch as the resource it belongs to sees it: there is its receipt."""
+        owner = ctx.by_id(resource_id) if resource_id in self.listers else None
+        return None if owner is None else _Found(owner, self.prepared, self.listers)
 
 
 def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[SweepReport]:
     """One sweep. `courteous`: leave alone what this very process is at work on."""
     report = SweepReport()
     listings = yield from every([_list(ctx, p) for p in ctx.participants.values()])
-    found: dict[str, list[_Found]] = {}
+    by_xid: dict[Xid, _Found] = {}
     reached: set[str] = set()
     for participant, outcome in zip(ctx.participants.values(), listings, strict=True):
         if outcome.error is not None:
@@ -64,9 +70,13 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
             continue
         reached.add(participant.resource_id)
         for prepared in outcome.get():
-            report.prepared += 1
-            found.setdefault(prepared.xid.attempt, []).append(_Found(participant, prepared))
-    _forget_gone(ctx, found, complete=not report.trouble)
+            one = by_xid.setdefault(prepared.xid, _Found(participant, prepared))
+            one.listers += (participant.resource_id,)
+    report.prepared = len(by_xid)
+    found: dict[str, list[_Found]] = {}
+    for one in by_xid.values():
+        found.setdefault(one.prepared.xid.attempt, []).append(one)
+    _forget_gone(ctx, by_xid, complete=not report.trouble)
     mine = set(ctx.live) if courteous else set()
     for part in chunks(sorted(set(found) - mine), PAGE_MAX):
         yield from _settle_listed(ctx, report, {attempt: found[attempt] for attempt in part}, grace_s)
@@ -84,10 +94,9 @@ def _list(ctx: Context, participant: Participant) -> Script[tuple[Prepared, ...]
     return (yield from using(participant.reserve, body))
 
 
-def _forget_gone(ctx: Context, found: dict[str, list[_Found]], *, complete: bool) -> None:
+def _forget_gone(ctx: Context, listed: Collection[Xid], *, complete: bool) -> None:
     """Remember since when each branch has been seen, for servers that tell no time."""
     now = ctx.clock.elapsed()
-    listed = {one.prepared.xid for branches in found.values() for one in branches}
     if complete:
         ctx.first_seen = {xid: at for xid, at in ctx.first_seen.items() if xid in listed}
     for xid in listed:
@@ -214,8 +223,10 @@ def _carry_out(ctx: Context, report: SweepReport, one: _Found, decision: Decisio
             why = "its attempt was committed without it"
             yield from _quarantine(ctx, report, xid.attempt, xid.branch, participant.name, why)
             return
-        if ref.resource_id != participant.resource_id:
-            return  # XA RECOVER lists the whole server: it is for the resource that holds its receipt to commit
+        owned = one.at(ctx, ref.resource_id)
+        if owned is None:
+            return  # it belongs to another database of that server, which is for its own coordinators to commit
+        participant = owned.participant
     ending = yield from carry_out(ctx, participant, one.prepared, decision.verdict)
     if ending.end is End.OPEN:
         report.trouble[f"{participant.name} {xid.gid}"] = ending.why
@@ -303,7 +314,7 @@ def _prove_branch(
 def _confirmed_commit(ctx: Context, report: SweepReport, participant: Participant, prepared: Prepared) -> Script[None]:
     standing = (yield from register.confirm(ctx, [prepared.xid.attempt])).get(prepared.xid.attempt)
     if standing is not None and not standing.ended:
-        yield from _carry_out(ctx, report, _Found(participant, prepared), standing.decision)
+        yield from _carry_out(ctx, report, _Found(participant, prepared, (participant.resource_id,)), standing.decision)
 
 
 def _end(ctx: Context, report: SweepReport, proved: Sequence[Decision]) -> Script[None]:
