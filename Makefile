@@ -1,0 +1,56 @@
+# What a fresh machine needs: Python 3.11 or newer with pip, and make. All else goes into .venv; `make test` also wants
+# database servers, which it installs when it is root on Debian or Ubuntu, and asks for by name when it is not.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-servers test lint servers clean
+
+help:
+	@echo "make demo          two databases, one transaction, crashes at every point (SQLite: nothing to install)"
+	@echo "make demo-servers  the same with PostgreSQL and MariaDB servers of its own"
+	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
+	@echo "make lint          the part of it that needs no servers"
+	@echo "make clean         remove .venv, caches and builds"
+
+demo: $(VENV)/.run
+	@$(BIN)/nodoubt demo
+
+demo-servers: $(VENV)/.run servers
+	@$(BIN)/nodoubt demo --servers
+
+# The tests come last, so that the last line tells how they ended.
+test: $(VENV)/.dev servers lint
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+servers:
+	@.ci/servers
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "nodoubt needs Python 3.11 or newer. Name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) >/dev/null || { $(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --editable '.[all,dev]'
+	@touch $@ $(VENV)/.run
