@@ -61,6 +61,8 @@ MARIADB_CODES: Mapping[str, Failure] = {
     "1406": Failure.REFUSED,  # ER_DATA_TOO_LONG
     "1568": Failure.REFUSED,  # ER_CANT_CHANGE_TX_CHARACTERISTICS: the session is in a transaction already
     "1665": Failure.REFUSED,  # ER_BINLOG_STMT_MODE_AND_ROW_ENGINE: binlog_format=STATEMENT
+    "4025": Failure.REFUSED,  # ER_CONSTRAINT_FAILED
+    "3819": Failure.REFUSED,  # ER_CHECK_CONSTRAINT_VIOLATED: the same on MySQL
     "1792": Failure.REFUSED,  # ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
 }
 

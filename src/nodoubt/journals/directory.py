@@ -1,7 +1,7 @@
 """The journal's other tables in a SQL database: staged names, resources, what is quarantined, what happened.
 
-Guarantees: a name is staged at most once, compared byte by byte, and only for an attempt that is neither decided nor below
-the floor (I10); what is quarantined stays listed until a named operator clears it (I17).
+Guarantees: a name is staged at most once, compared byte by byte, and only for an attempt that is neither decided
+nor below the floor (I10); what is quarantined stays listed until a named operator clears it (I17).
 
 Must not: write a decision.
 """
@@ -197,8 +197,8 @@ class Directory(Transactions):
             f"{self.dialect.free_text(event.what)}, {self.dialect.free_text(event.detail)})"
             for event in events
         )
-        table = self.dialect.table("events")
-        yield from self._write(session, f"INSERT INTO {table} ({rows.columns(rows.EVENT)}) VALUES {values}", forced=False)
+        insert = f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) VALUES {values}"
+        yield from self._write(session, insert, forced=False)
 
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
         """The trail of one attempt, in the order in which it was recorded."""

@@ -25,12 +25,13 @@ from ..errors import SchemaMismatch, UsageError
 from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
 from ..protocol.records import Decision, Event, Quarantined, Staging, Standing, Verdict
 from ..script import Do, Script
-from ..xid import check_name
+from ..xid import check_name, is_attempt
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 
 UNFORCED = frozenset({"record"})
 READING = frozenset(
-    "cluster epoch look open_commits floor find staged list_staged registered quarantined events retirable".split()
+    {"cluster", "epoch", "look", "open_commits", "floor", "find", "staged", "list_staged", "registered"}
+    | {"quarantined", "events", "retirable"}
 )
 
 
@@ -166,6 +167,8 @@ class MemoryStore:
             self.state.decisions[decision.attempt] = Row(decision)
 
     def _require_above_floor(self, attempt: str) -> None:
+        if not is_attempt(attempt):
+            raise UsageError(f"not an attempt id: {attempt!r}")
         if attempt < self.state.floor:
             raise BelowFloor("the attempt is older than what the journal remembers")
 

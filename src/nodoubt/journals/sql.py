@@ -1,4 +1,4 @@
-"""The journal in a SQL database: the register, its floor, and how it is set up. (Names and records: `directory`.)
+"""The journal in a SQL database: the register, its floor, and how it is set up. Its other tables: `directory`.
 
 Guarantees: a decision is a plain INSERT under the floor's lock, its COMMIT in the same message; `confirm` flushes the
 very rows it returns; the floor is raised, durably, before anything below it is deleted, and never above a COMMIT
@@ -308,11 +308,13 @@ class SqlJournal(Directory):
 
     def _stray_events(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
         """Attempts that have left events but never a decision: nothing else would ever delete those."""
+        decisions = self.dialect.table("decisions")
         reply = yield from self._read(
             session,
-            f"SELECT DISTINCT attempt FROM {self.dialect.table('events')} AS e WHERE attempt < {self.dialect.attempt(floor)} "
-            f"AND at < {self.dialect.seconds(older_than)} AND NOT EXISTS (SELECT 1 FROM "
-            f"{self.dialect.table('decisions')} AS d WHERE d.attempt = e.attempt) ORDER BY attempt LIMIT {limit}",
+            f"SELECT DISTINCT attempt FROM {self.dialect.table('events')} AS e "
+            f"WHERE attempt < {self.dialect.attempt(floor)} AND at < {self.dialect.seconds(older_than)} "
+            f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = e.attempt) "
+            f"ORDER BY attempt LIMIT {limit}",
         )
         return [rows.text(attempt) for (attempt,) in reply.rows]
 

@@ -43,8 +43,8 @@ class Transactions:
     def _write(self, session: Session, *statements: str, forced: bool = True) -> Script[Sequence[Reply]]:
         """The statements in one transaction: all of them done, durably if `forced`, or, raising, none.
 
-        The replies are those of the statements, in their order. Raises `Conflict`, `BelowFloor` or `Refused` when surely
-        nothing was done, `Unclear` when nobody knows.
+        The replies are those of the statements, in their order. Raises `Conflict`, `BelowFloor` or `Refused` when
+        surely nothing was done, `Unclear` when nobody knows.
         """
         begin = self.dialect.begin_forced if forced else self.dialect.begin_unforced
         message = ";\n".join((begin, *statements, "COMMIT"))
