@@ -466,11 +466,23 @@ def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S, lock_wait_s: floa
     return session
 
 
+BUSY_TRIES_MAX = 1000
+BUSY_PAUSE_S = 0.001
+
+
 def _open_paths() -> list[str]:
+    """The files of every connection of this library, the user's own included; busy ones are asked again."""
     paths = []
     for database in apsw.connections():
-        with contextlib.suppress(apsw.ConnectionClosedError):
-            paths.append(database.filename)
+        for _ in range(BUSY_TRIES_MAX):
+            try:
+                paths.append(database.filename)
+            except apsw.ThreadingViolationError:
+                time.sleep(BUSY_PAUSE_S)  # another thread is in a call on it; its name can't be read just now
+            except apsw.ConnectionClosedError:
+                break
+            else:
+                break
     return paths
 
 
