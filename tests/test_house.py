@@ -108,7 +108,8 @@ def test_nothing_names_the_address_of_a_package_registry() -> None:
 def test_no_file_of_the_package_is_left_out_of_the_wheel() -> None:
     # The wheel takes the whole directory except what .gitignore names: a data file could silently be missing in it.
     patterns = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text("utf-8").splitlines() if line]
-    files = [path for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    parts = {part for path in files for part in path.relative_to(SOURCE).parts}
+    files = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.is_file()]
+    caches = re.compile(r"(^|/)(\.|__pycache__)")
+    parts = {part for path in files if not caches.search(str(path)) for part in path.parts}
     assert "py.typed" in parts
     assert [part for part in parts if any(fnmatch(part, pattern) for pattern in patterns)] == []
