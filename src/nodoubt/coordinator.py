@@ -159,6 +159,7 @@ class Coordinator(_Base):
     def close(self) -> None:
         """Let what is under way finish, write the last ends, and close every session."""
         if not self._opened:
+            self._close_pools()  # `setup` and `adopt` work on a coordinator that was never opened
             return
         self._shell.stop()
         try:
@@ -332,6 +333,7 @@ class AsyncCoordinator(_Base):
     async def close(self) -> None:
         """As `Coordinator.close`."""
         if not self._opened:
+            await self._close_pools()  # `setup` and `adopt` work on a coordinator that was never opened
             return
         await self._shell.stop()
         try:

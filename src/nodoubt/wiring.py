@@ -59,14 +59,14 @@ def context(
         participants={
             name: Participant(
                 name,
-                _resource(name, url),
+                resource_of(name, url),
                 _pool(name, url, settings, settings.pool_size, shell),
                 _pool(name, url, settings, settings.reserve_size, shell),
                 holds_journal=name == at,
             )
             for name, url in urls.items()
         },
-        journal=_journal(journal_url),
+        journal=journal_of(journal_url),
         journal_pool=_pool("the journal", journal_url, settings, JOURNAL_SESSIONS, shell),
         register_batch=None,
         settings=settings,
@@ -102,7 +102,8 @@ def _journal_of(urls: Mapping[str, Url], journal: str | None) -> str:
     return next((name for name, other in urls.items() if other == url), journal)
 
 
-def _resource(name: str, url: Url) -> Resource:
+def resource_of(name: str, url: Url) -> Resource:
+    """The scripts of a database that takes part. Imports no driver."""
     if url.kind == "postgres":
         from .resources.postgres import PostgresResource
 
@@ -116,7 +117,8 @@ def _resource(name: str, url: Url) -> Resource:
     return SqliteResource(name)
 
 
-def _journal(url: Url) -> Journal:
+def journal_of(url: Url) -> Journal:
+    """The scripts of a journal. Imports no driver."""
     from .journals.dialects import MariaDBDialect, PostgresDialect, SqliteDialect
     from .journals.sql import SqlJournal
 

@@ -51,7 +51,7 @@ def start(ctx: Context) -> Script[None]:
         return cluster, (yield from ctx.journal.epoch(session))
 
     ctx.cluster, before = yield from using(ctx.journal_pool, journal)
-    outcomes = yield from every([_verify(ctx, p, before) for p in ctx.participants.values()])
+    outcomes = yield from every([verify(ctx, p, before) for p in ctx.participants.values()])
     reached: list[tuple[Participant, Identity]] = []
     for participant, outcome in zip(ctx.participants.values(), outcomes, strict=True):
         if not _is_outage(outcome.error):
@@ -74,7 +74,7 @@ def admit(ctx: Context, participant: Participant) -> Script[None]:
     if participant.resource_id:
         return
     epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
-    identity = yield from _verify(ctx, participant, epoch)
+    identity = yield from verify(ctx, participant, epoch)
     _require_distinct(
         [(p, Identity(p.resource_id, "", "", 0)) for p in ctx.participants.values() if p.resource_id]
         + [(participant, identity)]
@@ -82,8 +82,9 @@ def admit(ctx: Context, participant: Participant) -> Script[None]:
     yield from _witness(ctx, participant, identity)
 
 
-def _verify(ctx: Context, participant: Participant, journal_epoch: int) -> Script[Identity]:
-    """The participant's identity, if it may take part. `journal_epoch` was read before: it may not be behind."""
+def verify(ctx: Context, participant: Participant, journal_epoch: int) -> Script[Identity]:
+    """The participant's identity, if it may take part; changes nothing. `journal_epoch` was read before: it may not be
+    behind."""
     resource = participant.resource
 
     def body(session: Session) -> Script[Identity]:
@@ -102,8 +103,6 @@ def _verify(ctx: Context, participant: Participant, journal_epoch: int) -> Scrip
         return identity
 
     identity = yield from using(participant.pool, body)
-    for warning in participant.warnings:
-        log.warning("%s: %s", participant.name, warning)
     yield from _require_lineage(ctx, participant, identity, journal_epoch)
     return identity
 
@@ -148,6 +147,8 @@ def _witness(ctx: Context, participant: Participant, identity: Identity) -> Scri
     yield from using(participant.pool, there)
     yield from using(ctx.journal_pool, here)
     participant.resource_id = identity.resource_id
+    for warning in participant.warnings:
+        log.warning("%s: %s", participant.name, warning)
 
 
 def adopt(ctx: Context, name: str) -> Script[None]:
