@@ -1,0 +1,207 @@
+"""`ls` and `show`: what the journal knows of transactions, and what needs a human.
+
+Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import rich_click as click
+from click.exceptions import Exit as Leave
+
+from ..coordinator import LIST_MAX
+from ..engine.verbs import State, TransactionRecord
+from ..errors import UnknownTransaction
+from ..protocol.records import Event, Quarantined
+from ..xid import is_attempt
+from .desk import Desk, desk_command
+from .outcome import Exit
+from .output import Cell
+from .words import age, iso, moment, seconds_of
+
+LIST_DEFAULT = 100
+STATE_STYLES = {State.PREPARED: "yellow", State.COMMITTED: "green", State.ABORTED: "dim", State.BEGINNING: "cyan"}
+HUMAN_STYLE = "bold red"
+
+
+class Duration(click.ParamType[float]):
+    """30s, 5m, 1h30m, 2d; seconds where there is no unit."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return seconds_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@desk_command
+@click.option("--state", type=click.Choice([state.value for state in State]), help="Only those in this state.")
+@click.option("--older-than", type=Duration(), metavar="TIME", help="Only those begun longer ago, as 30s, 5m, 1h, 2d.")
+@click.option("--limit", type=click.IntRange(1, LIST_MAX), default=LIST_DEFAULT, show_default=True, metavar="N")
+def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> None:
+    """List staged transactions, newest first, and whatever needs a human."""
+    with desk.coordinator() as db:
+        wanted = None if state is None else State(state)
+        records = db.transactions(state=wanted, older_than=older_than, limit=limit)
+        held = db.quarantined()
+    if desk.out.json:
+        desk.out.document(
+            {"transactions": [record_json(one) for one in records], "quarantined": [held_json(one) for one in held]}
+        )
+    else:
+        _print_list(desk, records)
+        print_quarantined(desk, held)
+    if held:
+        raise Leave(Exit.HUMAN)
+
+
+def _print_list(desk: Desk, records: list[TransactionRecord]) -> None:
+    if not records:
+        desk.out.say("No transactions.")
+        return
+    now = time.time()
+    desk.out.table(
+        "",
+        ("name", "state", "begun", "deadline", "on"),
+        [
+            (
+                one.name or one.attempt,
+                state_cell(one, now),
+                age(one.created_at, now),
+                age(one.deadline, now) if one.state is State.PREPARED else "",
+                ", ".join(one.branches),
+            )
+            for one in records
+        ],
+    )
+
+
+@click.command()
+@desk_command
+@click.argument("name", metavar="NAME|ATTEMPT")
+def show(desk: Desk, name: str) -> None:
+    """Show one transaction: what was decided, its branches, its trail, and what needs a human."""
+    with desk.coordinator() as db:
+        record: TransactionRecord | None = None
+        held = db.quarantined()
+        try:
+            record = db.status(name)
+        except UnknownTransaction:
+            # What recovery has parked may be all that is left of an attempt.
+            if not is_attempt(name) or not any(one.attempt == name for one in held):
+                raise
+        attempt = name if record is None else record.attempt
+        held = [one for one in held if one.attempt == attempt]
+        trail = db.events(attempt)
+    if desk.out.json:
+        desk.out.document(
+            {
+                "transaction": None if record is None else record_json(record),
+                "events": [event_json(one) for one in trail],
+                "quarantined": [held_json(one) for one in held],
+            }
+        )
+    else:
+        _print_one(desk, record, trail)
+        print_quarantined(desk, held)
+    if held or (record is not None and record.heuristic):
+        raise Leave(Exit.HUMAN)
+
+
+def _print_one(desk: Desk, record: TransactionRecord | None, trail: list[Event]) -> None:
+    if record is None:
+        desk.out.say("The journal has no record of this attempt.")
+    else:
+        print_record(desk, record)
+    if trail:
+        rows: list[list[Cell]] = [[moment(one.at), one.what, one.detail] for one in trail]
+        desk.out.table("\nTrail", ("at", "what", "detail"), rows, cut=2)
+
+
+def print_record(desk: Desk, record: TransactionRecord) -> None:
+    """A transaction, field by field; those that are empty are left out."""
+    now = time.time()
+    rows: list[tuple[str, Cell]] = [
+        ("name", record.name),
+        ("attempt", record.attempt),
+        ("state", state_cell(record, now)),
+        ("why", record.reason),
+        ("on", ", ".join(record.branches)),
+        ("begun", _when(record.created_at, now)),
+        ("deadline", _when(record.deadline, now) if record.state is State.PREPARED else ""),
+        ("decided", _when(record.decided_at, now)),
+        ("by", record.owner),
+        *((f"  {key}", value) for key, value in record.metadata),
+    ]
+    desk.out.fields([(name, value) for name, value in rows if value])
+
+
+def print_quarantined(desk: Desk, held: list[Quarantined]) -> None:
+    """What recovery must not resolve by itself."""
+    if not held:
+        return
+    now = time.time()
+    desk.out.table(
+        "\nThese need a human: recovery must not resolve them by itself",
+        ("attempt", "branch", "since", "why"),
+        [((one.attempt, HUMAN_STYLE), f"{one.branch} on {one.resource}", age(one.since, now), one.why) for one in held],
+        cut=3,
+    )
+
+
+def _when(at: float | None, now: float) -> str:
+    return "" if at is None else f"{moment(at)} ({age(at, now)})"
+
+
+def state_cell(record: TransactionRecord, now: float) -> Cell:
+    """The state in words and colour."""
+    if record.heuristic:
+        return f"{record.state.value}, needs a human", HUMAN_STYLE
+    words = record.state.value
+    if record.state is State.COMMITTED and not record.complete:
+        words += ", still being carried out"
+    if record.state is State.PREPARED and record.deadline is not None and record.deadline <= now:
+        words += ", past its deadline"
+    return words, STATE_STYLES[record.state]
+
+
+def record_json(record: TransactionRecord) -> dict[str, Any]:
+    """A transaction for programs."""
+    return {
+        "name": record.name,
+        "attempt": record.attempt,
+        "mode": str(record.mode),
+        "state": record.state.value,
+        "complete": record.complete,
+        "branches": list(record.branches),
+        "created_at": iso(record.created_at),
+        "deadline": iso(record.deadline),
+        "decided_at": iso(record.decided_at),
+        "reason": record.reason,
+        "owner": record.owner,
+        "metadata": dict(record.metadata),
+        "heuristic": record.heuristic,
+    }
+
+
+def held_json(entry: Quarantined) -> dict[str, Any]:
+    """A quarantined branch for programs."""
+    return {
+        "attempt": entry.attempt,
+        "branch": entry.branch,
+        "resource": entry.resource,
+        "why": entry.why,
+        "since": iso(entry.since),
+    }
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """A line of the trail for programs."""
+    return {"at": iso(event.at), "what": event.what, "detail": event.detail}

@@ -1,0 +1,65 @@
+"""`commit` and `rollback`: an operator decides a staged transaction by name.
+
+Guarantees: asks before it decides, or is told `--yes`; what it decides is the very attempt that it has shown, even if
+the name has been given to another since (I10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import rich_click as click
+
+from ..engine.verbs import Result, State
+from .asking import print_record
+from .desk import Desk, desk_command, yes_option
+
+attempt_option = click.option("--attempt", metavar="ID", help="The exact attempt, should the name be in use again.")
+
+
+@click.command()
+@desk_command
+@click.argument("name")
+@attempt_option
+@yes_option
+def commit(desk: Desk, name: str, attempt: str | None, yes: bool) -> None:
+    """Commit a staged transaction everywhere. Repeating it tells the first outcome."""
+    _decide(desk, name, attempt, yes, State.COMMITTED)
+
+
+@click.command()
+@desk_command
+@click.argument("name")
+@attempt_option
+@yes_option
+def rollback(desk: Desk, name: str, attempt: str | None, yes: bool) -> None:
+    """Roll a staged transaction back everywhere. Repeating it tells the first outcome."""
+    _decide(desk, name, attempt, yes, State.ABORTED)
+
+
+def _decide(desk: Desk, name: str, attempt: str | None, yes: bool, wanted: State) -> None:
+    if not yes:
+        desk.require_terminal()
+    with desk.coordinator() as db:
+        if not yes:
+            record = db.status(attempt or name)
+            attempt = record.attempt
+            if not desk.out.json:
+                print_record(desk, record)
+            verb = "Commit" if wanted is State.COMMITTED else "Roll back"
+            desk.ask(f"{verb} {name!r} on {', '.join(record.branches)}? This is final.")
+        decide: Callable[..., Result] = db.commit_distributed if wanted is State.COMMITTED else db.rollback_distributed
+        result = decide(name, attempt=attempt)
+    if desk.out.json:
+        desk.out.document(
+            {
+                "name": result.name,
+                "attempt": result.attempt,
+                "state": result.state.value,
+                "complete": result.complete,
+            }
+        )
+        return
+    done = "every branch has confirmed it" if result.complete else "recovery will finish the branches that are not yet"
+    words = "committed" if result.state is State.COMMITTED else "rolled back"
+    desk.out.say((f"{name} is {words}; {done}.", "green" if result.complete else "yellow"))

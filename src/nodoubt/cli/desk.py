@@ -1,0 +1,147 @@
+"""What every command stands on: its databases, its output, and how its errors become exit codes.
+
+Guarantees: an error of nodoubt's, or any other, ends in a sentence on standard error, with `--json` also in a document
+on standard output, and in the exit code that `outcome` gives it. `NODOUBT_TRACEBACK=1` shows where a bug is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import rich_click as click
+from click import get_current_context
+from click.exceptions import Abort, ClickException
+from click.exceptions import Exit as Leave
+
+from ..errors import NoDoubtError
+from ..ports import Refused, SessionLost, StatementFailed, Unclear
+from .databases import Databases, databases
+from .outcome import Exit, code_of
+from .output import Output, Warnings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..coordinator import Coordinator
+
+TRACEBACK_VARIABLE = "NODOUBT_TRACEBACK"
+
+resource_option = click.option(
+    "-r",
+    "--resource",
+    "resources",
+    multiple=True,
+    metavar="NAME=URL",
+    help="A database; repeat it for several. A bare URL is enough for one.",
+)
+journal_option = click.option(
+    "--journal", metavar="NAME|URL", help="Where the journal is: a resource's name (default: the first), or a URL."
+)
+json_option = click.option("--json", "json", is_flag=True, help="One JSON document for programs.")
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+class Desk:
+    """One run of one command. The databases are found out when they are first asked for."""
+
+    def __init__(self, resources: tuple[str, ...], journal: str | None, *, json: bool) -> None:
+        self._resources, self._journal = resources, journal
+        self._databases: Databases | None = None
+        self.out = Output(json=json)
+
+    @property
+    def given(self) -> bool:
+        """Whether databases were named at all."""
+        return bool(self._resources or os.environ.get("NODOUBT_RESOURCES", "").strip())
+
+    @property
+    def databases(self) -> Databases:
+        if self._databases is None:
+            self._databases = databases(self._resources, self._journal)
+            self.out = Output(json=self.out.json, secrets=self._databases.passwords)
+        return self._databases
+
+    def coordinator(self, *, create: bool = False) -> Coordinator:
+        """A coordinator that does nothing by itself: commands come and go, recovery belongs to those that stay.
+
+        `create`: SQLite files that are not there may be made.
+        """
+        from ..coordinator import Coordinator
+
+        wanted = self.databases
+        if not create:
+            wanted.require_files()
+        return Coordinator(wanted.resources, journal=wanted.journal, recovery=False)
+
+    def require_terminal(self) -> None:
+        """Without --yes somebody must be there to ask; found out before anything is opened or shown."""
+        if not sys.stdin.isatty():
+            raise click.UsageError("this changes databases, and there is no terminal to ask on: add --yes")
+
+    def ask(self, question: str) -> None:
+        """Go on only if a human says so."""
+        self.out.note(question)
+        if not click.confirm("Go on?", err=True):
+            self.out.note("Nothing was changed.")
+            raise Leave(Exit.FAILED)
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Say what went wrong and end."""
+        code, message = code_of(error), _sentence(error)
+        if self.out.json:
+            self.out.document({"error": {"type": _kind(error), "message": message, "exit_code": int(code)}})
+        self.out.error(message)
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise error
+        raise Leave(code)
+
+
+def desk_command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `-r`, `--journal`, `--json`, and a `Desk` as its first argument."""
+
+    @resource_option
+    @journal_option
+    @json_option
+    @wraps(function)
+    def command(resources: tuple[str, ...], journal: str | None, json: bool, **arguments: Any) -> None:
+        before = get_current_context().find_root().params
+        desk = Desk(resources or before.get("resources", ()), journal or before.get("journal"), json=json)
+        with _errors_reported(desk):
+            function(desk, **arguments)
+
+    return command
+
+
+@contextmanager
+def _errors_reported(desk: Desk) -> Iterator[None]:
+    # The secrets are known once the command has asked for its databases; until then there is nothing to log.
+    handler = Warnings(lambda: desk.out)
+    logger = logging.getLogger("nodoubt")
+    logger.addHandler(handler)
+    try:
+        yield
+    except (ClickException, Leave, Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        desk.fail(error)
+    finally:
+        logger.removeHandler(handler)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, (NoDoubtError, TimeoutError)):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (this is a bug in nodoubt; {TRACEBACK_VARIABLE}=1 shows where)"
+
+
+def _kind(error: Exception) -> str:
+    """The public name of an error."""
+    if isinstance(error, (Unclear, SessionLost)):
+        return "NoAnswer"
+    return "Refused" if isinstance(error, (Refused, StatementFailed)) else type(error).__name__

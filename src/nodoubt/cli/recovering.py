@@ -1,0 +1,161 @@
+"""`recover`: one sweep of recovery, or one after the other until it is told to stop.
+
+Guarantees: any number of these may run at the same time, beside any number of coordinators (I13). With `--watch` an
+outage, of the journal too, is told and outlived; Ctrl-C and SIGTERM let a sweep that has begun finish.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.exceptions import Exit as Leave
+
+from ..engine.sweep import SweepReport
+from ..errors import NoDoubtError
+from ..protocol.records import Quarantined
+from .asking import Duration, held_json, print_quarantined
+from .desk import Desk, desk_command
+from .outcome import Exit, code_of
+from .words import iso, moment, span
+
+if TYPE_CHECKING:
+    from ..coordinator import Coordinator
+
+WATCH_EVERY_S = 10.0
+EVERY_LEAST_S = 0.05
+
+
+@click.command()
+@desk_command
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C; with --json one document to a line.")
+@click.option(
+    "--every", type=Duration(), default=WATCH_EVERY_S, metavar="TIME", help="With --watch: time between sweeps [10s]."
+)
+@click.option(
+    "--grace",
+    type=Duration(),
+    metavar="TIME",
+    help="Leave undecided branches alone that are younger [60s]. 0 aborts whatever is being prepared at this moment.",
+)
+def recover(desk: Desk, watch: bool, every: float, grace: float | None) -> None:
+    """Finish what crashed processes left behind: commit what was decided, abort what never was."""
+    if every < EVERY_LEAST_S:
+        raise click.UsageError(f"--every is at least {EVERY_LEAST_S:g}s")
+    if watch:
+        _watch(desk, every, grace)
+        return
+    with desk.coordinator() as db:
+        report, held = db.recover(grace=grace), db.quarantined()
+    if desk.out.json:
+        desk.out.document(report_json(report, held))
+    else:
+        _print_report(desk, report)
+        print_quarantined(desk, held)
+    if held or report.quarantined:
+        raise Leave(Exit.HUMAN)
+    if report.trouble:
+        raise Leave(Exit.AGAIN)
+
+
+def _watch(desk: Desk, every_s: float, grace_s: float | None) -> None:
+    with _told_to_stop() as stop:
+        if not desk.out.json:
+            desk.out.note(f"Sweeping every {span(every_s)} until Ctrl-C.")
+        while not stop.is_set():
+            try:
+                with desk.coordinator() as db:
+                    _sweep_on(desk, db, every_s, grace_s, stop)
+            except NoDoubtError as error:
+                # Only what waiting can mend: a journal that is down must not end its recoverer.
+                if code_of(error) is not Exit.AGAIN:
+                    raise
+                _tell_trouble(desk, error)
+                stop.wait(every_s)
+    desk.out.note("Stopped.")
+
+
+def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None, stop: threading.Event) -> None:
+    seen: frozenset[tuple[str, int]] = frozenset()
+    while not stop.is_set():
+        report, held = db.recover(grace=grace_s), db.quarantined()
+        if desk.out.json:
+            desk.out.line(report_json(report, held))
+        else:
+            if _did_something(report):
+                _print_report(desk, report, at=time.time())
+            now = frozenset((one.attempt, one.branch) for one in held)
+            if now - seen:
+                print_quarantined(desk, held)
+            seen = now
+        stop.wait(every_s)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts as usual."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell_trouble(desk: Desk, error: NoDoubtError) -> None:
+    if desk.out.json:
+        desk.out.line(report_json(SweepReport(trouble={"journal": str(error)}), []))
+    else:
+        desk.out.note((f"{moment(time.time())}  {error}", "yellow"))
+
+
+def _did_something(report: SweepReport) -> bool:
+    return bool(report.trouble or report.committed or report.rolled_back or report.ended or report.quarantined)
+
+
+def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> None:
+    counts = [
+        (report.committed, "committed"),
+        (report.rolled_back, "rolled back"),
+        (report.left, "left alone"),
+        (report.quarantined, "quarantined"),
+    ]
+    told = [f"{count} {what}" for count, what in counts if count]
+    line = f"{report.prepared} prepared {'branch' if report.prepared == 1 else 'branches'} found"
+    line += f": {', '.join(told)}" if told else ""
+    if report.ended:
+        line += f"; {report.ended} {'transaction' if report.ended == 1 else 'transactions'} proved complete"
+    prefix = "" if at is None else f"{moment(at)}  "
+    desk.out.say((f"{prefix}{line}.", "green" if report.clean else "yellow"))
+    if report.left:
+        desk.out.say("Left alone: staged and before their deadline, or younger than the grace (--grace).")
+    for what, why in report.trouble.items():
+        desk.out.say((f"{prefix}{what}: {why}", "red"))
+
+
+def report_json(report: SweepReport, held: list[Quarantined]) -> dict[str, Any]:
+    """A sweep for programs."""
+    return {
+        "at": iso(time.time()),
+        "clean": report.clean,
+        "prepared": report.prepared,
+        "committed": report.committed,
+        "rolled_back": report.rolled_back,
+        "left": report.left,
+        "ended": report.ended,
+        "trouble": dict(report.trouble),
+        "quarantined": [held_json(one) for one in held],
+    }

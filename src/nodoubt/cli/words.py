@@ -1,0 +1,64 @@
+"""Times, ages and durations as people write them, and text that is safe to print.
+
+Must not: know transactions, or print.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw]?)(?:\s*\d+(?:\.\d+)?[smhdw])*")
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
+_STEPS = ((1.0, "ms", 1000.0), (90.0, "s", 1.0), (90 * 60.0, "min", 60.0), (48 * 3600.0, "h", 3600.0))
+SHORT_SECRET = 4  # a password below this length is masked as a word only, or it would mask half of every sentence
+
+
+def seconds_of(text: str) -> float:
+    """`90`, `90s`, `5m`, `1h30m`, `2d` in seconds. Raises `ValueError`."""
+    if not _DURATION.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is not a time: write 30s, 5m, 1h30m or 2d")
+    return sum(float(number) * _UNITS[unit or "s"] for number, unit in _PART.findall(text))
+
+
+def span(seconds: float) -> str:
+    """A length of time, short: `250 ms`, `42 s`, `7 min`, `5 h`, `3 d`."""
+    for below, unit, factor in _STEPS:
+        if abs(seconds) < below:
+            return f"{seconds * factor:.0f} {unit}" if unit == "ms" else f"{seconds / factor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def age(at: float | None, now: float) -> str:
+    """How long ago, or in how long; "" for a time that is not known."""
+    if at is None:
+        return ""
+    gone = now - at
+    return f"{span(gone)} ago" if gone >= 0 else f"in {span(-gone)}"
+
+
+def moment(at: float | None) -> str:
+    """A time of day in the reader's own zone."""
+    return "" if at is None else datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def iso(at: float | None) -> str | None:
+    """A time for programs: UTC, with milliseconds."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def printable(text: str) -> str:
+    """The text with everything that could steer a terminal written out: metadata and reasons are anybody's."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """The text without these passwords, should a driver have quoted one."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        pattern = re.escape(secret) if len(secret) >= SHORT_SECRET else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        text = re.sub(pattern, "***", text)
+    return text
