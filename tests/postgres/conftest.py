@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import nodoubt.drivers.psycopg
 from nodoubt.ports import Prepared, Reply, Work
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script, Watch, adrive, do, drive
+from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 from nodoubt.xid import Xid, new_attempt
@@ -151,9 +151,24 @@ def blank(postgres: PostgresServer, style: str) -> Iterator[World]:
 
 
 @pytest.fixture
-def world(blank: World) -> World:
-    """A database with our tables, and a table t (id, v)."""
+def fresh(blank: World) -> World:
+    """A database of the test's own with our tables, and a table t (id, v)."""
     return blank.setup()
+
+
+@pytest.fixture(scope="session")
+def shared_url(postgres: PostgresServer) -> str:
+    """For tests that leave nothing but rows behind."""
+    return postgres.url()
+
+
+@pytest.fixture
+def world(shared_url: str, style: str) -> Iterator[World]:
+    """A database with our tables, and a table t (id, v), both empty."""
+    world = World(shared_url, style).setup()
+    world.look("TRUNCATE t, nodoubt.receipts; UPDATE nodoubt.identity SET version = 1, epoch = 0")
+    yield world
+    world.close()
 
 
 @pytest.fixture
@@ -170,50 +185,18 @@ def new_world(style: str) -> Iterator[Callable[[str], World]]:
         one.close()
 
 
-class Cut:
-    """A proxy that loses the reply: the server has done what it was asked, and the client never hears of it."""
-
-    def __init__(self, url: str) -> None:
-        self._target = parse_url(url)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"postgresql://{self._target.user}@127.0.0.1:{self._listener.getsockname()[1]}/{self._target.database}"
-        self.deaf = False
-        self._sockets: list[socket.socket] = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection((self._target.host, self._target.port or 5432))
-                self._sockets += [client, server]
-                threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
-                threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, reply: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if reply and self.deaf:
-                    break
-                sink.sendall(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        for one in self._sockets:
-            one.close()
+@pytest.fixture
+def proxy(world: World) -> Iterator[TcpProxy]:
+    """Stands before the world's server and loses what it is told to lose."""
+    with TcpProxy.to(world.url) as one:
+        yield one
 
 
 @pytest.fixture
-def cut() -> Iterator[Callable[[str], Cut]]:
-    """Proxies that lose replies once `deaf` is set."""
-    proxies: list[Cut] = []
-
-    def make(url: str) -> Cut:
-        proxies.append(Cut(url))
-        return proxies[-1]
-
-    yield make
-    for one in proxies:
-        one.close()
+def synced(new_world: Callable[[str], World]) -> Iterator[World]:
+    """A world on a server that waits for a synchronous standby which never comes: but only who asks for it waits."""
+    with PostgresServer({"synchronous_standby_names": "nobody", "synchronous_commit": "local"}) as server:
+        world = new_world(server.url())
+        world.look(world.resource.schema_sql())
+        world.look("CREATE TABLE t (id int PRIMARY KEY, v int)")
+        yield world

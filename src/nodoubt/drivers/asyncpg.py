@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from ..errors import MissingExtra, ResourceUnavailable, UsageError
-from ..ports import Reply, SessionLost
+from ..ports import Reply, SessionLost, StatementFailed
 from ..url import Url
-from .postgres_failure import PostgresFailed, ends_session
+from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
 
 try:
     import asyncpg
@@ -156,7 +156,11 @@ async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgS
         connection = await asyncpg.connect(dsn, **cast(Any, place), timeout=connect_timeout_s)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error or 'no answer in time'}") from error
-    return AsyncpgSession(connection)
+    session = AsyncpgSession(connection)
+    if connection.get_server_version().major >= CHECK_CLIENT_FROM_VERSION:
+        with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
+            await session.run(CHECK_CLIENT)
+    return session
 
 
 class _Tap:

@@ -1,11 +1,16 @@
-"""What a PostgreSQL server says about a statement that failed, beyond its code.
+"""What both PostgreSQL drivers share: how a statement can fail, and how the server learns that we are gone.
 
-Must not: import a driver. Both PostgreSQL drivers use it.
+Must not: import a driver.
 """
 
 from __future__ import annotations
 
 from ..ports import StatementFailed
+
+# A server that is waiting (for a lock, mostly) does not notice that its client has gone: it would hold all locks of a
+# killed session's transaction until it is served, and could still commit then. From version 14 on it can look.
+CHECK_CLIENT_FROM_VERSION = 14
+CHECK_CLIENT = "SET client_connection_check_interval = '1s'"
 
 
 class PostgresFailed(StatementFailed):

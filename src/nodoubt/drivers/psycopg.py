@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost
+from ..ports import Reply, SessionLost, StatementFailed
 from ..url import Url
-from .postgres_failure import PostgresFailed, ends_session
+from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
 
 try:
     import psycopg
@@ -119,7 +119,11 @@ def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession
         )
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
-    return PsycopgSession(connection)
+    session = PsycopgSession(connection)
+    if connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
+        with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
+            session.run(CHECK_CLIENT)
+    return session
 
 
 def _replies(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Reply, ...]:

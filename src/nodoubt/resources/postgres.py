@@ -65,7 +65,8 @@ _WROTE = """SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL
  OR EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
   WHERE p.oid >= 16384 AND p.prorettype NOT IN ('trigger'::pg_catalog.regtype, 'event_trigger'::pg_catalog.regtype)
   AND (l.lanname = 'internal' AND p.prosrc = 'pg_notify'
-   OR l.lanname IN ('sql', 'plpgsql') AND p.prosrc ~* 'notify|execute|advisory|dblink'
+   OR l.lanname IN ('sql', 'plpgsql') AND
+    CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END ~* 'notify|execute|advisory|dblink'
    OR l.lanname NOT IN ('internal', 'c', 'sql', 'plpgsql')))"""
 
 _READING_TAG = re.compile(
