@@ -1,0 +1,38 @@
+"""The documents say what the code does: the diagram is current, the README's examples run, the rooms exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nodoubt.protocol.diagram import inserted
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_diagram_is_drawn_from_the_table() -> None:
+    document = (ROOT / "ARCHITECTURE.md").read_text()
+    assert inserted(document) == document, "run: python -m nodoubt.protocol.diagram ARCHITECTURE.md"
+
+
+def test_every_file_that_a_document_names_exists() -> None:
+    for name in ("README.md", "ARCHITECTURE.md", "TESTING.md"):
+        for path in re.findall(r"\b(?:tests|src)/[\w./]*\w", (ROOT / name).read_text()):
+            assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def test_the_readme_s_first_transaction_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    import apsw
+
+    shop, stock = apsw.Connection("shop.db"), apsw.Connection("stock.db")
+    shop.execute("create table orders (id integer primary key, total int)")
+    stock.execute("create table products (id integer primary key, stock int); insert into products values (7, 3)")
+    exec(compile(code, "README.md", "exec"), {})
+    assert list(shop.execute("select * from orders")) == [(42, 99)]
+    assert list(stock.execute("select * from products")) == [(7, 2)]
+    shop.close()
+    stock.close()
