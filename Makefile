@@ -5,14 +5,14 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-servers test lint servers clean
 
 help:
-	@echo "make demo          two databases, one transaction, crashes at every point (SQLite: nothing to install)"
-	@echo "make demo-servers  the same with PostgreSQL and MariaDB servers of its own"
+	@echo "make demo          see it at work; needs nothing installed"
+	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
 	@echo "make clean         remove .venv, caches and builds"

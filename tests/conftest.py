@@ -37,10 +37,9 @@ def _servers_outlive_each_test() -> Iterator[None]:
     """A test that fails between a server's crash and its restart must not take all the others with it."""
     yield
     for server in _started:
-        if server.running:
-            server.thaw()
-        else:
+        if not server.running:
             server.restart()
+        server.thaw()
 
 
 @pytest.fixture(scope="session")

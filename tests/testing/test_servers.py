@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import struct
@@ -219,7 +220,13 @@ def test_a_server_ends_with_the_process_that_started_it_even_by_sigkill(kind: st
         f"from nodoubt.testing.servers import {kind}\nimport sys\ns = {kind}().start()\n"
         "print(s.pid, s.directory, flush=True)\nsys.stdin.read()"
     )
-    owner = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(servers.__file__).parents[2])},
+    )
     with owner:
         assert owner.stdout is not None
         pid, directory = owner.stdout.readline().split()

@@ -82,6 +82,8 @@ class Server(ABC):
         self._guard: Guard | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        #: Between `freeze()` and `thaw()`.
+        self.frozen = False
 
     # -- life
 
@@ -132,11 +134,14 @@ class Server(ABC):
 
     def freeze(self) -> None:
         """SIGSTOP every process: connections stay open, new ones are accepted by the kernel, nothing answers."""
+        self.frozen = True
         stop_tree(self.pid)
 
     def thaw(self) -> None:
-        """Go on after `freeze()`."""
-        continue_tree(self.pid)
+        """Go on after `freeze()`. Does nothing if it was not frozen."""
+        if self.frozen:
+            continue_tree(self.pid)
+            self.frozen = False
 
     def __enter__(self) -> Self:
         return self.start()
@@ -251,6 +256,7 @@ class Server(ABC):
     def _reap(self) -> None:
         if self._process is not None:
             self._process.wait()
+        self.frozen = False
         if self._guard is not None:
             self._guard.watch(0)
 
