@@ -39,7 +39,7 @@ class Database:
         url = parse_url(self.url)
         if url.kind == "postgres":
             with psycopg.connect(url.secret(), autocommit=True) as connection:
-                cursor = connection.execute(sql.replace("?", "%s"), params)  # type: ignore[arg-type]
+                cursor = connection.execute(sql.replace("?", "%s"), params)
                 return cursor.fetchall() if cursor.description else []
         if url.kind == "mariadb":
             with contextlib.closing(_mariadb(url)) as other, other.cursor() as cursor_:

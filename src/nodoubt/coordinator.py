@@ -257,12 +257,16 @@ class Coordinator(_Base):
     def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """Commit a staged transaction, from any process. Repeating it returns the first outcome (I12).
 
-        Raises `UnknownTransaction`, `OutcomeConflict` (it was aborted), `StillBeginning`, `InDoubt`, `JournalUnavailable`.
+        Raises `UnknownTransaction`, `OutcomeConflict` (it was aborted), `StillBeginning`, `InDoubt`,
+        `JournalUnavailable`.
         """
         return self._shell.shielded(self._finish_script(self._shell, name, Verdict.COMMIT, attempt, wait))
 
     def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
-        """Roll a staged transaction back. Quiet where its begin failed in this process. Raises as `commit_distributed`."""
+        """Roll a staged transaction back. Quiet where its begin failed in this process.
+
+        Raises as `commit_distributed`.
+        """
         return self._shell.shielded(self._finish_script(self._shell, name, Verdict.ABORT, attempt, wait))
 
     def status(self, name: str) -> TransactionRecord:

@@ -200,7 +200,10 @@ class Resource(Protocol):
 
     def schema_sql(self) -> str: ...
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create our tables if they are missing and store the identity once. Idempotent, safe when run twice at a time."""
+        """Create our tables if they are missing and store the identity once.
+
+        Idempotent, and safe when two run it at the same time.
+        """
         ...
 
     def identity(self, session: Session) -> Script[Identity | None]:
@@ -260,8 +263,11 @@ class Resource(Protocol):
     def commit_prepared(
         self, session: Session, prepared: Prepared, *, before: Sequence[str] = (), riders: Sequence[str] = ()
     ) -> Script[None]:
-        """Phase two. `UnknownXid` is no success. `before`: unforced rows in the same session (`unforced_rows`);
-        `riders`: rows of the same local transaction (`riders_on_prepare`)."""
+        """Phase two. `UnknownXid` is no success.
+
+        `before`: unforced rows in the same session (`unforced_rows`); `riders`: rows of the same local transaction
+        (`riders_on_prepare`).
+        """
         ...
 
     def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]: ...
@@ -287,7 +293,10 @@ class Resource(Protocol):
         ...
 
     def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        """Delete these receipts (whose end record is forced); with `older_than`, also one-phase receipts from before."""
+        """Delete these receipts, whose end record is forced.
+
+        With `older_than`, also those of one-phase commits from before.
+        """
         ...
 
 

@@ -48,7 +48,10 @@ class Url:
 
 
 def parse_url(text: str) -> Url:
-    """Parse `postgresql://`, `mariadb://`, `mysql://` or `sqlite:///path`. Raises `UsageError`, without the password."""
+    """Parse `postgresql://`, `mariadb://`, `mysql://` or `sqlite:///path`.
+
+    Raises `UsageError`, which does not show the password.
+    """
     scheme, separator, _ = text.partition("://")
     base = scheme.split("+")[0]
     if not separator or base not in KINDS:

@@ -7,7 +7,8 @@ imported only when a URL asks for them; a missing one names the extra to install
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from .engine import register
@@ -75,6 +76,21 @@ def context(
     )
     wired.register_batch = shell.batch(lambda decisions: register.write(wired, decisions))
     return wired
+
+
+@contextmanager
+def onlooker(resources: Resources, journal: str | None) -> Iterator[tuple[Context, ThreadShell]]:
+    """A context without a coordinator, to look and not to take part: no epoch is raised, nothing is admitted."""
+    shell = ThreadShell()
+    ctx = context(resources, journal=journal, settings=Settings(), observer=None, clock=None, shell=shell)
+    try:
+        yield ctx, shell
+    finally:
+        for participant in ctx.participants.values():
+            participant.pool.close()
+            participant.reserve.close()
+        ctx.journal_pool.close()
+        shell.close()
 
 
 def _named(resources: Resources) -> dict[str, Url]:

@@ -90,7 +90,8 @@ def test_a_bounded_script_bounds_its_nested_calls_too(run: Runner) -> None:
     limits: list[float | None] = []
 
     def inner(thing: Thing) -> Script[int]:
-        return (yield Do(thing, "echo", (1,)))
+        answer: int = yield Do(thing, "echo", (1,))
+        return answer
 
     def script(thing: Thing) -> Script[int]:
         effects = bounded(inner(thing), 7.0, Clock())

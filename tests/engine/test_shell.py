@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 import time
-from typing import Any
 
 import pytest
 
@@ -42,15 +41,26 @@ class Fake:
         return SessionLost(f"{seconds:g}")
 
 
-class AFake(Fake):
-    async def run(self, sql: str) -> Any:
+class AFake:
+    """The async twin."""
+
+    def __init__(self) -> None:
+        self.usable, self.killed = True, False
+
+    async def run(self, _: str) -> tuple[Reply, ...]:
         return (Reply(),)
 
     async def hang(self) -> None:
         await asyncio.sleep(30)
 
     async def close(self) -> None:
-        self.closed, self.usable = True, False
+        self.usable = False
+
+    def kill(self) -> None:
+        self.killed, self.usable = True, False
+
+    def timed_out(self, seconds: float) -> Exception:
+        return SessionLost(f"{seconds:g}")
 
 
 def pool(size: int = 2, acquire_s: float = 0.05) -> ThreadPool:
@@ -182,7 +192,7 @@ def test_a_blocking_call_that_takes_too_long_is_cut_off_by_the_watchdog() -> Non
 
 
 def test_an_async_call_that_takes_too_long_is_cut_off() -> None:
-    def script(session: Fake) -> Script[None]:
+    def script(session: AFake) -> Script[None]:
         yield Do(session, "hang", (), 0.05)
 
     session = AFake()
@@ -200,7 +210,8 @@ def test_what_runs_at_the_same_time_runs_at_the_same_time() -> None:
             return barrier.wait()
 
     def one() -> Script[int]:
-        return (yield Do(Meeting(), "meet"))
+        place: int = yield Do(Meeting(), "meet")
+        return place
 
     outcomes = ThreadShell().run(every([one(), one()]))
     assert sorted(o.get() for o in outcomes) == [0, 1]
@@ -245,7 +256,7 @@ def test_a_write_that_fails_fails_for_all_and_the_next_one_works() -> None:
         return items
 
     batch = shell.batch(write)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="disk"):
         batch.submit(13)
     assert batch.submit(7) == 7
 

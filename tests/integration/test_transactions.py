@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kit import Database, make_database, opened
 from nodoubt import (
     BranchDoomed,
     ClosedTransaction,
@@ -18,8 +19,6 @@ from nodoubt import (
     UnknownTransaction,
     UsageError,
 )
-
-from kit import Database, make_database, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -124,9 +123,8 @@ async def test_staged_work_is_invisible_until_another_coordinator_commits_it(mod
 
 
 async def test_staged_work_is_rolled_back_by_another_coordinator(mode: str, pair: list[Database]) -> None:
-    async with opened(mode, pair) as db:
-        async with db.staged("order-8") as tx:
-            await tx.move("a", "b", 30)
+    async with opened(mode, pair) as db, db.staged("order-8") as tx:
+        await tx.move("a", "b", 30)
     async with opened(mode, pair) as other:
         assert (await other.rollback_distributed("order-8")).state is State.ABORTED
         assert (await other.rollback_distributed("order-8")).state is State.ABORTED

@@ -173,7 +173,7 @@ def _answered(ctx: Context, course: Course, command: Command) -> Script[Event]:
         case CommitPoint(number, row):
             return (yield from _commit_point(ctx, course, course.branches[number], row))
         case Settle(number):
-            return (yield from _settle(ctx, course, course.branches[number]))
+            return (yield from _settle(ctx, course.branches[number]))
         case Fence(why):
             return (yield from _fence(ctx, course, why))
         case Commit(number):
@@ -271,7 +271,7 @@ def _commit_point(ctx: Context, course: Course, branch: Branch, row: Decision) -
     return Decided(Verdict.COMMIT)
 
 
-def _settle(ctx: Context, course: Course, branch: Branch) -> Script[Event]:
+def _settle(ctx: Context, branch: Branch) -> Script[Event]:
     """The reply to a one-phase commit was lost: fence its receipt, and learn from whether the fence stands."""
     until = ctx.clock.elapsed() + ctx.settings.decide_s
 

@@ -177,7 +177,10 @@ class _Entry(Generic[T]):
 
 
 class ThreadBatch(Generic[T]):
-    """Concurrent `submit`s share one write. The first writes for itself; then one of those who came meanwhile, for all."""
+    """Concurrent `submit`s share one write.
+
+    The first writes for itself; then one of those who came meanwhile, for all of them.
+    """
 
     def __init__(self, run: Callable[[Script[Any]], Any], write: Callable[[list[T]], Script[list[Any]]]) -> None:
         self._run, self._write = run, write

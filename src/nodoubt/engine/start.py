@@ -45,13 +45,8 @@ def start(ctx: Context) -> Script[None]:
 
     Raises `SchemaMismatch`, `LineageBroken`, `ResourceRefused`; what is merely unreachable is a warning.
     """
-
-    def journal(session: Session) -> Script[tuple[str, int]]:
-        cluster = yield from ctx.journal.cluster(session)
-        return cluster, (yield from ctx.journal.epoch(session))
-
-    ctx.cluster, before = yield from using(ctx.journal_pool, journal)
-    outcomes = yield from every([verify(ctx, p, before) for p in ctx.participants.values()])
+    ctx.cluster = yield from using(ctx.journal_pool, ctx.journal.cluster)
+    outcomes = yield from every([verify(ctx, p) for p in ctx.participants.values()])
     reached: list[tuple[Participant, Identity]] = []
     for participant, outcome in zip(ctx.participants.values(), outcomes, strict=True):
         if not _is_outage(outcome.error):
@@ -73,8 +68,7 @@ def admit(ctx: Context, participant: Participant) -> Script[None]:
     """Admit a participant that was out of reach at the start."""
     if participant.resource_id:
         return
-    epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
-    identity = yield from verify(ctx, participant, epoch)
+    identity = yield from verify(ctx, participant)
     _require_distinct(
         [(p, Identity(p.resource_id, "", "", 0)) for p in ctx.participants.values() if p.resource_id]
         + [(participant, identity)]
@@ -82,60 +76,67 @@ def admit(ctx: Context, participant: Participant) -> Script[None]:
     yield from _witness(ctx, participant, identity)
 
 
-def verify(ctx: Context, participant: Participant, journal_epoch: int) -> Script[Identity]:
-    """The participant's identity, if it may take part; changes nothing. `journal_epoch` was read before: it may not be
-    behind."""
+def verify(ctx: Context, participant: Participant) -> Script[Identity]:
+    """The participant's identity, if it may take part; changes nothing."""
     resource = participant.resource
 
     def body(session: Session) -> Script[Identity]:
         participant.warnings = yield from resource.check(session)
-        identity = yield from resource.identity(session)
-        if identity is None:
-            raise SchemaMismatch(f"{participant.name} has no tables of ours: call setup() or run nodoubt schema apply")
+        identity = yield from _identity(participant, session)
         server = yield from resource.server(session)
         _require_same_journal(participant, identity, ctx.cluster)
         if server and identity.server and server != identity.server:
             raise LineageBroken(
-                f"{participant.name} says it is {server}, but its tables were set up on {identity.server}: it is a clone "
-                f"or was restored. Nothing of it is resolved until an operator has looked; then run: nodoubt schema "
-                f"apply --adopt {participant.name}"
+                f"{participant.name} says it is {server}, but its tables were set up on {identity.server}: it is a "
+                "clone or was restored. Nothing of it is resolved until an operator has looked; then run: nodoubt "
+                f"schema apply --adopt {participant.name}"
             )
         return identity
 
-    identity = yield from using(participant.pool, body)
-    yield from _require_lineage(ctx, participant, identity, journal_epoch)
-    return identity
-
-
-def _require_lineage(ctx: Context, participant: Participant, identity: Identity, journal_epoch: int) -> Script[None]:
-    if identity.epoch > journal_epoch:
-        # The journal may have been raised since it was read; only a second look after the participant's is proof.
-        journal_epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
-    if identity.epoch > journal_epoch:
-        raise LineageBroken(
-            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {journal_epoch}: the journal "
-            "was restored from a backup and may have forgotten decisions. Nothing is resolved until an operator has looked"
-        )
-    registered = yield from using(ctx.journal_pool, ctx.journal.registered)
-    known = registered.get(identity.resource_id)
-    if known is not None and known[1].epoch > identity.epoch:
-        raise LineageBroken(
-            f"{participant.name} shows epoch {identity.epoch}, but has witnessed {known[1].epoch}: it was restored from a "
-            "backup. Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply --adopt "
-            f"{participant.name}"
-        )
+    return (yield from _with_lineage(ctx, participant, using(participant.pool, body)))
 
 
 def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
-    """The same check for a sweep: the participant is read first, the journal after it. Raises `LineageBroken`."""
-    identity = yield from using(participant.reserve, participant.resource.identity)
+    """The same check of lineage for a sweep. Raises `LineageBroken`."""
+
+    def body(session: Session) -> Script[Identity]:
+        return _identity(participant, session)
+
+    yield from _with_lineage(ctx, participant, using(participant.reserve, body))
+
+
+def _identity(participant: Participant, session: Session) -> Script[Identity]:
+    identity = yield from participant.resource.identity(session)
     if identity is None:
-        raise SchemaMismatch(f"{participant.name} has lost our tables")
-    yield from _require_lineage(ctx, participant, identity, -1)
+        raise SchemaMismatch(f"{participant.name} has no tables of ours: call setup() or run nodoubt schema apply")
+    return identity
+
+
+def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identity]) -> Script[Identity]:
+    """The identity, read between the two halves of what the journal says: a start in the middle is no restore.
+
+    What the participant should have witnessed is read before it, the epoch after it.
+    """
+    registered = yield from using(ctx.journal_pool, ctx.journal.registered)
+    identity = yield from reading
+    epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
+    if identity.epoch > epoch:
+        raise LineageBroken(
+            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {epoch}: the journal was "
+            "restored from a backup and may have forgotten decisions. Nothing is resolved until an operator has looked"
+        )
+    known = registered.get(identity.resource_id)
+    if known is not None and known[1].epoch > identity.epoch:
+        raise LineageBroken(
+            f"{participant.name} shows epoch {identity.epoch}, but has witnessed {known[1].epoch}: it was restored "
+            "from a backup. Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply "
+            f"--adopt {participant.name}"
+        )
+    return identity
 
 
 def _witness(ctx: Context, participant: Participant, identity: Identity) -> Script[None]:
-    """The participant stores the epoch first, then the journal that it has: a crash between cannot look like a restore."""
+    """The participant stores the epoch first, then the journal that it has: a crash between is no restore."""
 
     def there(session: Session) -> Script[None]:
         return participant.resource.witness(session, ctx.epoch)
@@ -178,8 +179,8 @@ def adopt(ctx: Context, name: str) -> Script[None]:
 def _require_same_journal(participant: Participant, identity: Identity, cluster: str) -> None:
     if identity.cluster != cluster:
         raise LineageBroken(
-            f"{participant.name} belongs to the journal of cluster {identity.cluster}, not to this one ({cluster}): a "
-            "database has one journal, ever. Name that journal in journal=, or use another database"
+            f"{participant.name} belongs to the journal of cluster {identity.cluster}, not to this one ({cluster}): "
+            "a database has one journal, ever. Name that journal in journal=, or use another database"
         )
 
 

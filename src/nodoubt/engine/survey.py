@@ -87,7 +87,7 @@ def _one(ctx: Context, participant: Participant, journal: JournalSurvey) -> Scri
     try:
         yield from using(participant.pool, look)
         if journal.epoch is not None:
-            yield from start.verify(ctx, participant, journal.epoch)
+            yield from start.verify(ctx, participant)
     except (NoDoubtError, SessionLost) as error:
         found.error = error
         if isinstance(error, SchemaMismatch):

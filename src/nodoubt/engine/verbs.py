@@ -257,7 +257,7 @@ def result_of(course: Course) -> Result:
 
 
 def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
-    """The block has failed: take the work back. A staged name that was listed early is fenced, so it cannot come alive."""
+    """The block has failed: take the work back. A name that was listed early is fenced, so it cannot come alive."""
     attempt.closed = True
     yield from undo_all(ctx, attempt)
     if attempt.mode is Mode.STAGED:
@@ -368,8 +368,8 @@ def _branches_of(ctx: Context, staging: Staging, *, require_last: bool) -> Scrip
             participant = ctx.by_id(ref.resource_id)
         if participant is None:
             raise UsageError(
-                f"{staging.name!r} has a branch on {ref.resource!r}, which this coordinator does not know: name it among "
-                "the resources; nothing was changed"
+                f"{staging.name!r} has a branch on {ref.resource!r}, which this coordinator does not know: name it "
+                "among the resources; nothing was changed"
             )
         xid = Xid(ctx.cluster, staging.attempt, ref.number)
         branches[ref.number] = Branch(
