@@ -218,10 +218,19 @@ def world(blank: World) -> World:
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[MariaDBServer]:
-    """A server to kill, restart and set as a test likes; its settings are those of the defaults at each test's start."""
+def _server() -> Iterator[MariaDBServer]:
     with MariaDBServer() as server:
         yield server
+
+
+@pytest.fixture
+def own_server(_server: MariaDBServer) -> Iterator[MariaDBServer]:
+    """A server to kill, restart and set as the test likes: whatever it does to it is undone."""
+    settings = dict(_server.settings)
+    yield _server
+    if _server.settings != settings or not _server.running:
+        _server.settings = settings
+        _server.restart()
 
 
 class Cut:

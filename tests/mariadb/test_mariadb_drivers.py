@@ -258,9 +258,10 @@ def test_connecting_by_a_unix_socket(own_server: MariaDBServer, new_world: Calla
     world = new_world(own_server.url())
     path = own_server.data / "server.sock"
     session = world.session(f"{world.url}?unix_socket={path}")
-    assert world.run(session, "SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()")[
-        0
-    ].scalar() == "localhost"
+    assert (
+        world.run(session, "SELECT HOST FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()")[0].scalar()
+        == "localhost"
+    )
 
 
 @pytest.fixture(scope="module")

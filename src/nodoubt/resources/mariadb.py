@@ -53,7 +53,7 @@ FORGET_BATCH_MAX = 1000
 TABLES_NAMED_MAX = 5
 
 # ROLLBACK TO SAVEPOINT warns (1196) if the transaction has written to a non-transactional table, by whatever way,
-# triggers included; Aria does not even take the savepoint (1178). The subquery turns the warning into an error (1242), which
+# triggers included; Aria does not even take the savepoint (1178), be it only read. The subquery turns the warning into an error (1242), which
 # ends the message before anything is promised. The first statement is there to clear the warnings of the user's last.
 PROBE = (
     "SELECT 1 FROM {identity} LIMIT 0",
@@ -279,7 +279,7 @@ class MariaDBResource:
             try:
                 yield from self._run(session, f"XA END {handle.sql}", f"XA ROLLBACK {handle.sql}")
             except StatementFailed:
-                # Ended already, or rollback-only after a deadlock: XA END then is an error and ends the message.
+                # Ended already, or rollback-only after a deadlock: XA END is an error then, and ends the message.
                 yield from self._run(session, f"XA ROLLBACK {handle.sql}")
         except (StatementFailed, SessionLost):
             session.kill()

@@ -5,7 +5,7 @@ CREATE TABLE IF NOT EXISTS {database}.nodoubt_identity (
     id TINYINT NOT NULL PRIMARY KEY,
     resource_id CHAR(32) NOT NULL,
     cluster CHAR(16) NOT NULL,
-    server VARCHAR(255) NOT NULL,
+    server VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     epoch BIGINT NOT NULL,
     version INT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
