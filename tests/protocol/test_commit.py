@@ -158,11 +158,10 @@ class Walk:
     def choices(self) -> Iterator[tuple[object, Event]]:
         for record in self.writing:
             if isinstance(record, Staging):
-                for event in (Listed(), NotListed("no")):
-                    yield record, event
+                yield from ((record, event) for event in (Listed(), NotListed("no")))
             else:
-                for event in (Decided(Verdict.COMMIT), Decided(Verdict.ABORT), Declined("no"), Undecided("?")):
-                    yield record, event
+                decided = (Decided(Verdict.COMMIT), Decided(Verdict.ABORT), Declined("no"), Undecided("?"))
+                yield from ((record, event) for event in decided)
         for command in self.open:
             for event in answers(command):
                 yield command, event
