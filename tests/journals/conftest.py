@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +16,8 @@ import pytest
 
 pytest.register_assert_rewrite("nodoubt.testing.journals")
 
-import nodoubt.drivers.asyncmy
-import nodoubt.drivers.asyncpg
-import nodoubt.drivers.psycopg
-import nodoubt.drivers.pymysql
-import nodoubt.drivers.sqlite
-from nodoubt.journals.dialects import MariaDBDialect, PostgresDialect, SqliteDialect
-from nodoubt.journals.memory import AsyncMemorySession, MemoryJournal, MemorySession, MemoryStore
-from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Reply
-from nodoubt.script import do
-from nodoubt.testing.journals import Bench, LoopBench, ThreadBench
-from nodoubt.url import parse_url
-
-CLUSTER = "00000000000000c1"
-TABLES = ("decisions", "names", "resources", "quarantine", "events")
-EMPTY = (
-    "UPDATE {journal} SET counter = 0 WHERE item = 'epoch'; "
-    "UPDATE {journal} SET value = '{floor}' WHERE item = 'floor'"
-)
-
-
-@dataclass
-class Place:
-    """Where a journal can be: its kind, its style, and how to have a session there."""
-
-    kind: str
-    style: str
-    url: str = ""
-    store: MemoryStore = field(default_factory=MemoryStore)
-
-    def journal(self) -> Any:
-        """The journal for this place."""
-        if self.kind == "memory":
-            return MemoryJournal()
-        return SqlJournal(self.dialect())
-
-    def dialect(self) -> Any:
-        match self.kind:
-            case "postgres":
-                return PostgresDialect()
-            case "mariadb":
-                return MariaDBDialect(parse_url(self.url).database)
-            case _:
-                return SqliteDialect()
-
-    def connect(self) -> Any:
-        """A session, or, in the async style, the promise of one."""
-        url = parse_url(self.url) if self.url else None
-        match self.kind, self.style:
-            case "memory", "sync":
-                return MemorySession(self.store)
-            case "memory", _:
-                return _ready(AsyncMemorySession(self.store))
-            case "postgres", "sync":
-                return nodoubt.drivers.psycopg.connect(url)  # type: ignore[arg-type]
-            case "postgres", _:
-                return nodoubt.drivers.asyncpg.connect(url)  # type: ignore[arg-type]
-            case "mariadb", "sync":
-                return nodoubt.drivers.pymysql.connect(url)  # type: ignore[arg-type]
-            case "mariadb", _:
-                return nodoubt.drivers.asyncmy.connect(url)  # type: ignore[arg-type]
-            case _, "sync":
-                return nodoubt.drivers.sqlite.connect(url)  # type: ignore[arg-type]
-            case _:
-                return nodoubt.drivers.sqlite.aconnect(url)  # type: ignore[arg-type]
-
-    def bench(self, journal: Any = None) -> Bench:
-        kind = ThreadBench if self.style == "sync" else LoopBench
-        return kind(journal or self.journal(), self.connect)
-
-
-async def _ready(session: Any) -> Any:
-    return session
-
+from journals.places import CLUSTER, EMPTY, TABLES, Place, query
+from nodoubt.testing.journals import Bench
 
 MakePlace = Callable[[str, str], Place]
 
@@ -160,9 +87,3 @@ def other_bench(place: Place) -> Iterator[Callable[[Any], Bench]]:
     """Benches over the same database with another journal: for the mutants."""
     with contextlib.ExitStack() as stack:
         yield lambda journal: stack.enter_context(place.bench(journal))
-
-
-def query(bench: Bench, sql: str, session: Any = None) -> Reply:
-    """SQL of a test's own; the last statement's reply."""
-    replies: tuple[Reply, ...] = bench.run(do(session or bench.main, "run", sql))
-    return replies[-1]
