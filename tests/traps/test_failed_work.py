@@ -1,0 +1,87 @@
+"""Work that failed and an error that the user swallowed: nothing of it may be prepared, let alone committed (I16).
+
+What keeps a swallowed error out is the doom of the branch; on PostgreSQL the command tag would, too. Both are
+shown here by taking the doom away. Their own tests: `tests/postgres/test_postgres_two_phase.py`,
+`tests/mariadb/test_mariadb_branch.py`; a swallowed error on every pair: `tests/integration/test_transactions.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import Database, FaceTransaction, make_database, opened
+from nodoubt import TransactionAborted
+
+pytestmark = pytest.mark.anyio
+
+DUPLICATE = r"(?i)duplicate|unique"
+
+
+@pytest.fixture(params=["sync", "async"])
+def mode(request: Any) -> str:
+    return str(request.param)
+
+
+def pair_of(kinds: str, request: Any, tmp_path: Path) -> list[Database]:
+    return [make_database(kind, name, request, tmp_path) for kind, name in zip(kinds.split("+"), "ab", strict=True)]
+
+
+async def half_done(tx: FaceTransaction, failing: str) -> None:
+    """Two rows, of which the second one fails half way through its statement, and nobody is told."""
+    await tx.move("a", "b", 30)
+    with pytest.raises(Exception, match=DUPLICATE):
+        await tx.execute(failing, "insert into accounts values (?, ?), (?, ?)", 7, 7, 1, 0)
+
+
+def forgive(tx: FaceTransaction, name: str) -> None:
+    """The mutant: the branch is not doomed by its error."""
+    tx.handle._attempt.branches[name].work.doomed = None
+
+
+def untouched(pair: list[Database]) -> bool:
+    return [d.total() for d in pair] == [200, 200] and not any(d.prepared() or d.locked() for d in pair)
+
+
+@pytest.mark.parametrize("kinds", ["postgres+sqlite", "mariadb+sqlite"])
+@pytest.mark.parametrize("way", ["once", "staged"])
+async def test_a_swallowed_error_aborts_everywhere(
+    kinds: str, way: str, mode: str, request: Any, tmp_path: Path
+) -> None:
+    pair = pair_of(kinds, request, tmp_path)
+    async with opened(mode, pair) as db:
+        block = db.transaction() if way == "once" else db.staged("order")
+        with pytest.raises(TransactionAborted, match=DUPLICATE):
+            async with block as tx:
+                await half_done(tx, "a")
+    assert untouched(pair)
+
+
+@pytest.mark.parametrize("journal", ["postgres", "sqlite"])
+@pytest.mark.parametrize("way", ["once", "staged"])
+async def test_postgres_answers_prepare_of_a_failed_transaction_without_an_error_and_we_see_it(
+    way: str, journal: str, mode: str, request: Any, tmp_path: Path
+) -> None:
+    """Its tag is ROLLBACK. `journal`: with the failed branch as the commit point, and as one that prepares."""
+    pair = pair_of("postgres+sqlite", request, tmp_path)
+    async with opened(mode, pair, journal="a" if journal == "postgres" else "b") as db:
+        block = db.transaction() if way == "once" else db.staged("order")
+        with pytest.raises(TransactionAborted):
+            async with block as tx:
+                await half_done(tx, "a")
+                forgive(tx, "a")
+    assert untouched(pair)
+
+
+async def test_without_the_doom_mariadb_commits_half_of_a_statement(mode: str, request: Any, tmp_path: Path) -> None:
+    """The mutant: InnoDB undoes the failed statement alone and goes on to prepare and commit the rest."""
+    pair = pair_of("mariadb+sqlite", request, tmp_path)
+    async with opened(mode, pair, journal="b") as db:
+        with contextlib.suppress(TransactionAborted):
+            async with db.transaction() as tx:
+                await half_done(tx, "a")
+                forgive(tx, "a")
+    assert [d.balance() for d in pair] == [70, 130], "the mutant is not caught: half of the work should be there"
