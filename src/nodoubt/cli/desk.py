@@ -112,16 +112,17 @@ def desk_command(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(resources: tuple[str, ...], journal: str | None, json: bool, **arguments: Any) -> None:
         before = get_current_context().find_root().params
         desk = Desk(resources or before.get("resources", ()), journal or before.get("journal"), json=json)
-        with _errors_reported(desk):
+        with reported(desk):
             function(desk, **arguments)
 
     return command
 
 
 @contextmanager
-def _errors_reported(desk: Desk) -> Iterator[None]:
+def reported(desk: Desk, *, warnings: bool = True) -> Iterator[None]:
+    """Turn what goes wrong into a sentence and an exit code. `warnings`: tell the library's too."""
     # The secrets are known once the command has asked for its databases; until then there is nothing to log.
-    handler = Warnings(lambda: desk.out)
+    handler = Warnings(lambda: desk.out) if warnings else logging.NullHandler()
     logger = logging.getLogger("nodoubt")
     logger.addHandler(handler)
     try:

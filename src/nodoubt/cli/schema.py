@@ -12,8 +12,6 @@ import rich_click as click
 from click.exceptions import Exit as Leave
 
 from .. import wiring
-from ..engine.context import Settings
-from ..engine.shell import ThreadShell
 from ..engine.survey import JournalSurvey, Survey, Tables, survey
 from ..url import Url
 from .desk import Desk, desk_command, yes_option
@@ -81,23 +79,8 @@ def status(desk: Desk) -> None:
 
 
 def _surveyed(desk: Desk) -> tuple[JournalSurvey, list[Survey]]:
-    shell = ThreadShell()
-    ctx = wiring.context(
-        desk.databases.resources,
-        journal=desk.databases.journal,
-        settings=Settings(),
-        observer=None,
-        clock=None,
-        shell=shell,
-    )
-    try:
+    with wiring.onlooker(desk.databases.resources, desk.databases.journal) as (ctx, shell):
         return shell.run(survey(ctx))
-    finally:
-        for participant in ctx.participants.values():
-            participant.pool.close()
-            participant.reserve.close()
-        ctx.journal_pool.close()
-        shell.close()
 
 
 def _print_status(desk: Desk, journal: JournalSurvey, found: list[Survey]) -> None:

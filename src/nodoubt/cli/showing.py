@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich_click as click
 from click.exceptions import Exit as Leave
 
+from .desk import Desk, reported
 from .outcome import Exit
 
 
@@ -18,5 +19,7 @@ def demo(servers: bool) -> None:
     """
     from ..demo import run
 
-    if not run(servers=servers):
+    with reported(Desk((), None, json=False), warnings=False):
+        passed = run(servers=servers)
+    if not passed:
         raise Leave(Exit.FAILED)
