@@ -122,15 +122,15 @@ class OneStatement(SqlJournal):
     """Raises the floor without having locked it first, so in a snapshot from before its wait."""
 
     def _floor_statements(self, floor: str, wanted: str) -> tuple[str, ...]:
-        return super()._floor_statements(floor, wanted)[1:]
+        return super()._floor_statements(floor, wanted)[-1:]
 
 
 class Unguarded(SqlJournal):
     """Trusts what it read before it had the lock."""
 
     def _floor_statements(self, floor: str, wanted: str) -> tuple[str, ...]:
-        lock, rise = super()._floor_statements(floor, wanted)
-        return lock, rise.split(" AND NOT EXISTS")[0]
+        *lock, rise = super()._floor_statements(floor, wanted)
+        return *lock, rise.split(" AND NOT EXISTS")[0]
 
 
 def unlocked(dialect: Dialect) -> SqlJournal:

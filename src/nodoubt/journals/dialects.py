@@ -19,6 +19,7 @@ from ..xid import is_attempt
 
 SETUP_LOCK = 0x6E6462  # PostgreSQL: every script that creates tables in the schema nodoubt takes this advisory lock
 SETUP_WAIT_S = 30  # MariaDB: for another session's setup of the same database
+FLOOR_WAIT_S = 2  # a clean-up, for the transactions that hold the floor; it comes again
 TEXT_LENGTH_MAX = 8192  # of what people and programs say: reasons, owners, details. MariaDB's TEXT ends at 64 KiB
 
 
@@ -159,6 +160,14 @@ class Dialect:
         """What an error code means."""
         return self.codes.get(code, Failure.LOST)
 
+    def lock_floor(self) -> tuple[str, ...]:
+        """Waits until nobody holds the floor, not for long, and then keeps everybody from it.
+
+        Those who come meanwhile wait behind it. So it must be fair: under load there is always somebody who holds the
+        floor; and short: one COMMIT that hangs must not hold up all the others.
+        """
+        return (f"SELECT value FROM {self.table('journal')} WHERE item = {self.key('floor')}",)
+
     def schema_sql(self) -> str:
         """The statements that create our tables where they are missing."""
         return files("nodoubt.journals").joinpath("schema", f"{self.kind}.sql").read_text(encoding="utf-8")
@@ -202,6 +211,11 @@ class PostgresDialect(Dialect):
 
     def text(self, text: str) -> str:
         return f"pg_catalog.convert_from(pg_catalog.decode('{_hex(text)}', 'hex'), 'UTF8')"
+
+    def lock_floor(self) -> tuple[str, ...]:
+        # Not the row: newcomers who share a row's lock pass by whoever waits to change it. Table locks queue.
+        bound = f"SET LOCAL lock_timeout = '{FLOOR_WAIT_S}s'"
+        return bound, f"LOCK TABLE {self.table('journal')} IN EXCLUSIVE MODE"
 
     def failure(self, code: str) -> Failure:
         default = Failure.LOST if code[:2] in POSTGRES_LOST_CLASSES else Failure.REFUSED
@@ -255,6 +269,10 @@ class MariaDBDialect(Dialect):
 
     def old(self, column: str) -> str:
         return column
+
+    def lock_floor(self) -> tuple[str, ...]:
+        # Row locks queue here. The comment is MariaDB's alone: MySQL can't be told how long to wait in a statement.
+        return (f"{super().lock_floor()[0]} FOR UPDATE /*M! WAIT {FLOOR_WAIT_S} */",)
 
     def schema_sql(self) -> str:
         return super().schema_sql().replace("EXISTS nodoubt_", f"EXISTS {self.prefix}")

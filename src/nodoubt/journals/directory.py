@@ -91,6 +91,21 @@ class Directory(Transactions):
         reply = yield from self._read(session, f"SELECT {rows.columns(rows.STAGING)} FROM {names} WHERE {which}")
         return [rows.staging(row) for row in reply.rows]
 
+    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging]]:
+        """By attempt, from an index that holds little else.
+
+        A name that was staged at the very moment when its attempt was fenced is in that index for good, so the
+        decisions are asked too.
+        """
+        after_literal = self.dialect.key(after)
+        return (
+            yield from self._stagings(
+                session,
+                f"undecided > {after_literal} AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} AS d "
+                f"WHERE d.attempt = undecided) ORDER BY undecided LIMIT {int(limit)}",
+            )
+        )
+
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
         """Newest first; `after`: the attempt that the page before ended with, or ""."""
         older = f"WHERE n.attempt < {self.dialect.attempt(after)} " if after else ""

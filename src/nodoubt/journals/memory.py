@@ -251,6 +251,11 @@ class MemoryStore:
     def _staged(self, attempts: Sequence[str]) -> dict[str, Staging]:
         return {one.attempt: one for one in self.state.names.values() if one.attempt in attempts}
 
+    def _undecided(self, after: str, limit: int) -> list[Staging]:
+        decisions = self.state.decisions
+        found = [one for one in self.state.names.values() if one.attempt > after and one.attempt not in decisions]
+        return sorted(found, key=lambda one: one.attempt)[:limit]
+
     def _list_staged(self, after: str, limit: int) -> list[tuple[Staging, Standing | None]]:
         newest_first = sorted(self.state.names.values(), key=lambda one: one.attempt, reverse=True)
         page = [one for one in newest_first if not after or one.attempt < after][:limit]
@@ -444,6 +449,9 @@ class MemoryJournal:
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
         return self._apply(session, "staged", tuple(attempts))
+
+    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging]]:
+        return self._apply(session, "undecided", after, limit)
 
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
         return self._apply(session, "list_staged", after, limit)

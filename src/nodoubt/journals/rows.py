@@ -63,6 +63,7 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
         "owner": dialect.free_text(staging.owner),
         "metadata": dialect.text(json(staging.metadata)),
         "created_at": dialect.seconds(staging.created_at),
+        "undecided": dialect.attempt(staging.attempt),
     }
 
 

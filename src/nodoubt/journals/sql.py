@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
 from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
-from ..protocol.records import Decision, Standing
+from ..protocol.records import Decision, Mode, Standing
 from ..script import Pause, Script
 from . import rows
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
@@ -149,13 +149,17 @@ class SqlJournal(Directory):
             yield from self._tell_decided(session, [decision.attempt for decision in decisions], error)
 
     def decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        """The INSERT, for any transaction in the journal's database.
+        """The INSERT, for any transaction in the journal's database, and that its name is decided.
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
         values = rows.decision_values(self.dialect, decision, rows.above_floor(self.dialect, decision.attempt))
-        table = self.dialect.table("decisions")
-        return (f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})",)
+        table, names = self.dialect.table("decisions"), self.dialect.table("names")
+        insert = f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        if decision.mode is Mode.ONCE:
+            return (insert,)
+        which = f"undecided = {self.dialect.attempt(decision.attempt)}"
+        return insert, f"UPDATE {names} SET undecided = NULL WHERE {which}"
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         """Flush the rows of these attempts and return them.
@@ -271,9 +275,9 @@ class SqlJournal(Directory):
     def _floor_statements(self, floor: str, wanted: str) -> tuple[str, ...]:
         """Raise the floor from `floor` to `wanted`, unless an open COMMIT or an undecided name lies below that.
 
-        Two statements: the first waits for every transaction that has locked the floor to decide or to stage; the
-        second, with a snapshot taken after that wait, sees what they wrote. In one, PostgreSQL would look for them
-        with the snapshot of before. Names below `floor` were decided before it was raised to there.
+        The lock waits for every transaction that holds the floor to decide or to stage; the UPDATE, with a snapshot
+        taken after that wait, sees what they wrote. In one statement, PostgreSQL would look for it with the
+        snapshot of before. Names below `floor` were decided before it was raised to there.
         """
         journal, item = self.dialect.table("journal"), self.dialect.key("floor")
         decisions, names = self.dialect.table("decisions"), self.dialect.table("names")
@@ -287,9 +291,8 @@ class SqlJournal(Directory):
             f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = n.attempt))"
         )
         value = self.dialect.attempt(wanted)
-        lock = f"SELECT value FROM {journal} WHERE item = {item}{self.dialect.row_lock}"
         rise = f"UPDATE {journal} SET value = {value} WHERE item = {item} AND value < {value}"
-        return lock, f"{rise} AND {nothing_open} AND {nothing_undecided}"
+        return *self.dialect.lock_floor(), f"{rise} AND {nothing_open} AND {nothing_undecided}"
 
     def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
         """Below the floor a record can't come back, and one that has ended stays so: a plain read will do.

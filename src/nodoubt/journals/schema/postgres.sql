@@ -38,8 +38,12 @@ CREATE TABLE IF NOT EXISTS nodoubt.names (
     deadline double precision NOT NULL,
     owner text NOT NULL,
     metadata text NOT NULL,
-    created_at double precision NOT NULL
+    created_at double precision NOT NULL,
+    undecided text COLLATE "C" -- the attempt, until its decision is written
 );
+
+-- What a sweep must look at although no resource may list a branch of it.
+CREATE INDEX IF NOT EXISTS names_undecided ON nodoubt.names (undecided) WHERE undecided IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS nodoubt.resources (
     resource_id text COLLATE "C" PRIMARY KEY,

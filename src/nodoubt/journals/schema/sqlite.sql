@@ -36,8 +36,13 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_names (
     deadline REAL NOT NULL,
     owner TEXT NOT NULL,
     metadata TEXT NOT NULL,
-    created_at REAL NOT NULL
+    created_at REAL NOT NULL,
+    undecided TEXT -- the attempt, until its decision is written
 ) STRICT, WITHOUT ROWID;
+
+-- What a sweep must look at although no resource may list a branch of it.
+CREATE INDEX IF NOT EXISTS main.nodoubt_names_undecided
+    ON nodoubt_names (undecided) WHERE undecided IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS main.nodoubt_resources (
     resource_id TEXT NOT NULL PRIMARY KEY,
