@@ -54,6 +54,12 @@ class World:
     def drive(self, script: Script[Any]) -> Any:
         return self.start(script).result(PATIENCE_S)
 
+    def error(self, script: Script[Any]) -> Any:
+        """What the script raises."""
+        error = self.start(script).exception(PATIENCE_S)
+        assert error is not None, "it returned"
+        return error
+
     def session(self, url: str | None = None) -> Any:
         target = parse_url(url or self.url)
         session: Any
@@ -119,6 +125,11 @@ class World:
             f"AND wait_event LIKE '{event}'"
         )
         self.until(lambda: self.look(sql), f"session {session.connection_id} waiting for {event}")
+
+    def until_gone(self, session: Any) -> None:
+        """Until the server has noticed the session's end."""
+        sql = f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"
+        self.until(lambda: not self.look(sql), f"session {session.connection_id} to end")
 
     def close(self) -> None:
         for session in self.sessions:

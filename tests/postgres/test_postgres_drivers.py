@@ -20,6 +20,11 @@ from nodoubt.script import Do, Script, do
 from nodoubt.url import parse_url
 
 
+def calling(session: Any, verb: str, statement: str = "SELECT pg_sleep(60)") -> Script[Any]:
+    """The call of one verb or the other."""
+    return do(session, verb, *((statement,) if verb == "run" else (statement, None)))
+
+
 def failure(world: Any, session: Any, sql: str) -> StatementFailed:
     with pytest.raises(StatementFailed) as caught:
         world.run(session, sql)
@@ -71,7 +76,10 @@ def test_the_first_error_ends_the_message_and_the_session_stays_usable(blank: An
     error = failure(blank, session, "BEGIN; SELECT 1/0; CREATE TABLE never (a int); COMMIT")
     assert error.code == "22012"
     assert session.usable
-    assert [reply.tag for reply in blank.run(session, "ROLLBACK; SELECT to_regclass('never')")] == ["ROLLBACK", "SELECT 1"]
+    assert [reply.tag for reply in blank.run(session, "ROLLBACK; SELECT to_regclass('never')")] == [
+        "ROLLBACK",
+        "SELECT 1",
+    ]
 
 
 def test_an_error_names_the_schema_of_its_table(blank: Any) -> None:
@@ -126,8 +134,7 @@ def test_nothing_is_begun_behind_our_back(blank: Any) -> None:
 @pytest.mark.parametrize("verb", ["run", "execute"])
 def test_a_session_ended_by_the_server_is_lost(blank: Any, verb: str) -> None:
     session = blank.session()
-    arguments = ("SELECT pg_sleep(60)",) if verb == "run" else ("SELECT pg_sleep(60)", None)
-    call = blank.start(do(session, verb, *arguments))
+    call = blank.start(calling(session, verb))
     blank.until_waiting(session, "PgSleep")
     blank.look(f"SELECT pg_terminate_backend({session.connection_id})")
     error = call.exception(20)
@@ -139,8 +146,10 @@ def test_a_session_ended_by_the_server_is_lost(blank: Any, verb: str) -> None:
 def test_a_session_that_was_ended_while_idle_is_lost(blank: Any, verb: str) -> None:
     session = blank.session()
     blank.look(f"SELECT pg_terminate_backend({session.connection_id})")
-    blank.until(lambda: not blank.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end")
-    error = blank.start(do(session, verb, *(("SELECT 1",) if verb == "run" else ("SELECT 1", None)))).exception(20)
+    blank.until(
+        lambda: not blank.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end"
+    )
+    error = blank.error(calling(session, verb, "SELECT 1"))
     assert isinstance(error, SessionLost) if verb == "run" else session.lost(error)
     assert not session.usable
 
@@ -148,7 +157,9 @@ def test_a_session_that_was_ended_while_idle_is_lost(blank: Any, verb: str) -> N
 @pytest.mark.parametrize("verb", ["run", "execute"])
 def test_kill_from_another_thread_ends_a_blocked_call_at_once(blank: Any, verb: str) -> None:
     session = blank.session()
-    call = blank.start(do(session, verb, *(("SELECT pg_sleep(60)",) if verb == "run" else ("SELECT pg_sleep(60)", None))))
+    call = blank.start(
+        do(session, verb, *(("SELECT pg_sleep(60)",) if verb == "run" else ("SELECT pg_sleep(60)", None)))
+    )
     blank.until_waiting(session, "PgSleep")
     session.kill()
     error = call.exception(5)
@@ -171,7 +182,9 @@ def test_a_closed_session_leaves_the_server(blank: Any) -> None:
     session = blank.session()
     blank.drive(do(session, "close"))
     assert not session.usable
-    blank.until(lambda: not blank.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end")
+    blank.until(
+        lambda: not blank.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end"
+    )
 
 
 def test_a_call_that_takes_too_long_is_cut_off(blank: Any) -> None:

@@ -90,8 +90,8 @@ def test_plain_reads_and_writes_are_told_by_their_transaction_id(text: str) -> N
     [
         "NOTIFY a",
         "SELECT pg_notify('a', 'b')",
-        'SELECT "pg_notify"(\'a\', \'b\')',
-        'SELECT U&"pg\\005fnotify"(\'a\', \'b\')',
+        "SELECT \"pg_notify\"('a', 'b')",
+        "SELECT U&\"pg\\005fnotify\"('a', 'b')",
         "LISTEN a",
         "SELECT pg_advisory_xact_lock(1)",
         "SELECT dblink_exec('x', 'y')",

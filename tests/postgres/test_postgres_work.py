@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodoubt.errors import BranchDoomed, InvariantViolated, UsageError
-from nodoubt.ports import BelowFloor, Conflict, Refused, Unclear
+from nodoubt.ports import BelowFloor, Conflict, Prepared, Refused, Unclear
 from nodoubt.protocol.records import Verdict
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import do
@@ -16,11 +16,11 @@ from nodoubt.testing.proxy import TcpProxy
 WRITE = "INSERT INTO t VALUES (1, 1)"
 
 
-def outcome(world: Any, script: Any) -> BaseException:
-    """What the script raises."""
-    error = world.start(script).exception(20)
-    assert error is not None, "it returned"
-    return error
+def _row(verdict: str) -> str:
+    return (
+        "INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) "
+        f"VALUES ('{'d' * 32}', 0, {verdict}, 0, true)"
+    )
 
 
 # ---- begin ------------------------------------------------------------------------------------------
@@ -36,12 +36,14 @@ def test_begin_is_one_round_trip_and_leaves_the_isolation_to_the_user(world: Any
 
 
 def test_a_session_that_was_left_in_a_transaction_is_not_begun_on(world: Any) -> None:
-    """BEGIN only warns there. Fails without the look at the warnings: the stranger's row would commit with ours (I18)."""
+    """BEGIN only warns there. Fails without the look at the warnings: the stranger's row commits with ours (I18)."""
     session = world.session()
     world.run(session, "BEGIN; INSERT INTO t VALUES (99, 99)")
-    assert isinstance(outcome(world, world.resource.begin(session, world.work())), Unclear)
+    assert isinstance(world.error(world.resource.begin(session, world.work())), Unclear)
     assert not session.usable
-    world.until(lambda: not world.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end")
+    world.until(
+        lambda: not world.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end"
+    )
     assert world.look("SELECT * FROM t") == []
 
 
@@ -58,9 +60,9 @@ def test_rows_before_the_branch_are_committed_whatever_becomes_of_the_branch(wor
 
 def test_rows_before_the_branch_that_conflict_leave_nothing_open(world: Any) -> None:
     session, work = world.session(), world.work()
-    row = f"INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) VALUES ('{'a' * 32}', 0, 'abort', 0, true)"
+    row = _row("'abort'")
     world.look(row)
-    error = outcome(world, world.resource.begin(session, work, before=(WRITE, row)))
+    error = world.error(world.resource.begin(session, work, before=(WRITE, row)))
     assert isinstance(error, Conflict)
     assert session.usable
     assert world.run(session, "SELECT current_setting('nodoubt.attempt', true)")[0].scalar() in (None, "")
@@ -68,13 +70,15 @@ def test_rows_before_the_branch_that_conflict_leave_nothing_open(world: Any) -> 
 
 
 def test_rows_before_the_branch_of_an_attempt_below_the_floor_are_told_apart(world: Any) -> None:
-    row = f"INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) VALUES ('{'a' * 32}', 0, NULL, 0, true)"
-    assert isinstance(outcome(world, world.resource.begin(world.session(), world.work(), before=(row,))), BelowFloor)
+    row = (
+        f"INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) VALUES ('{'a' * 32}', 0, NULL, 0, true)"
+    )
+    assert isinstance(world.error(world.resource.begin(world.session(), world.work(), before=(row,))), BelowFloor)
 
 
 def test_another_failure_of_rows_before_the_branch_is_unclear(world: Any) -> None:
     """The error may have come after their commit: the message does not say where it stopped."""
-    error = outcome(world, world.resource.begin(world.session(), world.work(), before=("SELECT 1/0",)))
+    error = world.error(world.resource.begin(world.session(), world.work(), before=("SELECT 1/0",)))
     assert isinstance(error, Unclear)
 
 
@@ -108,7 +112,7 @@ def test_rows_before_the_branch_are_not_forced_in_our_own_session_but_are_behind
 def test_a_begin_without_an_answer_is_unclear(world: Any, proxy: TcpProxy, before: tuple[str, ...]) -> None:
     session = world.session(proxy.url_for(world.url))
     fault = proxy.cut_reply(after=b"BEGIN")
-    error = outcome(world, world.resource.begin(session, world.work(), before=before))
+    error = world.error(world.resource.begin(session, world.work(), before=before))
     fault.wait_hit()
     assert isinstance(error, Unclear)
     assert world.look("SELECT count(*) FROM t") == [(len(before),)]
@@ -127,7 +131,7 @@ def test_transaction_control_is_refused_and_dooms_the_branch(world: Any, text: s
     with pytest.raises(UsageError, match="not for a branch"):
         world.drive(world.resource.execute(session, work, text, None))
     assert isinstance(work.doomed, UsageError)
-    error = outcome(world, world.resource.commit_alone(session, work))
+    error = world.error(world.resource.commit_alone(session, work))
     assert isinstance(error, Refused)
     assert session.usable
     assert world.look("SELECT * FROM t") == []
@@ -143,9 +147,11 @@ def test_any_error_dooms_the_branch(world: Any) -> None:
     assert work.doomed is caught.value
     with pytest.raises(BranchDoomed):
         world.drive(world.resource.execute(session, work, "SELECT 1", None))
-    world.run(session, f"ROLLBACK; BEGIN; SET LOCAL nodoubt.attempt = '{work.xid.attempt}.0'; INSERT INTO t VALUES (2, 2)")
+    world.run(
+        session, f"ROLLBACK; BEGIN; SET LOCAL nodoubt.attempt = '{work.xid.attempt}.0'; INSERT INTO t VALUES (2, 2)"
+    )
     for end in (world.resource.prepare, world.resource.commit_alone, world.resource.end_reader):
-        error = outcome(world, end(session, work))
+        error = world.error(end(session, work))
         assert isinstance(error, Refused)
         assert "earlier statement failed" in str(error)
     assert world.look("SELECT * FROM t") == []
@@ -169,7 +175,9 @@ def test_a_cancelled_statement_dooms_the_branch_and_its_session(world: Any) -> N
     world.until(lambda: work.doomed is not None, "the branch to be doomed")
     assert not session.usable
     world.drive(world.resource.rollback(session, work))
-    world.until(lambda: not world.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end")
+    world.until(
+        lambda: not world.look(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"), "its end"
+    )
     assert world.look("SELECT * FROM t") == []
 
 
@@ -259,7 +267,7 @@ def test_a_session_lost_before_the_end_of_the_work_is_a_refusal(world: Any) -> N
     session = world.session()
     work = world.begun(session, None, "SELECT 1")
     session.kill()
-    error = outcome(world, world.resource.wrote(session, work))
+    error = world.error(world.resource.wrote(session, work))
     assert isinstance(error, Refused)
     assert error.retry
 
@@ -308,7 +316,7 @@ def test_a_reader_that_was_committed_behind_our_back_is_refused(world: Any) -> N
     work = world.begun(session)
     world.run(session, "INSERT INTO t VALUES (1, 1); COMMIT; BEGIN")
     assert world.drive(world.resource.wrote(session, work)) is False
-    error = outcome(world, world.resource.end_reader(session, work))
+    error = world.error(world.resource.end_reader(session, work))
     assert isinstance(error, Refused)
     assert "not open any more" in str(error)
 
@@ -356,18 +364,11 @@ def test_riders_take_the_receipts_place(world: Any) -> None:
     assert world.look("SELECT id FROM t ORDER BY 1") == [(1,), (7,)]
 
 
-def _row(verdict: str) -> str:
-    return (
-        "INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) "
-        f"VALUES ('{'d' * 32}', 0, {verdict}, 0, true)"
-    )
-
-
 def test_a_rider_that_conflicts_means_that_nothing_happened(world: Any) -> None:
     world.look(_row("'abort'"))
     session = world.session()
     work = world.begun(session, None, WRITE)
-    error = outcome(world, world.resource.commit_alone(session, work, riders=(_row("'commit'"),)))
+    error = world.error(world.resource.commit_alone(session, work, riders=(_row("'commit'"),)))
     assert isinstance(error, Conflict)
     assert world.look("SELECT * FROM t") == []
     assert session.usable
@@ -376,7 +377,7 @@ def test_a_rider_that_conflicts_means_that_nothing_happened(world: Any) -> None:
 def test_a_rider_below_the_floor_means_that_nothing_happened(world: Any) -> None:
     session = world.session()
     work = world.begun(session, None, WRITE)
-    error = outcome(world, world.resource.commit_alone(session, work, riders=(_row("NULL"),)))
+    error = world.error(world.resource.commit_alone(session, work, riders=(_row("NULL"),)))
     assert isinstance(error, BelowFloor)
     assert world.look("SELECT * FROM t") == []
 
@@ -390,7 +391,7 @@ def test_on_conflict_do_nothing_would_commit_against_a_standing_abort(world: Any
     assert world.look("SELECT id FROM t") == [(1,)]
     session = world.session()
     work = world.begun(session, None, "INSERT INTO t VALUES (2, 2)")
-    assert isinstance(outcome(world, world.resource.commit_alone(session, work, riders=(_row("'commit'"),))), Conflict)
+    assert isinstance(world.error(world.resource.commit_alone(session, work, riders=(_row("'commit'"),))), Conflict)
     assert world.look("SELECT id FROM t") == [(1,)]
 
 
@@ -399,7 +400,7 @@ def test_a_duplicate_key_of_the_users_own_is_not_taken_for_a_decision(fresh: Any
     fresh.look("CREATE TABLE d (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     session = fresh.session()
     work = fresh.begun(session, None, "INSERT INTO d VALUES (1), (1)")
-    error = outcome(fresh, fresh.resource.commit_alone(session, work))
+    error = fresh.error(fresh.resource.commit_alone(session, work))
     assert type(error) is Refused
     assert session.usable
     assert fresh.receipts() == []
@@ -453,7 +454,7 @@ def test_work_that_was_ended_behind_our_back_cannot_be_prepared_or_committed(wor
     work = world.begun(session, None, WRITE)
     world.run(session, behind)
     world.start(do(session, "run", "INSERT INTO t VALUES (2, 2)")).exception(20)
-    error = outcome(world, getattr(world.resource, end)(session, work))
+    error = world.error(getattr(world.resource, end)(session, work))
     assert type(error) is Refused
     assert "not open any more" in str(error)
     assert session.usable
@@ -470,20 +471,14 @@ def test_without_the_proof_what_was_ended_behind_our_back_is_prepared_by_half(wo
     work = world.begun(session, None, WRITE)
     world.run(session, "COMMIT; BEGIN")
     world.drive(Mutant("pg").prepare(session, work))
-    world.drive(world.resource.rollback_prepared(session, _prepared(work)))
+    world.drive(world.resource.rollback_prepared(session, Prepared(work.xid)))
     assert world.look("SELECT * FROM t") == [(1, 1)], "rolled back, and half of it stands"
-
-
-def _prepared(work: Any) -> Any:
-    from nodoubt.ports import Prepared
-
-    return Prepared(work.xid)
 
 
 def test_a_user_who_resets_the_mark_only_harms_himself(world: Any) -> None:
     session = world.session()
     work = world.begun(session, None, WRITE, "RESET ALL")
-    assert type(outcome(world, world.resource.commit_alone(session, work))) is Refused
+    assert type(world.error(world.resource.commit_alone(session, work))) is Refused
     assert world.look("SELECT * FROM t") == []
 
 
@@ -518,7 +513,7 @@ def test_durability_is_our_own_and_never_weakened(fresh: Any, end: str, role: st
     fresh.drive(getattr(fresh.resource, end)(session, work))
     assert fresh.run(session, "SHOW synchronous_commit")[0].scalar() == expected
     if end == "prepare":
-        fresh.drive(fresh.resource.commit_prepared(session, _prepared(work)))
+        fresh.drive(fresh.resource.commit_prepared(session, Prepared(work.xid)))
     assert fresh.look("SELECT v FROM level") == [(expected,)]
 
 
@@ -526,7 +521,7 @@ def test_a_commit_whose_reply_is_lost_is_unclear_and_the_fence_settles_it(world:
     session = world.session(proxy.url_for(world.url))
     work = world.begun(session, None, WRITE)
     fault = proxy.cut_reply(after=b"COMMIT")
-    error = outcome(world, world.resource.commit_alone(session, work))
+    error = world.error(world.resource.commit_alone(session, work))
     fault.wait_hit()
     assert isinstance(error, Unclear)
     assert not session.usable
@@ -538,7 +533,7 @@ def test_a_commit_whose_request_is_lost_is_unclear_and_the_fence_settles_it(worl
     session = world.session(proxy.url_for(world.url))
     work = world.begun(session, None, WRITE)
     fault = proxy.cut_request(b"COMMIT")
-    error = outcome(world, world.resource.commit_alone(session, work))
+    error = world.error(world.resource.commit_alone(session, work))
     fault.wait_hit()
     assert isinstance(error, Unclear)
     assert world.drive(world.resource.fence(world.session(), work.xid)) is Verdict.ABORT
@@ -567,7 +562,7 @@ def test_a_commit_cut_off_while_it_waits_can_still_happen_and_the_fence_says_tha
     holder, session, work, call = waiting_at_commit(fresh, "SET LOCAL client_connection_check_interval = 0")
     session.kill()
     assert isinstance(call.exception(20), Unclear)
-    assert isinstance(outcome(fresh, fresh.resource.fence(fresh.session(), work.xid)), Unclear)
+    assert isinstance(fresh.error(fresh.resource.fence(fresh.session(), work.xid)), Unclear)
     fresh.run(holder, "COMMIT")
     fresh.until(fresh.receipts, "the late commit")
     assert fresh.drive(fresh.resource.fence(fresh.session(), work.xid)) is Verdict.COMMIT
@@ -578,8 +573,7 @@ def test_a_server_that_waits_notices_that_its_client_has_gone(fresh: Any) -> Non
     _, session, work, call = waiting_at_commit(fresh)
     session.kill()
     assert isinstance(call.exception(20), Unclear)
-    gone = f"SELECT 1 FROM pg_stat_activity WHERE pid = {session.connection_id}"
-    fresh.until(lambda: not fresh.look(gone), "the server to notice")
+    fresh.until_gone(session)
     assert fresh.drive(fresh.resource.fence(fresh.session(), work.xid)) is Verdict.ABORT
 
 
@@ -597,7 +591,7 @@ def test_a_standby_that_did_not_answer_makes_the_end_unclear(synced: Any, end: s
         call = synced.start(getattr(synced.resource, end)(session, work.xid))
     elif end == "commit_prepared":
         synced.look(f"BEGIN; INSERT INTO t VALUES (1, 1); PREPARE TRANSACTION '{work.xid.gid}'")
-        call = synced.start(synced.resource.commit_prepared(session, _prepared(work)))
+        call = synced.start(synced.resource.commit_prepared(session, Prepared(work.xid)))
     else:
         synced.begun(session, work, WRITE)
         call = synced.start(getattr(synced.resource, end)(session, work))

@@ -213,7 +213,7 @@ def _messages(answer: bytes) -> Iterator[tuple[bytes, bytes]]:
     while at < len(answer):
         (length,) = struct.unpack_from("!i", answer, at + 1)
         end = at + 1 + length
-        if length < 4 or end > len(answer):
+        if end < at + 5 or end > len(answer):
             raise ValueError("a message is cut short")
         yield answer[at : at + 1], answer[at + 5 : end]
         at = end

@@ -26,5 +26,5 @@ class PostgresFailed(StatementFailed):
 
 
 def ends_session(code: str | None, severity: str | None) -> bool:
-    """Whether an error says that the connection is gone: FATAL, or a code that a pooler gives for its own connection."""
+    """Whether an error says that the connection is gone: FATAL, or what a pooler says of its own connection."""
     return severity in ("FATAL", "PANIC") or (code or "").startswith(("08", "57P0"))

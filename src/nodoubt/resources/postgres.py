@@ -44,7 +44,7 @@ from .postgres_statements import shape
 
 SCHEMA_VERSION = 1
 SERVER_VERSION_MIN = 120000
-LOCK_TIMEOUT_MS = 2000  # how long recovery waits for a branch that is still under way
+LOCK_TIMEOUT_MS = 1000  # how long recovery waits for a branch that is still under way
 FENCE_TRIES_MAX = 3
 FORGET_ROWS_MAX = 10_000
 RECENT_RECEIPTS = 100
@@ -65,8 +65,9 @@ _WROTE = """SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL
  OR EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
   WHERE p.oid >= 16384 AND p.prorettype NOT IN ('trigger'::pg_catalog.regtype, 'event_trigger'::pg_catalog.regtype)
   AND (l.lanname = 'internal' AND p.prosrc = 'pg_notify'
-   OR l.lanname IN ('sql', 'plpgsql') AND
-    CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END ~* 'notify|execute|advisory|dblink'
+   OR l.lanname IN ('sql', 'plpgsql')
+    AND CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END
+     ~* 'notify|execute|advisory|dblink'
    OR l.lanname NOT IN ('internal', 'c', 'sql', 'plpgsql')))"""
 
 _READING_TAG = re.compile(
@@ -107,7 +108,7 @@ class PostgresResource:
             )
         if setting["full_page_writes"] == "off":
             notes.append(
-                "full_page_writes is off: unless the file system cannot tear a page, a crash can lose what was acknowledged"
+                "full_page_writes is off: unless the file system never tears a page, a crash can lose what was promised"
             )
         if setting["synchronous_standby_names"] and setting["synchronous_commit"] in ("off", "local", "remote_write"):
             notes.append(
@@ -126,8 +127,8 @@ class PostgresResource:
             "transactions are read-only here: set default_transaction_read_only = off for this role and database": (
                 setting["transaction_read_only"] == "on"
             ),
-            "prepared transactions are disabled: set max_prepared_transactions = 100 in postgresql.conf and restart the "
-            "server": setting["max_prepared_transactions"] == "0",
+            "prepared transactions are disabled: set max_prepared_transactions = 100 in postgresql.conf and restart "
+            "the server": setting["max_prepared_transactions"] == "0",
             "two statements were answered by two server processes, so a pooler shares sessions by transaction: connect "
             "to the server itself, or to a pooler that pools by session": pooled,
         }
@@ -139,7 +140,7 @@ class PostgresResource:
         return files(__package__).joinpath("schema", "postgres.sql").read_text(encoding="utf-8")
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create what is missing, under a lock that makes a second `setup` wait, and store the identity if there is none."""
+        """Create what is missing, and store the identity if there is none. A second `setup` waits for the first."""
         (there,) = yield from self._ask(
             session,
             "SELECT pg_catalog.to_regclass('nodoubt.identity') IS NOT NULL "
@@ -157,18 +158,19 @@ class PostgresResource:
             )
         except Refused as error:
             raise ResourceRefused(
-                f"our tables cannot be set up on {self.name}: {error}. Set up once with a role that may create a schema, "
-                "or have an administrator run what nodoubt schema sql prints"
+                f"our tables cannot be set up on {self.name}: {error}. Set up once with a role that may create a "
+                "schema, or have an administrator run what nodoubt schema sql prints"
             ) from error
 
     def identity(self, session: Session) -> Script[Identity | None]:
-        """What is stored. The newest receipts are looked at as well, for an epoch above the one that `witness` stored."""
+        """What is stored. The newest receipts are looked at too, for an epoch above the one that `witness` stored."""
         try:
             (reply,) = yield from do(
                 session,
                 "run",
-                "SELECT i.version, i.resource_id, i.cluster, i.server, greatest(i.epoch, (SELECT max(r.epoch) FROM (SELECT "
-                f"epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) FROM nodoubt.identity i",
+                "SELECT i.version, i.resource_id, i.cluster, i.server, greatest(i.epoch, (SELECT max(r.epoch) FROM "
+                f"(SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
+                "FROM nodoubt.identity i",
             )
         except SessionLost as error:
             raise self._unavailable(error) from error
@@ -219,7 +221,7 @@ class PostgresResource:
     # ---- one branch's work
 
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
-        """BEGIN, and the mark that the proof asks for. SET takes no snapshot, so the user may still choose the isolation.
+        """BEGIN, and the mark that the proof asks for. SET takes no snapshot: the user may still choose the isolation.
 
         `before` is committed unforced in the same message; `Conflict` and `BelowFloor` mean that it surely was not.
         After any other failure with `before` nobody knows: `Unclear`.
@@ -254,8 +256,8 @@ class PostgresResource:
             looks = shape(statement)
             if looks.control:
                 raise UsageError(
-                    f"{looks.control} is not for a branch of a distributed transaction: it ends as a whole, when the block "
-                    "ends, and has no savepoints. The branch can only be rolled back now"
+                    f"{looks.control} is not for a branch of a distributed transaction: it ends as a whole, when the "
+                    "block ends, and has no savepoints. The branch can only be rolled back now"
                 )
             if looks.stains and hasattr(session, "stained"):
                 session.stained = True
@@ -293,7 +295,7 @@ class PostgresResource:
         _leave(session)
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
-        """One phase. The riders, or the receipt, go into the very transaction, after the proof and before the COMMIT."""
+        """One phase. The riders, or the receipt, go into the very transaction, between the proof and the COMMIT."""
         rows = list(riders) or [self._receipt_row(work, alone=True)]
         statements = [self._proof(work), *rows, "COMMIT"]
         yield from self._end(session, work, statements, "COMMIT", f"commit on {self.name}")
@@ -319,8 +321,8 @@ class PostgresResource:
     ) -> Script[None]:
         """COMMIT PREPARED, alone in its message as the server demands.
 
-        `before` is committed unforced by the message before; the flush of COMMIT PREPARED covers it, in this session only.
-        If this raises, `before` may stand, visible and not flushed: nobody acts on it without confirming it.
+        `before` is committed unforced by the message before; the flush of COMMIT PREPARED covers it, in this session
+        only. If this raises, `before` may stand, visible and not flushed: nobody acts on it without confirming it.
         """
         invariant(not riders, "I4", "PostgreSQL's COMMIT PREPARED carries no rows")
         if before:
@@ -333,7 +335,7 @@ class PostgresResource:
     # ---- recovery
 
     def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
-        """Ours, in this database: the view shows every database's, and a stranger's gid may look much like ours (I9)."""
+        """Ours, in this database: the view shows those of all, and a stranger's gid may look much like ours (I9)."""
         (reply,) = yield from self._ask(
             session,
             "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 "
@@ -371,7 +373,7 @@ class PostgresResource:
         raise Unclear(f"{doing}: the row in its place comes and goes")
 
     def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        """Delete these receipts; with `older_than` also what one-phase commits left before, at most so many at a time."""
+        """Delete these receipts; with `older_than` also what one-phase commits left before, so many at a time."""
         statements = []
         if xids:
             keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids)
@@ -379,7 +381,8 @@ class PostgresResource:
         if older_than is not None:
             statements.append(
                 "DELETE FROM nodoubt.receipts WHERE ctid = ANY (ARRAY(SELECT ctid FROM nodoubt.receipts WHERE alone "
-                f"AND at < pg_catalog.to_timestamp({float(older_than)!r}) LIMIT {FORGET_ROWS_MAX} FOR UPDATE SKIP LOCKED))"
+                f"AND at < pg_catalog.to_timestamp({float(older_than)!r}) LIMIT {FORGET_ROWS_MAX} "
+                "FOR UPDATE SKIP LOCKED))"
             )
         if not statements:
             return 0
@@ -476,7 +479,7 @@ class PostgresResource:
         return Verdict(row.scalar()) if row.rows else None
 
     def _forced(self, session: Session, *statements: str, doing: str = "") -> Script[list[Reply]]:
-        """One forced transaction of our own, in one message. The replies are those of `statements` (their last ones)."""
+        """One forced transaction of our own, in one message. The replies end with those of `statements`."""
         doing = doing or f"our own transaction on {self.name}"
         try:
             replies = yield from do(session, "run", "; ".join((_BEGIN, _FORCED, *statements, "COMMIT")))

@@ -33,8 +33,8 @@ FAILURES: dict[str, Failure] = {
 }
 PREPARE_ADVICE = {
     "55000": "set max_prepared_transactions above 0 in postgresql.conf and restart the server",
-    "53200": "all of max_prepared_transactions are taken: finish the ones left behind, or raise it and restart the server",
-    "0A000": "what it names cannot be part of a prepared transaction: leave it out, or keep it on a resource of its own",
+    "53200": "all of max_prepared_transactions are taken: finish what was left behind, or raise it and restart",
+    "0A000": "what it names cannot be part of a prepared transaction: leave it out, or do it outside of one",
 }
 
 
@@ -55,13 +55,15 @@ def refusal(
             return BelowFloor(why)
         case Failure.NO_FLOOR if PROOF_TEXT in error.message:
             return Refused(
-                f"{doing}: the transaction that was begun is not open any more. Something in it committed or rolled back "
-                "on its own, so nobody knows what stands of it; nothing more was done"
+                f"{doing}: the transaction that was begun is not open any more. Something in it committed or rolled "
+                "back on its own, so nobody knows what stands of it; nothing more was done"
             )
         case Failure.HELD | Failure.TRANSIENT | Failure.FULL:
             return Refused(why, retry=True)
-        case _:
+        case None:
             return Refused(why, retry=retry)
+        case _:
+            return Refused(why)
 
 
 def require_rows(replies: Sequence[Reply]) -> None:

@@ -46,12 +46,11 @@ _STAIN = re.compile(r"\btemp\b|\btemporary\b|pg_temp|set_config|advisory|\bwith\
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`control`: the transaction control in it, or "". `plain`: nothing but reads and ordinary writes, which show by
-    a transaction id. `stains`: leaves something behind in the session."""
+    """What the text tells."""
 
-    control: str
-    plain: bool
-    stains: bool
+    control: str  # the transaction control in it, or ""
+    plain: bool  # nothing but reads and ordinary writes, which show by a transaction id
+    stains: bool  # leaves something behind in the session
 
 
 @functools.lru_cache(STATEMENTS_REMEMBERED_MAX)
