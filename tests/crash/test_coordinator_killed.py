@@ -38,6 +38,7 @@ POINTS = [
 STAGED_POINTS = [
     ("P3", "prepare", 1, "aborted"),
     ("P3", "prepared", 1, "aborted"),
+    ("P1", "begun", 1, "aborted"),
     ("P3", "prepare", 2, "aborted"),
     ("P3", "prepared", 2, "staged"),
     ("P4", "staged", 1, "staged"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from nodoubt import (
     UnknownTransaction,
     UsageError,
 )
+from nodoubt.engine.context import using
+from nodoubt.protocol.records import BranchRef, Staging
+from nodoubt.xid import new_attempt
 
 pytestmark = pytest.mark.anyio
 
@@ -220,3 +224,28 @@ async def test_any_printable_name_works(name: str, mode: str, request: Any, tmp_
                     async with db.staged(bad):
                         pass
         assert only.balance() == 7
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "mariadb"])
+async def test_a_name_whose_begin_died_before_its_last_prepare_is_aborted(
+    kind: str, mode: str, request: Any, tmp_path: Path
+) -> None:
+    """No resource lists a branch of it; without the journal's own list it would look alive for ever."""
+    only = make_database(kind, "a", request, tmp_path)
+    async with opened(mode, [only]) as db:
+        ctx = db.db._ctx
+        resource_id = ctx.participants["a"].resource_id
+        now = time.time()
+        dead = Staging("dead", new_attempt(), (BranchRef(0, "a", resource_id),), 0, now + 1000, created_at=now)
+
+        def stage(session: Any) -> Any:
+            return ctx.journal.stage(session, dead)
+
+        run = db.db._shell.run(using(ctx.journal_pool, stage))
+        if mode == "async":
+            await run
+        assert (await db.status("dead")).state is State.PREPARED
+        await db.recover(grace=60 * 60)
+        assert (await db.status("dead")).state is State.PREPARED, "its begin may still be at work"
+        await db.recover(grace=0)
+        assert (await db.status("dead")).state is State.ABORTED

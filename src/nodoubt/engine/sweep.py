@@ -79,7 +79,8 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
     _forget_gone(ctx, by_xid, complete=not report.trouble)
     mine = set(ctx.live) if courteous else set()
     for part in chunks(sorted(set(found) - mine), PAGE_MAX):
-        yield from _settle_listed(ctx, report, {attempt: found[attempt] for attempt in part}, grace_s)
+        yield from _settle_listed(ctx, report, {attempt: found[attempt] for attempt in part}, reached, grace_s)
+    yield from _settle_unlisted(ctx, report, set(found) | mine, reached, grace_s)
     yield from _prove_open(ctx, report, reached, mine)
     return report
 
@@ -106,7 +107,9 @@ def _forget_gone(ctx: Context, listed: Collection[Xid], *, complete: bool) -> No
 # ---- branches that are listed ---------------------------------------------------------------------
 
 
-def _settle_listed(ctx: Context, report: SweepReport, found: dict[str, list[_Found]], grace_s: float) -> Script[None]:
+def _settle_listed(
+    ctx: Context, report: SweepReport, found: dict[str, list[_Found]], reached: set[str], grace_s: float
+) -> Script[None]:
     attempts = sorted(found)
     try:
         # Confirmed, not just read: a row can be visible before it is flushed.
@@ -122,7 +125,7 @@ def _settle_listed(ctx: Context, report: SweepReport, found: dict[str, list[_Fou
         return
 
     def one(attempt: str) -> Script[None]:
-        known = _known(ctx, attempt, standings.get(attempt), stagings.get(attempt), floor, found[attempt])
+        known = _known(ctx, attempt, standings.get(attempt), stagings.get(attempt), floor, found[attempt], reached)
         return _settle(ctx, report, attempt, known, standings.get(attempt), stagings.get(attempt), found, grace_s)
 
     for part in chunks(attempts, AT_ONCE_MAX):
@@ -138,6 +141,7 @@ def _known(
     staging: Staging | None,
     floor: str,
     found: Sequence[_Found],
+    reached: set[str],
 ) -> Known:
     if standing is not None:
         if standing.decision.verdict is Verdict.ABORT:
@@ -147,9 +151,48 @@ def _known(
         return Known.BELOW_FLOOR
     if staging is None:
         return Known.NOTHING
-    if staging.last is not None and all(one.prepared.xid.branch != staging.last for one in found):
-        return Known.STAGED_PARTLY
-    return Known.STAGED_DUE if staging.deadline <= ctx.clock.now() else Known.STAGED
+    return _known_undecided(ctx, staging, found, reached)
+
+
+def _known_undecided(ctx: Context, staging: Staging, found: Sequence[_Found], reached: set[str]) -> Known:
+    if staging.deadline <= ctx.clock.now():
+        return Known.STAGED_DUE
+    last = next((ref for ref in staging.branches if ref.number == staging.last), None)
+    # Only a listing that was made can show that the last branch is not prepared: its server may just be down.
+    if last is None or last.resource_id not in reached:
+        return Known.STAGED
+    listed = any(one.prepared.xid.branch == last.number for one in found)
+    return Known.STAGED if listed else Known.STAGED_PARTLY
+
+
+def _settle_unlisted(
+    ctx: Context, report: SweepReport, others: set[str], reached: set[str], grace_s: float
+) -> Script[None]:
+    """Names without a decision and without a branch that is listed: their begin died before its last prepare.
+
+    Left alone they would look alive for ever, and hold retention's floor down.
+    """
+    after = ""
+    while True:
+
+        def page(session: Session, after: str = after) -> Script[list[Staging]]:
+            return ctx.journal.undecided(session, after, PAGE_MAX)
+
+        try:
+            stagings = yield from using(ctx.journal_pool, page)
+            for staging in stagings:
+                if staging.attempt in others:
+                    continue
+                age = Age.OLD if ctx.clock.now() - staging.created_at >= grace_s else Age.YOUNG
+                row = what_to_do(_known_undecided(ctx, staging, (), reached), Seen.ABSENT, age)
+                if row.action is Action.FENCE:
+                    yield from register.decide(ctx, _abort(ctx, staging.attempt, staging, (), row.why))
+        except NoDoubtError as error:
+            report.trouble["journal"] = str(error)
+            return
+        if len(stagings) < PAGE_MAX:
+            return
+        after = stagings[-1].attempt
 
 
 def _settle(

@@ -633,6 +633,14 @@ class JournalSuite:
                 bench.stage(staging("late", fence.attempt))
             assert bench.find("late") is None
 
+    def test_the_undecided_names_are_those_without_a_decision_page_by_page(self, bench: Bench) -> None:
+        rows = [staging(f"n{n}", attempt_at(NOW + n)) for n in range(5)]
+        for row in rows:
+            bench.stage(row)
+        bench.insert([decision(attempt=rows[1].attempt, mode=Mode.STAGED), abort(rows[3].attempt)])
+        assert bench.undecided("", 2) == [rows[0], rows[2]]
+        assert bench.undecided(rows[2].attempt, 2) == [rows[4]]
+
     def test_the_directory_lists_the_newest_first_with_what_was_decided(self, bench: Bench) -> None:
         rows = [staging(f"n{n}", attempt_at(NOW + n)) for n in range(6)]
         for row in rows:
