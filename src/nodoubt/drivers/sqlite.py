@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import threading
@@ -42,6 +43,8 @@ OnAccess = Callable[[str, str | None, str | None, str | None, str | None], None]
 TIMEOUT_S = 10.0
 LOCK_WAIT_S = 5.0
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02)  # between tries for a lock; the last one repeats
+
+_STEPS_BETWEEN_LOOKS = 100_000  # instructions of SQLite's machine: a millisecond or two
 
 WAL_SAFE_VERSION = (3, 51, 3)  # 3.7.0 to 3.51.2 can corrupt the file when a WAL is reset
 
@@ -83,7 +86,9 @@ class Connection:
         self.kept: Any = None
         self._database = database
         self._waiting_since = 0.0
-        database.set_busy_handler(self._wait)
+        database.set_busy_handler(self.wait)
+        # SQLite forgets an interrupt that comes just before a statement begins. This asks again while it runs.
+        database.set_progress_handler(lambda: self.killed, _STEPS_BETWEEN_LOOKS)
 
     # -- our own statements
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -233,7 +238,6 @@ class Connection:
 
     def _stop_if_killed(self) -> None:
         if self.killed:
-            # An interrupt that comes between two statements is lost on SQLite; this flag is not.
             raise SessionLost(f"the connection to {self.path} was ended in the middle of a call")
 
     def _translated(self, error: apsw.Error) -> StatementFailed | SessionLost:
@@ -241,7 +245,7 @@ class Connection:
             return SessionLost(str(error))
         return StatementFailed(str(getattr(error, "extendedresult", 0) or getattr(error, "result", 0)), str(error))
 
-    def _wait(self, tries: int) -> bool:
+    def wait(self, tries: int) -> bool:
         """SQLite's busy handler: True, try again. Our own, because SQLite's cannot be interrupted."""
         now = time.monotonic()
         if tries == 0:
@@ -450,7 +454,7 @@ def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S, lock_wait_s: floa
     path = os.path.abspath(url.database)
     database: apsw.Connection | None = None
     try:
-        database, key = sqlite_files.hold(path, lambda: apsw.Connection(path), _open_paths)
+        database, key = sqlite_files.hold(path, lambda: apsw.Connection(path), _may_be_open)
     except apsw.Error as error:
         raise ResourceUnavailable(f"cannot open {url}: {error}") from error
     connection = Connection(database, connect_timeout_s)
@@ -470,20 +474,17 @@ BUSY_TRIES_MAX = 1000
 BUSY_PAUSE_S = 0.001
 
 
-def _open_paths() -> list[str]:
-    """The files of every connection of this library, the user's own included; busy ones are asked again."""
-    paths = []
+def _may_be_open(key: sqlite_files.Key) -> bool:
+    """Whether a connection of this very library, ours or the user's, has the file open; a busy one does not tell."""
     for database in apsw.connections():
-        for _ in range(BUSY_TRIES_MAX):
-            try:
-                paths.append(database.filename)
-            except apsw.ThreadingViolationError:
-                time.sleep(BUSY_PAUSE_S)  # another thread is in a call on it; its name can't be read just now
-            except apsw.ConnectionClosedError:
-                break
-            else:
-                break
-    return paths
+        try:
+            if sqlite_files.key_of(database.filename) == key:
+                return True
+        except apsw.ThreadingViolationError:
+            return True
+        except apsw.ConnectionClosedError:
+            continue
+    return False
 
 
 def _settle(connection: Connection) -> None:
@@ -494,12 +495,24 @@ def _settle(connection: Connection) -> None:
     # Builds differ in this default. Off is SQLite's own: REPLACE fires no DELETE triggers.
     connection.query("PRAGMA recursive_triggers = OFF")
     connection.query("PRAGMA locking_mode = NORMAL")
-    mode = connection.query("PRAGMA main.journal_mode")[0][0]
-    if not connection.readonly and mode != "wal":
-        empty = connection.query("PRAGMA main.page_count")[0][0] == 0
-        wanted = "WAL" if empty and connection.library >= WAL_SAFE_VERSION else "DELETE"
-        mode = connection.query(f"PRAGMA main.journal_mode = {wanted}")[0][0]
+    mode = connection.query("PRAGMA main.journal_mode")[0][0] if connection.readonly else _journal(connection)
     connection.query(f"PRAGMA main.synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
+
+
+def _journal(connection: Connection) -> str:
+    """The file's own journal mode; a new file gets WAL. For that lock SQLite does not wait, so we do."""
+    for tries in itertools.count():
+        mode: str = connection.query("PRAGMA main.journal_mode")[0][0]
+        if mode == "wal":
+            return mode
+        try:
+            empty = connection.query("PRAGMA main.page_count")[0][0] == 0
+            wanted = "WAL" if empty and connection.library >= WAL_SAFE_VERSION else "DELETE"
+            return str(connection.query(f"PRAGMA main.journal_mode = {wanted}")[0][0])
+        except StatementFailed as error:
+            if error.code != str(apsw.SQLITE_BUSY) or not connection.wait(tries):
+                raise
+    raise AssertionError("counting does not end")
 
 
 async def aconnect(

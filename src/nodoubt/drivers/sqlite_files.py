@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -31,10 +31,27 @@ Key = tuple[int, int]  # st_dev, st_ino: two paths, or a link, may name one file
 _WAL_WRITE_BYTE = 120
 _RESERVED_BYTE = 0x40000000 + 1
 
-_lock = threading.RLock()
-_held: Counter[Key] = Counter()
-_inherited: set[Key] = set()
-_watching = False
+_LOCKS_FIELDS = 8  # of a line in /proc/locks that tells who holds what
+
+
+class _Registry:
+    """What this process holds open. Hooks cannot be removed, so the audit hook asks here what is held now."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.held: Counter[Key] = Counter()
+        self.inherited: set[Key] = set()
+        self.hooked = False
+
+    def forked(self) -> None:
+        """In the child: a new lock (a thread of the parent's may have held the old one), and nothing is held here."""
+        self.lock = threading.RLock()
+        self.inherited.update(self.held)
+        self.held.clear()
+
+
+_here = _Registry()
+os.register_at_fork(after_in_child=_here.forked)
 
 
 def key_of(path: str | bytes | os.PathLike[Any]) -> Key | None:
@@ -46,32 +63,34 @@ def key_of(path: str | bytes | os.PathLike[Any]) -> Key | None:
     return status.st_dev, status.st_ino
 
 
-def hold(path: str, opening: Callable[[], Any], ours: Callable[[], Iterable[str]]) -> tuple[Any, Key]:
-    """Open the file with `opening` and count it as held. `ours`: paths that our own library holds open already.
+def hold(path: str, opening: Callable[[], Any], ours: Callable[[Key], bool]) -> tuple[Any, Key]:
+    """Open the file with `opening` and count it as held. `ours`: whether our own library may have it open already.
 
     Raises `ResourceRefused` if another library holds it, or a parent process did when it forked.
     """
-    _watch()
-    with _lock:
+    with _here.lock:
+        if not _here.hooked:
+            sys.addaudithook(_audit)
+            _here.hooked = True
         key = key_of(path)
         if key is not None:
             _refuse_inherited(path, key)
-            if not _held[key] and key not in map(key_of, ours()):
+            if not _here.held[key] and not ours(key):
                 _refuse_stranger(path, key)
         opened = opening()
         key = key_of(path)
         if key is None:
             raise ResourceRefused(f"{path} was opened but cannot be found: it is not a file that could survive a crash")
-        _held[key] += 1
+        _here.held[key] += 1
         return opened, key
 
 
 def let_go(key: Key) -> None:
     """One connection to the file has been closed."""
-    with _lock:
-        _held[key] -= 1
-        if _held[key] <= 0:
-            del _held[key]
+    with _here.lock:
+        _here.held[key] -= 1
+        if _here.held[key] <= 0:
+            del _here.held[key]
 
 
 def writers(path: str) -> str:
@@ -86,7 +105,7 @@ def writers(path: str) -> str:
             lines = [line.split() for line in file]
     except OSError:
         return "another connection"
-    pids = {int(line[4]) for line in lines if len(line) == 8 and _covers(line, places)}
+    pids = {int(line[4]) for line in lines if len(line) == _LOCKS_FIELDS and _covers(line, places)}
     return " and ".join(sorted(map(_who, pids))) or "another connection"
 
 
@@ -107,7 +126,7 @@ def _who(pid: int) -> str:
 
 
 def _refuse_inherited(path: str, key: Key) -> None:
-    if key in _inherited:
+    if key in _here.inherited:
         raise ResourceRefused(
             f"{path} was open in the parent process when it forked, so this process cannot lock it safely: start "
             "workers with spawn or forkserver, or create the coordinator after the fork"
@@ -127,20 +146,11 @@ def _refuse_stranger(path: str, key: Key) -> None:
         )
 
 
-def _watch() -> None:
-    """Install the audit hook, once: hooks cannot be removed, so this one asks what is held now."""
-    global _watching
-    with _lock:
-        if not _watching:
-            sys.addaudithook(_audit)
-            _watching = True
-
-
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     if event != "sqlite3.connect":
         return
-    with _lock:
-        if _held and any(_held[key] for key in map(key_of, _paths(args[0])) if key is not None):
+    with _here.lock:
+        if _here.held and any(_here.held[key] for key in map(key_of, _paths(args[0])) if key is not None):
             raise ResourceRefused(
                 f"sqlite3.connect({args[0]!r}) was refused: nodoubt holds this file open with another SQLite library, "
                 "and two libraries in one process lose commits. Use nodoubt or apsw here, or another process"
@@ -155,14 +165,3 @@ def _paths(database: Any) -> list[Any]:
     if not isinstance(text, str):
         return []
     return [text, unquote(urlsplit(text).path)] if text.startswith("file:") else [text]
-
-
-def _forked() -> None:
-    """In the child: a new lock (a thread of the parent's may have held the old one), and nothing is held here."""
-    global _lock
-    _lock = threading.RLock()
-    _inherited.update(_held)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forked)

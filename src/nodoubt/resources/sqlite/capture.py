@@ -99,6 +99,8 @@ class Branch:
             self._define(action, first or "", second or "", database)
 
     def _write(self, table: str, database: str | None, trigger: str | None) -> None:
+        if database == "temp" and self.schema is None and table.startswith("sqlite_temp_"):
+            return  # ALTER TABLE looks for temporary triggers to rename; to create one is another action, refused below
         if database == "temp":
             raise UsageError(TEMPORARY)
         if database != "main":
@@ -131,7 +133,7 @@ class Branch:
             raise UsageError(TEMPORARY)
         if self.schema is not None:
             raise UsageError(DEFINITION.format(what))
-        if action != "DROP_TRIGGER" and (is_ours(first) or is_ours(second)):
+        if action not in ("DROP_TRIGGER", "ANALYZE", "REINDEX") and (is_ours(first) or is_ours(second)):
             # DROP TABLE of a user's table drops our guards with it. They come back with the next prepare.
             raise UsageError(f"{what}: names that begin with nodoubt_ are reserved")
         if self.locks:

@@ -48,10 +48,22 @@ class UnreadableRecord(Refused):
     """The record of a prepared branch cannot be read. The branch stays prepared, its tables stay locked."""
 
 
-class RawText(msgspec.Struct, frozen=True):
+class RawText:
     """Text that is not valid UTF-8. SQLite stores it all the same, so it is kept byte by byte."""
 
-    bytes: bytes
+    __slots__ = ("stored",)  # a plain class: msgspec has a form of its own for structs and dataclasses
+
+    def __init__(self, stored: bytes) -> None:
+        self.stored = stored
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RawText) and other.stored == self.stored
+
+    def __hash__(self) -> int:
+        return hash(self.stored)
+
+    def __repr__(self) -> str:
+        return f"RawText({self.stored!r})"
 
 
 Value = None | int | float | str | bytes | RawText
@@ -80,7 +92,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _out(value: object) -> msgspec.msgpack.Ext:
     if isinstance(value, RawText):
-        return msgspec.msgpack.Ext(_TEXT, value.bytes)
+        return msgspec.msgpack.Ext(_TEXT, value.stored)
     raise NotImplementedError(type(value))
 
 
@@ -105,9 +117,12 @@ def order(key: Row) -> bytes:
 
 
 def encode(record: Record) -> bytes:
-    """As it is stored."""
+    """As it is stored. It is read back before anything is promised on the strength of it."""
     body = _encoder.encode(record)
-    return MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
+    stored = MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
+    if decode(stored, record.gid) != record:
+        raise Refused(f"the work of {record.gid} cannot be recorded exactly, so it cannot be prepared; nothing was done")
+    return stored
 
 
 def decode(stored: object, gid: str) -> Record:

@@ -87,7 +87,7 @@ def _insert(connection: Connection, table: TableRedo) -> None:
     for row in table.insert:
         if any(isinstance(value, RawText) for value in row):
             marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in row)
-            values = [value.bytes if isinstance(value, RawText) else value for value in row]
+            values = [value.stored if isinstance(value, RawText) else value for value in row]
             connection.query(f"{head}({marks})", values)
 
 
