@@ -13,21 +13,13 @@ from typing import Any
 
 import pytest
 
-from kit import Database, FaceTransaction, make_database, opened
+from kit import Database, FaceTransaction, opened
 from nodoubt import TransactionAborted
+from traps.scenes import UNTOUCHED, at_rest, balances, databases
 
 pytestmark = pytest.mark.anyio
 
 DUPLICATE = r"(?i)duplicate|unique"
-
-
-@pytest.fixture(params=["sync", "async"])
-def mode(request: Any) -> str:
-    return str(request.param)
-
-
-def pair_of(kinds: str, request: Any, tmp_path: Path) -> list[Database]:
-    return [make_database(kind, name, request, tmp_path) for kind, name in zip(kinds.split("+"), "ab", strict=True)]
 
 
 async def half_done(tx: FaceTransaction, failing: str) -> None:
@@ -43,7 +35,7 @@ def forgive(tx: FaceTransaction, name: str) -> None:
 
 
 def untouched(pair: list[Database]) -> bool:
-    return [d.total() for d in pair] == [200, 200] and not any(d.prepared() or d.locked() for d in pair)
+    return balances(pair) == UNTOUCHED and [d.total() for d in pair] == [200, 200] and at_rest(pair)
 
 
 @pytest.mark.parametrize("kinds", ["postgres+sqlite", "mariadb+sqlite"])
@@ -51,7 +43,7 @@ def untouched(pair: list[Database]) -> bool:
 async def test_a_swallowed_error_aborts_everywhere(
     kinds: str, way: str, mode: str, request: Any, tmp_path: Path
 ) -> None:
-    pair = pair_of(kinds, request, tmp_path)
+    pair = databases(kinds, request, tmp_path)
     async with opened(mode, pair) as db:
         block = db.transaction() if way == "once" else db.staged("order")
         with pytest.raises(TransactionAborted, match=DUPLICATE):
@@ -66,7 +58,7 @@ async def test_postgres_answers_prepare_of_a_failed_transaction_without_an_error
     way: str, journal: str, mode: str, request: Any, tmp_path: Path
 ) -> None:
     """Its tag is ROLLBACK. `journal`: with the failed branch as the commit point, and as one that prepares."""
-    pair = pair_of("postgres+sqlite", request, tmp_path)
+    pair = databases("postgres+sqlite", request, tmp_path)
     async with opened(mode, pair, journal="a" if journal == "postgres" else "b") as db:
         block = db.transaction() if way == "once" else db.staged("order")
         with pytest.raises(TransactionAborted):
@@ -76,12 +68,12 @@ async def test_postgres_answers_prepare_of_a_failed_transaction_without_an_error
     assert untouched(pair)
 
 
-async def test_without_the_doom_mariadb_commits_half_of_a_statement(mode: str, request: Any, tmp_path: Path) -> None:
+async def test_without_the_doom_mariadb_commits_what_is_left_of_the_work(request: Any, tmp_path: Path) -> None:
     """The mutant: InnoDB undoes the failed statement alone and goes on to prepare and commit the rest."""
-    pair = pair_of("mariadb+sqlite", request, tmp_path)
-    async with opened(mode, pair, journal="b") as db:
+    pair = databases("mariadb+sqlite", request, tmp_path)
+    async with opened("sync", pair, journal="b") as db:
         with contextlib.suppress(TransactionAborted):
             async with db.transaction() as tx:
                 await half_done(tx, "a")
                 forgive(tx, "a")
-    assert [d.balance() for d in pair] == [70, 130], "the mutant is not caught: half of the work should be there"
+    assert balances(pair) == [70, 130], "the mutant is not caught: half of the work should be there"
