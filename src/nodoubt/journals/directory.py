@@ -15,7 +15,7 @@ from ..ports import BelowFloor, Conflict, Identity, Session
 from ..protocol.records import Event, Quarantined, Staging, Standing
 from ..script import Script
 from ..xid import check_name, is_attempt
-from . import rows
+from . import rows, trail
 from .transactions import Transactions
 
 OPERATOR_LENGTH_MAX = 200
@@ -44,15 +44,16 @@ class Directory(Transactions):
         attempt = rows.above_floor(self.dialect, staging.attempt, undecided=True)
         values = rows.staging_values(self.dialect, staging, attempt)
         insert = f"INSERT INTO {names} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        event = self._event_rows([trail.of_staging(staging)])
         if replace is None:
-            return (insert,)
+            return insert, event
         # Only an attempt that has been decided makes room; if it has not, its row stays and the INSERT conflicts.
         old = self.dialect.attempt(replace)
         make_room = (
             f"DELETE FROM {names} WHERE name = {self.dialect.key(staging.name)} AND attempt = {old} "
             f"AND EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = {old})"
         )
-        return make_room, insert
+        return make_room, insert, event
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
         """Raise `Conflict` if one of the attempts has been decided, else the error.
@@ -179,7 +180,16 @@ class Directory(Transactions):
             "since": f"CASE WHEN {old('cleared_by')} = '' THEN {old('since')} ELSE {new('since')} END",
             "cleared_by": "''",
         }
-        yield from self._write(session, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes))
+        # Every sweep sees it again; the trail tells the first time only.
+        first_time = (
+            f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) "
+            f"SELECT {self._event_values(trail.of_quarantine(entry))} FROM (SELECT 1 AS one) AS x WHERE NOT EXISTS "
+            f"(SELECT 1 FROM {self.dialect.table('quarantine')} AS q WHERE q.attempt = "
+            f"{self.dialect.key(entry.attempt)} AND q.branch = {int(entry.branch)} AND q.cleared_by = '')"
+        )
+        yield from self._write(
+            session, first_time, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes)
+        )
 
     def quarantined(self, session: Session) -> Script[list[Quarantined]]:
         """Those not cleared, oldest first."""
@@ -207,13 +217,18 @@ class Directory(Transactions):
         """Append to the trail. Unforced: nothing hangs on an event."""
         if not events:
             return
-        values = ", ".join(
-            f"({self.dialect.key(event.attempt)}, {self.dialect.seconds(event.at)}, "
-            f"{self.dialect.free_text(event.what)}, {self.dialect.free_text(event.detail)})"
-            for event in events
+        yield from self._write(session, self._event_rows(events), forced=False)
+
+    def _event_rows(self, events: Sequence[Event]) -> str:
+        values = ", ".join(f"({self._event_values(event)})" for event in events)
+        return f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) VALUES {values}"
+
+    def _event_values(self, event: Event) -> str:
+        text = self.dialect.free_text
+        return (
+            f"{self.dialect.key(event.attempt)}, {self.dialect.seconds(event.at)}, {text(event.what)}, "
+            f"{text(event.detail)}"
         )
-        insert = f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) VALUES {values}"
-        yield from self._write(session, insert, forced=False)
 
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
         """The trail of one attempt, in the order in which it was recorded."""

@@ -23,14 +23,15 @@ import msgspec
 
 from ..errors import SchemaMismatch, UsageError
 from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
-from ..protocol.records import Decision, Event, Quarantined, Staging, Standing, Verdict
+from ..protocol.records import Decision, Event, Mode, Quarantined, Staging, Standing, Verdict
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
+from . import trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 
 UNFORCED = frozenset({"record"})
 READING = frozenset(
-    {"cluster", "epoch", "look", "open_commits", "floor", "find", "staged", "list_staged", "registered"}
+    {"cluster", "epoch", "look", "open_commits", "floor", "find", "staged", "undecided", "list_staged", "registered"}
     | {"quarantined", "events", "retirable"}
 )
 
@@ -165,6 +166,8 @@ class MemoryStore:
                 raise Conflict("a decision for this attempt stands already")
             self._require_above_floor(decision.attempt)
             self.state.decisions[decision.attempt] = Row(decision)
+            event = trail.of_decision(decision)
+            self.state.events += [] if event is None else [event]
 
     def _require_above_floor(self, attempt: str) -> None:
         if not is_attempt(attempt):
@@ -190,6 +193,8 @@ class MemoryStore:
     def _end(self, attempts: Sequence[str]) -> None:
         for attempt in self._known(attempts):
             row = self.state.decisions[attempt]
+            if row.ended_at is None and row.decision.mode is Mode.STAGED:
+                self.state.events.append(Event(attempt, self.now(), trail.ENDED))
             row.ended_at = self.now() if row.ended_at is None else row.ended_at
 
     # ---- retention
@@ -243,6 +248,7 @@ class MemoryStore:
             raise Conflict("the name or the attempt is staged already")
         self._require_above_floor(staging.attempt)
         state.names[staging.name] = staging
+        state.events.append(trail.of_staging(staging))
 
     def _find(self, name: str) -> Staging | None:
         by_name = self.state.names.get(name)
@@ -289,7 +295,10 @@ class MemoryStore:
     def _quarantine(self, entry: Quarantined) -> None:
         key = (entry.attempt, entry.branch)
         standing = self.state.quarantine.get(key)
-        since = standing.since if standing is not None and not standing.cleared_by else entry.since
+        known = standing is not None and not standing.cleared_by
+        if not known:
+            self.state.events.append(trail.of_quarantine(entry))
+        since = standing.since if standing is not None and known else entry.since
         self.state.quarantine[key] = msgspec.structs.replace(entry, since=since, cleared_by="")
 
     def _quarantined(self) -> list[Quarantined]:

@@ -15,7 +15,7 @@ from ..errors import ResourceRefused, SchemaMismatch
 from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
 from ..protocol.records import Decision, Mode, Standing
 from ..script import Pause, Script
-from . import rows
+from . import rows, trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 from .directory import Directory
 
@@ -156,10 +156,12 @@ class SqlJournal(Directory):
         values = rows.decision_values(self.dialect, decision, rows.above_floor(self.dialect, decision.attempt))
         table, names = self.dialect.table("decisions"), self.dialect.table("names")
         insert = f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        event = trail.of_decision(decision)
+        following = () if event is None else (self._event_rows([event]),)
         if decision.mode is Mode.ONCE:
-            return (insert,)
+            return insert, *following
         which = f"undecided = {self.dialect.attempt(decision.attempt)}"
-        return insert, f"UPDATE {names} SET undecided = NULL WHERE {which}"
+        return insert, f"UPDATE {names} SET undecided = NULL WHERE {which}", *following
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         """Flush the rows of these attempts and return them.
@@ -207,9 +209,13 @@ class SqlJournal(Directory):
         """Mark them ended, forced: receipts are deleted on the strength of it."""
         for some in pieces(attempts):
             which = f"attempt IN ({self.dialect.attempts(some)})"
+            decisions, events = self.dialect.table("decisions"), self.dialect.table("events")
             yield from self._write(
                 session,
                 self._lock_decisions(which),
+                f"INSERT INTO {events} ({rows.columns(rows.EVENT)}) SELECT attempt, {self.dialect.now}, "
+                f"{self.dialect.key(trail.ENDED)}, '' FROM {decisions} "
+                f"WHERE {which} AND mode = '{Mode.STAGED}' AND ended_at IS NULL",
                 f"UPDATE {self.dialect.table('decisions')} SET ended_at = {self.dialect.now} "
                 f"WHERE {which} AND ended_at IS NULL",
             )
