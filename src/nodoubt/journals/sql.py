@@ -239,7 +239,7 @@ class SqlJournal(Directory):
         without a record that could be decided again, the other way.
         """
         limit = max(1, min(limit, ATTEMPTS_PER_STATEMENT))
-        yield from self._raise_floor(session, older_than, limit)
+        yield from self._raise_floor(session, older_than)
         floor = yield from self.floor(session)
         retired = yield from self._retirable(session, floor, older_than, limit)
         strays = yield from self._stray_events(session, floor, older_than, limit)
@@ -247,55 +247,53 @@ class SqlJournal(Directory):
             yield from self._delete(session, retired, strays)
         return tuple(retired)
 
-    def _raise_floor(self, session: Session, older_than: float, limit: int) -> Script[None]:
+    def _raise_floor(self, session: Session, older_than: float) -> Script[None]:
         floor = yield from self.floor(session)
-        wanted = yield from self._highest_floor(session, floor, first_attempt_of(older_than), limit)
+        wanted = yield from self._highest_floor(session, floor, first_attempt_of(older_than))
         if wanted > floor:
             yield from self._write(session, *self._floor_statements(floor, wanted))
 
-    def _highest_floor(self, session: Session, floor: str, cutoff: str, limit: int) -> Script[str]:
+    def _highest_floor(self, session: Session, floor: str, cutoff: str) -> Script[str]:
         """How far the floor may rise, by a plain read that holds up nobody. `_floor_statements` makes sure of it.
 
-        At most `limit` names are passed at a time, so that checking them again, under the lock that every
-        decision waits for, is short. And not above the newest record: a clock that has jumped ahead must
-        not lock out every transaction to come.
+        Not above the newest record: a clock that has jumped ahead must not lock out every transaction to come.
         """
-        decisions, names = self.dialect.table("decisions"), self.dialect.table("names")
-        passed = (
-            f"SELECT attempt FROM {names} WHERE attempt >= {self.dialect.attempt(floor)} "
-            f"AND attempt < {self.dialect.attempt(cutoff)} ORDER BY attempt"
-        )
+        decisions, undecided = self.dialect.table("decisions"), self._undecided_between(floor, cutoff)
         reply = yield from self._read(
             session,
             f"SELECT (SELECT max(attempt) FROM {decisions}), "
             f"(SELECT min({self.dialect.open_key}) FROM {decisions} WHERE {self.dialect.is_open}), "
-            f"(SELECT min(passed.attempt) FROM ({passed} LIMIT {limit}) AS passed "
-            f"WHERE NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = passed.attempt)), "
-            f"({passed} LIMIT 1 OFFSET {limit})",
+            f"(SELECT min(n.undecided) {undecided})",
         )
         newest, *bounds = (None if value is None else rows.text(value) for value in reply.rows[0])
         if newest is None:
             return floor
         return min(cutoff, next_attempt(newest), *(bound for bound in bounds if bound is not None))
 
+    def _undecided_between(self, floor: str, ceiling: str) -> str:
+        """The live names that began from `floor` on and before `ceiling`, from the index that holds little else.
+
+        There are none below a floor: they were decided before it rose to there, and no name is staged below it.
+        """
+        return (
+            f"FROM {self.dialect.table('names')} AS n "
+            f"WHERE n.undecided >= {self.dialect.attempt(floor)} AND n.undecided < {self.dialect.attempt(ceiling)} "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} AS d WHERE d.attempt = n.undecided)"
+        )
+
     def _floor_statements(self, floor: str, wanted: str) -> tuple[str, ...]:
         """Raise the floor from `floor` to `wanted`, unless an open COMMIT or an undecided name lies below that.
 
         The lock waits for every transaction that holds the floor to decide or to stage; the UPDATE, with a snapshot
         taken after that wait, sees what they wrote. In one statement, PostgreSQL would look for it with the
-        snapshot of before. Names below `floor` were decided before it was raised to there.
+        snapshot of before.
         """
         journal, item = self.dialect.table("journal"), self.dialect.key("floor")
-        decisions, names = self.dialect.table("decisions"), self.dialect.table("names")
         nothing_open = (
-            f"NOT EXISTS (SELECT 1 FROM {decisions} WHERE {self.dialect.is_open} "
+            f"NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} WHERE {self.dialect.is_open} "
             f"AND {self.dialect.open_key} < {self.dialect.attempt(wanted)})"
         )
-        nothing_undecided = (
-            f"NOT EXISTS (SELECT 1 FROM {names} AS n WHERE n.attempt >= {self.dialect.attempt(floor)} "
-            f"AND n.attempt < {self.dialect.attempt(wanted)} "
-            f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = n.attempt))"
-        )
+        nothing_undecided = f"NOT EXISTS (SELECT 1 {self._undecided_between(floor, wanted)})"
         value = self.dialect.attempt(wanted)
         rise = f"UPDATE {journal} SET value = {value} WHERE item = {item} AND value < {value}"
         return *self.dialect.lock_floor(), f"{rise} AND {nothing_open} AND {nothing_undecided}"
