@@ -2,8 +2,8 @@
 
     python child.py '{"path": …, "attempt": …, "do": "prepare", "statements": […], "kill_at": 3}'
 
-`do` is prepare, alone, commit or rollback. `kill_at` counts the statements of nodoubt's own after the work, from 0: the child
-kills itself before that one. `spared`: how many there were, if it was not killed.
+`do` is prepare, alone, commit or rollback. `kill_at` counts the statements of nodoubt's own after the work, from 0: the
+child kills itself before that one. `spared`: how many there were, if it was not killed.
 """
 
 from __future__ import annotations
@@ -97,18 +97,17 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             os.close(read)
-            sys.stdin = open(os.devnull)
             answer = perform(json.loads(line))
             os.write(write, json.dumps(answer).encode())
             os._exit(0)
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
-            answer = pipe.read()
+            said = pipe.read()
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             print(json.dumps({"killed": os.WTERMSIG(status)}), flush=True)
         else:
-            print(answer.decode() or json.dumps({"failed": status}), flush=True)
+            print(said.decode() or json.dumps({"failed": status}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,26 @@ from typing import Any
 
 import apsw
 import pytest
-from sqlite.world import CLUSTER, World, shell
 
 from nodoubt.drivers.sqlite import Connection
 from nodoubt.errors import ResourceRefused, SchemaMismatch, UsageError
-from nodoubt.ports import BelowFloor, Conflict, Failure, Identity, Prepared, Refused, StatementFailed, Unclear, UnknownXid
+from nodoubt.ports import (
+    BelowFloor,
+    Conflict,
+    Failure,
+    Identity,
+    Prepared,
+    Refused,
+    StatementFailed,
+    Unclear,
+    UnknownXid,
+)
 from nodoubt.protocol.records import Verdict
 from nodoubt.resources.sqlite import Hazard, UnreadableRecord
 from nodoubt.resources.sqlite import check as check_
 from nodoubt.resources.sqlite.failures import FAILURES, failure, refusal
 from nodoubt.xid import Xid
+from sqlite.world import CLUSTER, World, shell
 
 # What the journal would send: a decision's row in a table of ours in the same file.
 JOURNAL = "create table nodoubt_decisions(attempt text primary key, verdict text not null)"
@@ -90,11 +100,10 @@ def test_a_rider_that_fails_takes_all_of_it_down(
 def test_riders_are_there_with_the_very_commit_that_they_ride_on(world: World, session: Any, verb: str) -> None:
     work = world.begin(session)
     world.do(session, work, "insert into t values (2, 'y')")
-    riders = (RIDER.format(work.xid.attempt),)
-    world.drive(world.resource.prepare(session, work, riders=riders if verb == "prepare" else ()))
+    rider = RIDER.format(work.xid.attempt)
+    world.drive(world.resource.prepare(session, work, riders=[rider] * (verb == "prepare")))
     assert len(world.rows(session, "select * from nodoubt_decisions")) == (verb == "prepare")
-    riders = riders if verb == "commit_prepared" else ()
-    world.drive(world.resource.commit_prepared(session, Prepared(work.xid), riders=riders))
+    world.drive(world.resource.commit_prepared(session, Prepared(work.xid), riders=[rider] * (verb != "prepare")))
     assert len(world.rows(session, "select * from nodoubt_decisions")) == 1
     assert receipts(world, session) == [(work.xid.attempt, 0, "commit", 7, 0, 0)]
 
@@ -163,7 +172,7 @@ def test_a_session_does_one_branch_at_a_time(world: World, session: Any) -> None
 
 
 def test_a_branch_whose_transaction_was_replaced_behind_its_back_ends_nothing(world: World, session: Any) -> None:
-    """The savepoint is the proof: another BEGIN on the same connection has none. Taken out, a stranger's work is committed."""
+    """The savepoint is the proof: another BEGIN has none. Taken out, a stranger's work is committed."""
     work = world.begin(session)
     world.do(session, work, "insert into t values (2, 'y')")
 
@@ -326,6 +335,27 @@ def test_what_was_read_is_locked_against_change_but_not_against_reading(world: W
     assert shell(world.path, "update prices set p = 6").returncode == 0
 
 
+@pytest.mark.parametrize(
+    "reading",
+    [
+        "select count(*) from prices",
+        "select 1 where exists (select 1 from prices)",
+        "select * from seen",
+        "with p as (select p from prices) select max(p) from p",
+        "insert into t select 9, 'z' where 5 in prices",
+        "insert into fed values (1)",
+    ],
+)
+def test_every_way_to_read_is_seen(world: World, session: Any, reading: str) -> None:
+    world.run(
+        session,
+        "create table prices(p); insert into prices values (5); create view seen as select p from prices;"
+        "create table fed(a); create trigger g after insert on fed begin insert into t select null, p from prices; end",
+    )
+    world.stage(session, "insert into t values (2, 'y')", reading)
+    assert ("prices", "S") in world.rows(session, "select tbl, mode from nodoubt_locks")
+
+
 def test_a_branch_that_read_what_another_is_about_to_change_cannot_prepare(world: World, session: Any) -> None:
     world.run(session, "create table u(a)")
     prepared = world.stage(session, "update t set a = 'new'")
@@ -483,8 +513,8 @@ def test_a_hazard_keeps_the_branch_prepared_and_names_the_table(world: World, se
     for _ in range(2):
         with pytest.raises(Hazard, match=r"t was changed while nd1|rows was changed while") as caught:
             world.commit(session, prepared)
-    assert "stays prepared" in str(caught.value)
-    assert not caught.value.retry
+        assert "stays prepared" in str(caught.value)
+        assert not caught.value.retry
     assert session.usable
     assert world.listed(session) == [prepared.xid]
     assert receipts(world, session) == []
@@ -726,7 +756,7 @@ def test_text_in_utf16_is_refused(world: World) -> None:
 
 def test_a_network_file_system_is_warned_of(world: World, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_.filesystem(str(world.path)) != ""
-    monkeypatch.setattr(check_, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(check_, "filesystem", lambda _: "nfs4")
     (warning,) = world.drive(world.resource.check(session))
     assert "network file system (nfs4)" in warning
 

@@ -9,10 +9,10 @@ import subprocess
 from typing import Any
 
 import pytest
-from sqlite.world import CHILD, CLUSTER, ENVIRONMENT, Nursery, World
 
 from nodoubt.ports import Prepared, Refused
 from nodoubt.xid import Xid
+from sqlite.world import CHILD, CLUSTER, ENVIRONMENT, Nursery, World
 
 ATTEMPT = "a" * 32
 XID = Xid(CLUSTER, ATTEMPT, 0)
@@ -21,7 +21,12 @@ GIVEN = (
     "create table w(k text primary key, v) without rowid; insert into w values ('a', 1);"
     "create table nodoubt_decisions(attempt text primary key, verdict text not null)"
 )
-WORK = ["update t set a = 'swap' where id = 1", "insert into t(a) values ('z')", "delete from w", "insert into w values ('b', 2)"]
+WORK = [
+    "update t set a = 'swap' where id = 1",
+    "insert into t(a) values ('z')",
+    "delete from w",
+    "insert into w values ('b', 2)",
+]
 RIDER = f"INSERT INTO main.nodoubt_decisions VALUES ('{ATTEMPT}', 'commit')"
 BEFORE = ([(1, "x"), (2, "y")], [("a", 1)])
 AFTER = ([(1, "swap"), (2, "y"), (3, "z")], [("b", 2)])
@@ -41,7 +46,10 @@ def job(world: World, do: str, **more: Any) -> dict[str, Any]:
     return {"path": str(world.path), "attempt": ATTEMPT, "do": do, "statements": WORK, **more}
 
 
-def state(world: World, session: Any) -> tuple[Any, list[Xid], int, int]:
+State = tuple[Any, list[Xid], int, int]
+
+
+def state(world: World, session: Any) -> State:
     """Rows, what is prepared, receipts, riders."""
     rows = (world.rows(session, "select id, a from t order by 1"), world.rows(session, "select * from w"))
     counts = [world.rows(session, f"select count(*) from nodoubt_{name}")[0][0] for name in ("receipts", "decisions")]
@@ -49,14 +57,15 @@ def state(world: World, session: Any) -> tuple[Any, list[Xid], int, int]:
     return rows, world.listed(session), counts[0], counts[1]
 
 
-NOTHING = (BEFORE, [], 0, 0)
+NOTHING: State = (BEFORE, [], 0, 0)
 
 
 def reset(world: World, session: Any) -> None:
     world.run(
         session,
-        "delete from nodoubt_prepared; delete from nodoubt_locks; delete from nodoubt_receipts; delete from t; delete from w;"
-        "delete from nodoubt_decisions; insert into t values (1, 'x'), (2, 'y'); insert into w values ('a', 1);"
+        "delete from nodoubt_prepared; delete from nodoubt_locks; delete from nodoubt_receipts;"
+        "delete from nodoubt_decisions; delete from t; delete from w;"
+        "insert into t values (1, 'x'), (2, 'y'); insert into w values ('a', 1);"
         "update sqlite_sequence set seq = 2",
     )
     for (name,) in world.rows(session, "select name from sqlite_schema where name glob 'nodoubt_guard*'"):
@@ -69,6 +78,7 @@ def test_a_prepare_killed_at_any_statement_leaves_nothing_or_a_branch_that_commi
     """The promise is the COMMIT: nothing before it, all of it after."""
     promised = (BEFORE, [XID], 0, 1)
     seen = []
+    answer: dict[str, Any] = {}
     for point in range(POINTS_MAX):
         answer = nursery.run(job(world, "prepare", kill_at=point, riders=[RIDER]))
         found = state(world, session)
@@ -80,8 +90,9 @@ def test_a_prepare_killed_at_any_statement_leaves_nothing_or_a_branch_that_commi
         reset(world, session)
         if "killed" not in answer:
             break
-    assert answer["spared"] == point - 1, "the last point was behind the last statement"
+    point = len(seen) - 1
     assert seen == [False] * (point - 1) + [True, True], "only a child that came past the COMMIT has promised"
+    assert answer["spared"] == point - 1, "the last point was behind the last statement"
     assert point > 20, "there were statements to be killed at"
 
 
@@ -91,6 +102,7 @@ def test_a_phase_two_killed_at_any_statement_leaves_the_branch_prepared_or_ended
 ) -> None:
     promised, ended = (BEFORE, [XID], 0, 0), (AFTER, [], 1, 1) if verb == "commit" else NOTHING
     riders = [RIDER] if verb == "commit" else []
+    found = promised
     for point in range(POINTS_MAX):
         assert "error" not in nursery.run(job(world, "prepare"))
         answer = nursery.run(job(world, verb, kill_at=point, riders=riders))
@@ -112,6 +124,7 @@ def test_a_phase_two_killed_at_any_statement_leaves_the_branch_prepared_or_ended
 def test_a_one_phase_commit_killed_at_any_statement_is_told_by_its_receipt(
     world: World, session: Any, nursery: Nursery
 ) -> None:
+    found = NOTHING
     for point in range(POINTS_MAX):
         answer = nursery.run(job(world, "alone", kill_at=point))
         found = state(world, session)
@@ -130,7 +143,8 @@ def test_a_one_phase_commit_killed_at_any_statement_is_told_by_its_receipt(
 def traced(world: World, do: str, *options: str, **more: Any) -> tuple[dict[str, Any] | None, str]:
     """Run a child under strace. Its answer (None if it was killed), and what strace wrote."""
     log = world.path.with_name("strace.log")
-    command = ["strace", "-f", "--seccomp-bpf", "-y", "-o", str(log), *options, *CHILD, json.dumps(job(world, do, **more))]
+    strace = ["strace", "-f", "--seccomp-bpf", "-y", "-o", str(log), *options]
+    command = [*strace, *CHILD, json.dumps(job(world, do, **more))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
     assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
     return (json.loads(done.stdout) if done.returncode == 0 else None), log.read_text()
@@ -180,6 +194,21 @@ def test_a_flush_that_fails_is_no_answer_and_ends_the_session(world: World, sess
     if do == "commit":
         world.commit(session, Prepared(XID))
         assert state(world, session) == (AFTER, [], 1, 0)
+
+
+@pytest.mark.parametrize("do", ["prepare", "commit", "alone"])
+def test_a_disk_that_fills_up_inside_the_commit_is_no_answer(world: World, session: Any, do: str) -> None:
+    """The frame that commits may be written by then. Called a refusal, it could come to life after a crash."""
+    world.run(session, "insert into w values ('warm', 0); delete from w where k = 'warm'")
+    if do == "commit":
+        traced(world, "prepare", "-e", FLUSHES)
+    for when in (1, 3):
+        fault = f"inject=pwrite64:error=ENOSPC:when={when}+"
+        answer, _ = traced(world, do, "-e", "trace=pwrite64", "-e", fault)
+        assert answer is not None
+        assert answer["error"].startswith("Unclear: ")
+        assert not answer["usable"]
+        assert state(world, session) == ((BEFORE, [XID], 0, 0) if do == "commit" else NOTHING)
 
 
 @pytest.mark.parametrize("do", ["prepare", "commit", "alone"])

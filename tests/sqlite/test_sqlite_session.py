@@ -15,7 +15,6 @@ from typing import Any
 
 import apsw
 import pytest
-from sqlite.world import World, until
 
 from nodoubt.drivers import sqlite as driver
 from nodoubt.drivers.sqlite import Connection, SqliteSession, aconnect, connect
@@ -23,6 +22,7 @@ from nodoubt.errors import ResourceRefused, ResourceUnavailable
 from nodoubt.ports import Refused, Session, SessionLost, StatementFailed
 from nodoubt.resources.sqlite.face import Connection as Face
 from nodoubt.url import Url, parse_url
+from sqlite.world import World, until
 
 SLOW = "with recursive c(x) as (select 1 union all select x + 1 from c limit 100000000) select count(*) from c"
 
@@ -243,9 +243,7 @@ async def test_a_cancelled_connect_closes_what_it_opened(tmp_path: Path, monkeyp
 
 def opened(path: Path) -> bool:
     """Whether this process has a descriptor of the file."""
-    return any(
-        os.path.realpath(f"/proc/self/fd/{number}") == str(path) for number in os.listdir("/proc/self/fd")
-    )
+    return any(os.path.realpath(f"/proc/self/fd/{number}") == str(path) for number in os.listdir("/proc/self/fd"))
 
 
 def test_two_threads_never_meet_in_one_connection(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import apsw
 import pytest
-from sqlite.world import World, contents
 
 from nodoubt.errors import BranchDoomed, NoDoubtError, UsageError
 from nodoubt.ports import Refused
+from sqlite.world import World, contents
 
 # name: what there is, what the branch does, what else is compared
 Case = tuple[str, list[str]]
@@ -52,7 +52,11 @@ CASES: dict[str, Case] = {
     ),
     "keys that are equal without case": (
         "create table t(a text primary key collate nocase, b) without rowid; insert into t values ('a', 1), ('b', 2)",
-        ["update t set a = 'A' where a = 'a'", "update t set b = 7 where a = 'B'", "insert or replace into t values ('AA', 3)"],
+        [
+            "update t set a = 'A' where a = 'a'",
+            "update t set b = 7 where a = 'B'",
+            "insert or replace into t values ('AA', 3)",
+        ],
     ),
     "keys that are equal up to spaces": (
         "create table t(a text primary key collate rtrim, b) without rowid; insert into t values ('a  ', 1)",
@@ -68,12 +72,17 @@ CASES: dict[str, Case] = {
     ),
     "text that is not UTF-8": (
         "create table t(a, b text); insert into t values (1, cast(x'ff41' as text))",
-        ["update t set a = 2", "insert into t values (3, cast(x'c328' as text))", "insert into t values (4, 'ü' || char(0))"],
+        [
+            "update t set a = 2",
+            "insert into t values (3, cast(x'c328' as text))",
+            "insert into t values (4, 'ü' || char(0))",
+        ],
     ),
     "values of every type": (
         "create table t(a, b integer, c real, d text, e blob, f numeric)",
         [
-            "insert into t values (null, '12', 3, 4, x'', '5.0'), (1e300, 'x', 'y', x'00ff', 'text', 9223372036854775807)",
+            "insert into t values (null, '12', 3, 4, x'', '5.0')",
+            "insert into t values (1e300, 'x', 'y', x'00ff', 'text', 9223372036854775807)",
             "insert into t values (9e999, -9e999, -0.0, 1.5, 0, -9223372036854775808), (1.0, 1, 1, '1', '', 1e15)",
             "update t set a = 1 where a = 1.0",
         ],
@@ -83,8 +92,11 @@ CASES: dict[str, Case] = {
         ["update t set a = '1'", "insert into t values (1.0, 3, 'y')"],
     ),
     "cascades": (
-        "create table p(id integer primary key); create table t(a references p on delete cascade on update cascade);"
-        "insert into p values (1), (2); insert into t values (1), (1), (2)",
+        (
+            "create table p(id integer primary key);"
+            "create table t(a references p on delete cascade on update cascade);"
+            "insert into p values (1), (2); insert into t values (1), (1), (2)"
+        ),
         ["delete from p where id = 1", "update p set id = 20 where id = 2"],
     ),
     "deferred references, kept in the end": (
@@ -92,13 +104,17 @@ CASES: dict[str, Case] = {
         ["insert into t values (5)", "insert into p values (5)"],
     ),
     "triggers that write elsewhere": (
-        "create table log(x); create table t(a);"
-        "create trigger g after insert on t begin insert into log values (new.a); update t set a = a + 1; end",
+        (
+            "create table log(x); create table t(a);"
+            "create trigger g after insert on t begin insert into log values (new.a); update t set a = a + 1; end"
+        ),
         ["insert into t values (1)", "insert into t values (2)"],
     ),
     "a view with a trigger": (
-        "create table t(a); create view w as select a from t;"
-        "create trigger i instead of insert on w begin insert into t values (new.a * 2); end",
+        (
+            "create table t(a); create view w as select a from t;"
+            "create trigger i instead of insert on w begin insert into t values (new.a * 2); end"
+        ),
         ["insert into w values (21)"],
     ),
     "checks and defaults": (
@@ -110,12 +126,18 @@ CASES: dict[str, Case] = {
         ["delete from t"],
     ),
     "one table copied into another like it": (
-        "create table s(a); create table t(a); insert into s values (1), (2);"
-        "create table s2(a primary key) without rowid; create table t2(a primary key) without rowid; insert into s2 values (1)",
+        (
+            "create table s(a); create table t(a); insert into s values (1), (2);"
+            "create table s2(a primary key) without rowid; create table t2(a primary key) without rowid;"
+            "insert into s2 values (1)"
+        ),
         ["insert into t select * from s", "insert into t2 select * from s2"],
     ),
     "names that need quotes": (
-        'create table "it\'s a ""t""" ("select" primary key, "a b" as (1), "c\'d"); insert into "it\'s a ""t""" values (1, 2)',
+        (
+            'create table "it\'s a ""t""" ("select" primary key, "a b" as (1), "c\'d");'
+            'insert into "it\'s a ""t""" values (1, 2)'
+        ),
         ['update "it\'s a ""t""" set "c\'d" = 3', 'insert into "it\'s a ""t""" values (8, 9)'],
     ),
     "columns called rowid and oid": (
@@ -123,8 +145,11 @@ CASES: dict[str, Case] = {
         ["update t set rowid = 1", "insert into t values (1, 2)"],
     ),
     "an added column": (
-        "create table t(a primary key) without rowid; insert into t values (1), (2);"
-        "create table r(a); insert into r values (1); alter table t add column b default 5; alter table r add column c",
+        (
+            "create table t(a primary key) without rowid; insert into t values (1), (2);"
+            "create table r(a); insert into r values (1);"
+            "alter table t add column b default 5; alter table r add column c"
+        ),
         ["update t set b = 6 where a = 1", "delete from t where a = 2", "update r set c = 1"],
     ),
     "nothing in the end": (
@@ -132,7 +157,10 @@ CASES: dict[str, Case] = {
         ["insert into t values (2)", "delete from t where a = 2"],
     ),
     "a partial and an expression index": (
-        "create table t(a, b); create unique index i on t(a) where b; create unique index j on t(a + b); insert into t values (1, 1)",
+        (
+            "create table t(a, b); create unique index i on t(a) where b; create unique index j on t(a + b);"
+            "insert into t values (1, 1)"
+        ),
         ["insert into t values (1, 0)", "update t set b = 5 where b = 1"],
     ),
 }
@@ -202,14 +230,20 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "release of ours": ("select 1", "release nodoubt_branch", "savepoints"),
     "rollback to ours": ("select 1", "rollback to nodoubt_branch", "savepoints"),
     "temporary table": ("select 1", "create temp table u(a)", "temporary"),
-    "temporary trigger": ("create table t(a)", "create temp trigger g after insert on t begin select 1; end", "temporary"),
+    "temporary trigger": (
+        "create table t(a)",
+        "create temp trigger g after insert on t begin select 1; end",
+        "temporary",
+    ),
     "vacuum": ("select 1", "vacuum", ""),
     "full text": ("create virtual table f using fts5(a)", "insert into f values ('x')", "virtual table"),
     "its storage": ("create virtual table f using fts5(a)", "delete from f_data", ""),
     "r-tree": ("create virtual table r using rtree(id, a, b)", "insert into r values (1, 2, 3)", "virtual table"),
     "full text by trigger": (
-        "create virtual table f using fts5(a); create table t(a);"
-        "create trigger g after insert on t begin insert into f values (new.a); end",
+        (
+            "create virtual table f using fts5(a); create table t(a);"
+            "create trigger g after insert on t begin insert into f values (new.a); end"
+        ),
         "insert into t values ('x')",
         "virtual table",
     ),
@@ -282,8 +316,9 @@ def test_application_functions_are_missing_by_name(world: World) -> None:
     """Nobody can register one on our connections, so what needs one fails while at work, and not at commit."""
     session = world.session()
     creator = apsw.Connection(str(world.path))
-    creator.create_scalar_function("mine", lambda x: x, 1, deterministic=True)
-    creator.execute("create table t(a); create index i on t(mine(a)); create table g(a, b as (mine(a)) stored)").fetchall()
+    creator.create_scalar_function("mine", lambda *values: values[0], 1, deterministic=True)
+    creator.execute("create table t(a); create index i on t(mine(a))").fetchall()
+    creator.execute("create table g(a, b as (mine(a)) stored)").fetchall()
     creator.close()
     for table in "tg":
         work = world.begin(session)
@@ -295,7 +330,8 @@ def test_application_functions_are_missing_by_name(world: World) -> None:
 def test_a_deferred_reference_that_stays_broken_is_refused_at_prepare(world: World) -> None:
     """Taken out of `prepare`: the promise could never be kept, or worse, would be."""
     session = world.session()
-    world.run(session, "create table p(id integer primary key); create table t(a references p deferrable initially deferred)")
+    world.run(session, "create table p(id integer primary key)")
+    world.run(session, "create table t(a references p deferrable initially deferred)")
     work = world.begin(session)
     world.do(session, work, "insert into t values (5)")
     with pytest.raises(Refused, match="FOREIGN KEY"):
@@ -374,7 +410,7 @@ def test_a_replay_that_differs_stops_the_prepare(world: World, monkeypatch: pyte
     world.run(session, "create table t(a)")
     work = world.begin(session)
     world.do(session, work, "insert into t values (1), (2)")
-    monkeypatch.setattr(redo, "_insert", lambda connection, table: None)
+    monkeypatch.setattr(redo, "_insert", lambda *_: None)
     with pytest.raises(Refused, match="does not give the same rows"):
         world.drive(world.resource.prepare(session, work))
     assert session.usable

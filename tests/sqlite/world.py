@@ -92,8 +92,9 @@ class World:
         return work
 
     def do(self, session: Any, work: Work, *statements: str, params: Any = None) -> Reply:
+        reply = Reply()
         for statement in statements:
-            reply: Reply = self.drive(self.resource.execute(session, work, statement, params))
+            reply = self.drive(self.resource.execute(session, work, statement, params))
         return reply
 
     def stage(self, session: Any, *statements: str) -> Prepared:
@@ -124,7 +125,8 @@ class World:
 
 def shell(path: Path, sql: str) -> subprocess.CompletedProcess[str]:
     """The `sqlite3` shell: another process, another library, that knows nothing of nodoubt."""
-    return subprocess.run(["sqlite3", "-bail", str(path)], input=sql, capture_output=True, text=True, timeout=PATIENCE_S)
+    command = ["sqlite3", "-bail", str(path)]
+    return subprocess.run(command, input=sql, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def contents(query: Callable[[str], Iterable[tuple[Any, ...]]]) -> dict[str, list[tuple[Any, ...]]]:

@@ -146,7 +146,7 @@ class Connection:
                     count = 0 if tag in _CHANGING else -1
                 replies.append(Reply(self._proven(tag), count, columns, tuple(rows)))
 
-        def next_one(cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
+        def next_one(cursor: apsw.Cursor, statement: str, _: Any) -> bool:
             nonlocal tag, columns, rows, before, started
             finish()
             match = _BEGIN.match(statement)
@@ -196,8 +196,9 @@ class Connection:
 
     # -- watching the user's work
     def watch(self, on_access: OnAccess, on_change: OnChange | None) -> None:
-        """Call `on_access(action, first, second, database, trigger)` for all that a statement wants (what it
-        raises stops the statement and comes out of `execute`), and `on_change` before each row changes."""
+        """Call `on_access(action, first, second, database, trigger)` for all that a statement wants, and `on_change`
+        before each row changes. What `on_access` raises stops the statement and comes out of `execute`.
+        """
 
         def authorize(action: int, *names: str | None) -> int:
             on_access(_ACTIONS.get(action, str(action)), *names)
@@ -211,10 +212,12 @@ class Connection:
         self._database.preupdate_hook(None)
 
     def bare(self, on: bool) -> None:
-        """Switch triggers, foreign keys and CHECK constraints off, so that rows are written as they are; or on again."""
+        """Switch triggers, foreign keys and CHECKs off, so that rows are written as they are; or on again."""
+        known, self.broken = self.broken, True  # a connection that stayed bare would let everything pass
         self._database.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0 if on else 1)
         self._database.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0 if on else 1)
         self.query(f"PRAGMA ignore_check_constraints = {'ON' if on else 'OFF'}")
+        self.broken = known
 
     # -- its end
     def lost(self, error: BaseException) -> bool:

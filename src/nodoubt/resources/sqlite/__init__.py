@@ -8,8 +8,8 @@ What this cannot see, all of it done by somebody else to the same file between p
 - a write with triggers switched off to a row of a locked table that the branch did not touch;
 - a *new* table whose foreign key references a parent row that the branch deletes.
 
-DDL on a staged table, VACUUM where it renumbers rows, and any write to a row that the branch touched are seen: `Hazard`.
-Reads of virtual tables are not locked.
+Seen (`Hazard`): DDL on a staged table, VACUUM where it renumbers rows, any write to a row that the branch touched.
+Reads of virtual tables are not locked. Other programs that write the file in WAL need SQLite 3.51.3 as much as we do.
 """
 
 from __future__ import annotations

@@ -81,7 +81,10 @@ class Branch:
     def on_access(
         self, action: str, first: str | None, second: str | None, database: str | None, trigger: str | None
     ) -> None:
-        """The authorizer: raises `UsageError` for what may not be done, `Refused` for what may later. `first` and `second` depend on the action."""
+        """The authorizer: raises `UsageError` for what may not be done, `Refused` for what may be later.
+
+        What `first` and `second` are depends on the action.
+        """
         if action in _WRITES:
             self._write(first or "", database, trigger)
         elif action == "READ":
@@ -156,7 +159,8 @@ class Branch:
     def _touch(self, change: Change) -> None:
         table = self.schema.tables.get(change.table_name) if self.schema is not None else None
         if table is None or change.database_name != "main":
-            self.broken = self.broken or Refused(f"a write to {change.database_name}.{change.table_name} was not expected")
+            what = f"{change.database_name}.{change.table_name}"
+            self.broken = self.broken or Refused(f"a write to {what} was not expected, so it cannot be staged")
             return
         self._seen += 1
         keys = self.touched.setdefault(table.name, set())
@@ -183,10 +187,11 @@ class Branch:
         """Raise unless every change that SQLite has counted went through the hook."""
         if self.broken is not None:
             raise self.broken
-        if changes - self._changes_before > self._seen:
+        counted = changes - self._changes_before
+        if counted > self._seen:
             raise Refused(
-                f"SQLite counted {changes - self._changes_before} changed rows and showed {self._seen}: the work cannot be "
-                "staged as it was done, and nothing was"
+                f"SQLite counted {counted} changed rows and showed {self._seen}: the work cannot be staged as it was "
+                "done, and nothing was"
             )
 
     def locked(self) -> tuple[set[str], set[str]]:

@@ -20,7 +20,7 @@ NETWORK_FILESYSTEMS = frozenset(
 def check(connection: Connection) -> tuple[str, ...]:
     """Raise `ResourceRefused`, naming the setting; return warnings."""
     if not connection.path or not os.path.isfile(connection.path):
-        raise ResourceRefused("a SQLite database in memory, or in a temporary file, cannot survive a crash: name a file")
+        raise ResourceRefused("a SQLite database in memory, or a temporary one, cannot survive a crash: name a file")
     if connection.readonly:
         raise ResourceRefused(f"{connection.path} is read-only: allow this process to write the file and its directory")
     _check_durability(connection)

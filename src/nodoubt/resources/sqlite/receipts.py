@@ -161,4 +161,3 @@ def adopt(connection: Connection, new: Identity) -> None:
 def server(connection: Connection) -> str:
     """What tells this file from a copy of it. Not st_dev, which may be another after a reboot."""
     return f"inode:{os.stat(connection.path).st_ino}"
-

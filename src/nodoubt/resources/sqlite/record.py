@@ -121,7 +121,7 @@ def encode(record: Record) -> bytes:
     body = _encoder.encode(record)
     stored = MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
     if decode(stored, record.gid) != record:
-        raise Refused(f"the work of {record.gid} cannot be recorded exactly, so it cannot be prepared; nothing was done")
+        raise Refused(f"the work of {record.gid} cannot be recorded exactly, so not be prepared; nothing was done")
     return stored
 
 

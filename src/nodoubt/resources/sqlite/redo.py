@@ -31,8 +31,8 @@ def image(
 ) -> list[Row]:
     """The rows of these keys that exist, exactly as they are stored.
 
-    Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key must
-    not be read twice, under both its spellings.
+    Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key
+    must not be read twice, under both its spellings.
     """
     fields = ", ".join(
         f"typeof({c}), CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in map(quoted, columns)
@@ -69,7 +69,8 @@ def apply(connection: Connection, record: Record) -> None:
         for table in record.tables:
             _insert(connection, table)
         for name, number in record.sequences:
-            if not connection.query("UPDATE main.sqlite_sequence SET seq = ? WHERE name = ? RETURNING 1", (number, name)):
+            update = "UPDATE main.sqlite_sequence SET seq = ? WHERE name = ? RETURNING 1"
+            if not connection.query(update, (number, name)):
                 connection.query("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?, ?)", (name, number))
     finally:
         connection.bare(False)
@@ -104,7 +105,8 @@ def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]]
         found = image(connection, table.name, table.key, table.columns, table.erase)
         if digest(found) != digest(after[table.name]):
             raise Refused(
-                f"replaying the work does not give the same rows in {table.name}, so it cannot be prepared; nothing was done"
+                f"replaying the work does not give the same rows in {table.name}, so it cannot be prepared; "
+                "nothing was done"
             )
     connection.query(f"ROLLBACK TO {_REHEARSAL}; RELEASE {_REHEARSAL}")
 
@@ -113,4 +115,3 @@ def changed_since(connection: Connection, table: TableRedo) -> bool:
     """Whether the rows that a prepared branch touches are not what they were when it was prepared."""
     now = image(connection, table.name, table.key, table.columns, table.erase)
     return digest(now) != table.before
-

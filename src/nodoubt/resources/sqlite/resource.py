@@ -186,4 +186,4 @@ class SqliteResource:
 
     def _refuse_unforced(self, before: Sequence[str]) -> None:
         if before:
-            raise UsageError(f"{self.name}: rows cannot ride unforced on SQLite; put them among the riders of the commit")
+            raise UsageError(f"{self.name}: rows cannot ride unforced on SQLite; let them ride on the commit itself")

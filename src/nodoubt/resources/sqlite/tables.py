@@ -129,7 +129,8 @@ def _folded(name: str) -> str:
 def shape(connection: Connection, name: str) -> str:
     """A digest of the table's definition and its indexes'. It changes with everything that could move a row."""
     rows = connection.query(
-        "SELECT type, name, sql FROM main.sqlite_schema WHERE tbl_name = ? AND type IN ('table', 'index') ORDER BY 1, 2",
+        "SELECT type, name, sql FROM main.sqlite_schema "
+        "WHERE tbl_name = ? AND type IN ('table', 'index') ORDER BY 1, 2",
         (name,),
     )
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -158,7 +158,7 @@ def prepare(connection: Connection, gid: str, epoch: int, riders: Sequence[str])
     try:
         branch = _at_work(connection, gid)
         if branch.schema is None:
-            raise Refused("a branch of a coordinator with one resource was begun to end in one phase; it cannot prepare")
+            raise Refused("a branch of a coordinator with one resource ends in one phase; it cannot prepare")
         branch.refuse_unseen(connection.total_changes())
         if connection.unresolved_references():
             raise Refused("FOREIGN KEY constraint failed (a deferred one, checked at prepare); nothing was done")
@@ -184,8 +184,8 @@ def _refuse_locked(branch: Branch) -> None:
     for name in sorted(exclusive | shared):
         if name in branch.locks and (name in exclusive or branch.locks[name][1] == "X"):
             raise Refused(
-                f"table {name}, which this transaction relies on, is locked by the prepared branch {branch.locks[name][0]}; "
-                "nothing was done, try again when that has been committed or rolled back",
+                f"table {name}, which this transaction relies on, is locked by the prepared branch "
+                f"{branch.locks[name][0]}; nothing was done, try again when that has been committed or rolled back",
                 retry=True,
             )
 
@@ -197,8 +197,7 @@ def _captured(connection: Connection, branch: Branch, schema: Schema) -> tuple[R
 
     def images() -> dict[str, list[Row]]:
         return {
-            name: image(connection, name, schema.tables[name].key, columns[name], found)
-            for name, found in keys.items()
+            name: image(connection, name, schema.tables[name].key, columns[name], found) for name, found in keys.items()
         }
 
     after, numbers = images(), sequences(connection)
@@ -300,9 +299,9 @@ def _refuse_changed(connection: Connection, record: Record) -> None:
 
 def _hazard(gid: str, table: str, why: str) -> str:
     return (
-        f"{table} was changed while {gid} was prepared: {why}. The branch stays prepared and its tables stay locked. Undo "
-        "that change, and the next sweep finishes the branch; or roll the branch back, and repair by hand what it should "
-        "have done"
+        f"{table} was changed while {gid} was prepared: {why}. The branch stays prepared and its tables stay locked. "
+        "Undo that change, and the next sweep finishes the branch; or roll the branch back, and repair by hand what it "
+        "should have done"
     )
 
 
