@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pymysql
@@ -22,6 +25,7 @@ from pymysql.constants import CLIENT
 
 import nodoubt.drivers.asyncmy
 import nodoubt.drivers.pymysql
+import nodoubt.resources.mariadb
 from nodoubt.errors import NoDoubtError
 from nodoubt.ports import Prepared, Reply, SessionLost, Work
 from nodoubt.resources.mariadb import MariaDBResource
@@ -77,6 +81,18 @@ class World:
         reply: Reply = self.drive(self.resource.execute(session, work, statement, params))
         return reply
 
+    def spy(self, session: Any) -> list[str]:
+        """What `run` is asked to send from now on."""
+        sent: list[str] = []
+        run = session.run
+
+        def noted(sql: str) -> Any:
+            sent.append(sql)
+            return run(sql)
+
+        session.run = noted
+        return sent
+
     def close_session(self, session: Any) -> None:
         self.drive(do(session, "close"))
 
@@ -122,7 +138,8 @@ class World:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return self.drive(script(at, prepared))
+                self.drive(script(at, prepared))
+                return
             except NoDoubtError:
                 if time.monotonic() > deadline or not any(one.xid == prepared.xid for one in self.listed()):
                     raise
@@ -231,6 +248,29 @@ def own_server(_server: MariaDBServer) -> Iterator[MariaDBServer]:
     if _server.settings != settings or not _server.running:
         _server.settings = settings
         _server.restart()
+
+
+@pytest.fixture
+def mutant(mariadb: MariaDBServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], World]]:
+    """Worlds whose resource lacks one safety check: one place of its source is replaced."""
+    worlds: list[World] = []
+
+    def make(old: str, new: str) -> World:
+        source = Path(nodoubt.resources.mariadb.__file__).read_text(encoding="utf-8")
+        assert source.count(old) == 1, f"the place to change occurs {source.count(old)} times: {old}"
+        changed: Any = ModuleType("nodoubt.resources.mariadb_mutant")
+        changed.__package__ = "nodoubt.resources"
+        monkeypatch.setitem(sys.modules, changed.__name__, changed)
+        exec(compile(source.replace(old, new), "mariadb_mutant.py", "exec"), changed.__dict__)
+        changed.LOCK_WAIT_S = 0
+        world = World(mariadb.url(), "sync", changed.MariaDBResource).setup()
+        worlds.append(world)
+        return world
+
+    yield make
+    for one in worlds:
+        one.resource = MariaDBResource("maria", one.database)
+        one.close()
 
 
 class Cut:

@@ -85,8 +85,11 @@ def test_after_an_error_nothing_more_can_be_done_on_the_branch(world: Any) -> No
         world.execute(session, work, "INSERT INTO t VALUES (2, 2)")
 
 
-def doomed_branch_is_refused(world: Any) -> None:
-    """Scene: a statement failed with half of its work done, and the error was swallowed by the user's code."""
+def test_a_swallowed_statement_error_dooms(world: Any) -> None:
+    """A statement failed with half of the work done, and the user's code swallowed the error.
+
+    Without the doom InnoDB would prepare, and commit, that half.
+    """
     for end in (world.resource.prepare, world.resource.commit_alone):
         session = world.session()
         work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
@@ -98,11 +101,6 @@ def doomed_branch_is_refused(world: Any) -> None:
         assert world.values() == []
         assert world.receipts() == []
         assert is_clean(world, session)
-
-
-def test_a_swallowed_statement_error_dooms(world: Any) -> None:
-    """Catches: the doom taken out; InnoDB would prepare, and commit, the other half."""
-    doomed_branch_is_refused(world)
 
 
 def test_a_swallowed_lock_timeout_dooms(world: Any) -> None:
@@ -301,8 +299,8 @@ def test_riders_commit_with_the_branch_and_take_the_receipts_place(register: Any
     assert register.receipts() == []
 
 
-def conflicting_rider_undoes_the_branch(world: Any) -> None:
-    """Scene: somebody has decided ABORT meanwhile. InnoDB leaves the transaction committable after the 1062."""
+def test_a_rider_that_conflicts_undoes_the_branch(world: Any) -> None:
+    """Somebody has decided ABORT meanwhile. InnoDB leaves the transaction committable after the 1062."""
     world.look("CREATE TABLE IF NOT EXISTS decisions (id INT NOT NULL PRIMARY KEY); INSERT INTO decisions VALUES (2)")
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
@@ -311,10 +309,6 @@ def conflicting_rider_undoes_the_branch(world: Any) -> None:
     assert world.look("SELECT id FROM decisions ORDER BY id") == [(2,)]
     assert is_clean(world, session)
     assert world.values() == []
-
-
-def test_a_rider_that_conflicts_undoes_the_branch(world: Any) -> None:
-    conflicting_rider_undoes_the_branch(world)
 
 
 def test_a_rider_below_the_floor_undoes_the_branch(register: Any) -> None:
@@ -351,8 +345,9 @@ def test_a_lost_reply_to_the_commit_is_unclear_and_the_receipt_tells(world: Any,
     assert world.drive(world.resource.receipt(world.session(), work.xid)) is True
 
 
-def left_by_the_session(world: Any, *, end: str) -> None:
-    """Scene: the branch ended behind our back (a proxy's fail-over, a procedure), and another one is under way."""
+@pytest.mark.parametrize("end", ["commit_alone", "prepare"])
+def test_a_session_that_left_the_branch_cannot_promise_for_it(world: Any, end: str) -> None:
+    """The branch ended behind our back, and a plain transaction is under way. XA END of our own xid is the proof."""
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
     world.run(session, f"XA END {work.handle.sql}; XA ROLLBACK {work.handle.sql}; START TRANSACTION")
@@ -363,12 +358,6 @@ def left_by_the_session(world: Any, *, end: str) -> None:
     world.until_gone(session)
     assert world.values() == []
     assert world.receipts() == []
-
-
-@pytest.mark.parametrize("end", ["commit_alone", "prepare"])
-def test_a_session_that_left_the_branch_cannot_promise_for_it(world: Any, end: str) -> None:
-    """XA END of our own xid is the proof; without it the one-phase commit would be refused, but a plain one not."""
-    left_by_the_session(world, end=end)
 
 
 # -- prepare
@@ -385,7 +374,8 @@ def test_a_prepared_branch_is_listed_and_holds_a_receipt_that_nobody_sees(world:
     assert world.values() == [(1, 1)]
 
 
-def prepared_session_is_not_usable(world: Any) -> None:
+def test_a_session_is_never_usable_while_it_holds_a_prepared_branch(world: Any) -> None:
+    """Back in a pool it would poison it, and hold the branch."""
     session = world.session()
     prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=session)
     assert not session.usable
@@ -393,11 +383,6 @@ def prepared_session_is_not_usable(world: Any) -> None:
         world.run(session, "SELECT * FROM t")
     assert caught.value.code == "1399"
     world.finish("rollback", prepared, session)
-
-
-def test_a_session_is_never_usable_while_it_holds_a_prepared_branch(world: Any) -> None:
-    """Catches: a prepared session handed back to a pool, which it poisons and whose branch it holds."""
-    prepared_session_is_not_usable(world)
 
 
 @pytest.mark.parametrize(("verb", "rows"), [("commit", [(1, 1)]), ("rollback", [])])
@@ -455,9 +440,7 @@ def test_prepare_is_one_message(world: Any) -> None:
     """The receipt, the proofs and the promise: one round trip, which the first error ends."""
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
-    sent: list[str] = []
-    run = session.run
-    session.run = lambda sql: (sent.append(sql), run(sql))[1]
+    sent = world.spy(session)
     world.drive(world.resource.prepare(session, work))
     (message,) = sent
     assert message.split("; ")[-2:] == [f"XA END {work.handle.sql}", f"XA PREPARE {work.handle.sql}"]
@@ -545,22 +528,15 @@ WRITERS = (
 )
 
 
-def write_to_a_plain_table_is_found(world: Any) -> None:
-    """Scene: the resource has not been checked, so that only the probe in the last message can find it."""
-    world.look("CREATE TABLE my2 (x INT) ENGINE=MyISAM")
-    session = world.session()
-    work = world.begun(session, "INSERT INTO t VALUES (1, 1)", "INSERT INTO my2 VALUES (1)")
-    with pytest.raises(Refused, match="stay as they were written"):
-        world.drive(world.resource.prepare(session, work))
-    assert world.listed() == []
-
-
 @pytest.mark.parametrize("end", ["prepare", "commit_alone"])
 @pytest.mark.parametrize("statement", WRITERS)
 def test_a_write_that_cannot_be_rolled_back_is_found_before_anything_is_promised(
     plain: Any, statement: str, end: str
 ) -> None:
-    """Triggers included. What is in the plain table stays, and the error says so."""
+    """Triggers included. What is in the plain table stays, and the error says so.
+
+    Nothing was checked before, so that only the probe in the last message can find it.
+    """
     session = plain.session()
     work = plain.begun(session, "INSERT INTO t VALUES (1, 1)", statement)
     with pytest.raises(Refused, match="stay as they were written"):
@@ -620,16 +596,18 @@ def test_the_servers_own_temporary_tables_are_no_reason_to_refuse(world: Any, st
     world.drive(world.resource.commit_alone(session, work))
 
 
-def test_a_warning_of_the_users_last_statement_is_no_refusal(world: Any) -> None:
+@pytest.mark.parametrize("end", ["commit_alone", "prepare"])
+def test_a_warning_of_the_users_last_statement_is_no_refusal(world: Any, end: str) -> None:
     """Catches: the probe reading the warnings of the statement before it."""
     world.look("CREATE TABLE short (x VARCHAR(2))")
     session = world.session()
     world.run(session, "SET SESSION sql_mode = ''")
-    for end in ("commit_alone", "prepare"):
-        work = world.begun(session, "INSERT INTO short VALUES ('long')")
-        world.drive(getattr(world.resource, end)(session, work))
-    world.finish("commit", Prepared(work.xid, handle=work.handle), session)
-    assert world.look("SELECT COUNT(*) FROM short") == [(2,)]
+    work = world.begun(session, "INSERT INTO short VALUES ('long')")
+    handle = work.handle
+    world.drive(getattr(world.resource, end)(session, work))
+    if end == "prepare":
+        world.finish("commit", Prepared(work.xid, handle=handle), session)
+    assert world.look("SELECT x FROM short") == [("lo",)]
 
 
 @pytest.mark.parametrize("statement", ["CREATE TEMPORARY TABLE s SELECT 1 AS x", "CALL temporary()"])
@@ -646,7 +624,7 @@ def test_temporary_tables_are_allowed(world: Any, statement: str) -> None:
 
 
 def test_every_row_of_the_table_has_been_provoked() -> None:
-    """The codes that this file and test_mariadb_recovery see from a real server; the rest need a full disk or another release."""
+    """These codes came from a real server, here or in the neighbouring files."""
     provoked = {
         "1397", "1440", "1062", "1205", "1213", "1317", "1048", "1399", "1400", "1398", "1402", "1178",
         "1242", "1290", "1142", "1146", "1969", "1114",
@@ -675,7 +653,7 @@ def test_what_a_server_answers_is_classified(world: Any, code: str, statement: s
     session = world.session()
     world.look("INSERT INTO t VALUES (1, 1)")
     world.run(session, f"SET SESSION {setting}; CREATE TEMPORARY TABLE tiny (x VARCHAR(8000)) ENGINE=MEMORY")
-    if code in ("1399",):
+    if code == "1399":
         world.begun(session)
     with pytest.raises(StatementFailed) as caught:
         world.run(session, statement)
@@ -697,7 +675,8 @@ def test_a_second_branch_of_the_same_xid_is_a_conflict(world: Any) -> None:
 
 def test_an_account_without_rights_on_our_tables_is_refused(world: Any, mariadb: Any) -> None:
     world.look(
-        f"CREATE OR REPLACE USER poor@'%' IDENTIFIED BY 'poor'; GRANT SELECT, INSERT ON {world.database}.t TO poor@'%'; "
+        f"CREATE OR REPLACE USER poor@'%' IDENTIFIED BY 'poor'; "
+        f"GRANT SELECT, INSERT ON {world.database}.t TO poor@'%'; "
         f"GRANT SELECT ON {world.database}.nodoubt_identity TO poor@'%'"
     )
     session = world.session(world.url.replace("nodoubt:nodoubt@", "poor:poor@"))
@@ -760,3 +739,90 @@ def test_detach_closes_the_session(world: Any) -> None:
     world.until_gone(session)
     with pytest.raises(SessionLost):
         world.drive(do(session, "run", "SELECT 1"))
+
+
+# -- each check taken out
+
+
+def _writes_to_a_plain_table(world: Any) -> None:
+    world.look("CREATE TABLE my (x INT) ENGINE=MyISAM")
+    session = world.session()
+    work = world.begun(session, "INSERT INTO my VALUES (1)")
+    with pytest.raises(Refused):
+        world.drive(world.resource.prepare(session, work))
+
+
+MUTANTS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
+    "plain transaction": (
+        'f"XA START {handle.sql}"',
+        '"START TRANSACTION"',
+        test_a_branch_is_an_xa_branch_from_the_start,
+    ),
+    "no doom": (
+        "if work.doomed is not None:\n            raise Refused(",
+        "if False:\n            raise Refused(",
+        test_a_swallowed_statement_error_dooms,
+    ),
+    "doom not noted": (
+        "            work.doomed = error\n",
+        "",
+        test_a_swallowed_statement_error_dooms,
+    ),
+    "no refusal of savepoints": (
+        "            text.refuse_control(statement)\n",
+        "",
+        lambda world: test_transaction_control_is_refused_and_dooms(world, "SAVEPOINT a"),
+    ),
+    "reading by its looks": (
+        "return writes is None or writes != notes.writes",
+        "return False",
+        lambda world: test_a_branch_that_may_have_written_is_not(world, "SELECT writes()"),
+    ),
+    "no rollback after a conflict": (
+        "if not (yield from self._undo(session, work)):",
+        "if False:",
+        test_a_rider_that_conflicts_undoes_the_branch,
+    ),
+    "a refusal without proof": (
+        "if not (yield from self._undo(session, work)):",
+        "if (yield from self._undo(session, work)) is None:",
+        test_an_error_that_is_in_no_table_is_refused_only_if_the_branch_was_rolled_back,
+    ),
+    "no proof of the branch": (
+        'f"XA END {_handle(work).sql}", promise)',
+        '"DO 1", "COMMIT")',
+        lambda world: test_a_session_that_left_the_branch_cannot_promise_for_it(world, "commit_alone"),
+    ),
+    "usable while prepared": (
+        "        session.usable = False\n",
+        "",
+        test_a_session_is_never_usable_while_it_holds_a_prepared_branch,
+    ),
+    "changed sessions handed on": (
+        "session.usable = notes is None or not notes.stained",
+        "session.usable = True",
+        lambda world: test_a_session_that_was_changed_serves_nobody_else(world, "SET @a = 1"),
+    ),
+    "no probe": (
+        "probe = self._probe if notes.probe else ()",
+        "probe = ()",
+        _writes_to_a_plain_table,
+    ),
+    "warnings of before": (
+        '    "SELECT 1 FROM {identity} LIMIT 0",\n',
+        "",
+        lambda world: test_a_warning_of_the_users_last_statement_is_no_refusal(world, "prepare"),
+    ),
+    "an unknown session goes on": (
+        "            session.kill()  # whatever it is in, it is not clean\n",
+        "",
+        test_a_session_that_is_not_clean_cannot_begin_and_goes_to_no_pool,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_check_taken_out_is_noticed(mutant: Callable[[str, str], Any], name: str) -> None:
+    old, new, claim = MUTANTS[name]
+    with pytest.raises((AssertionError, pytest.fail.Exception, Refused)):
+        claim(mutant(old, new))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
 
+import nodoubt
 from nodoubt.ports import Prepared, Refused, Unclear, UnknownXid
 from nodoubt.protocol.records import Verdict
 from nodoubt.resources.mariadb import STARTED_TOLERANCE_S
@@ -132,7 +135,8 @@ def test_a_client_killed_with_a_prepared_branch_leaves_it_to_others(world: Any) 
     )
     xid = world.work().xid
     arguments = [sys.executable, "-c", program, world.url, world.cluster, xid.attempt]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as client:
+    environment = {**os.environ, "PYTHONPATH": str(Path(nodoubt.__file__).parents[1])}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == "prepared\n"
         (prepared,) = world.listed()
@@ -148,7 +152,7 @@ def test_the_reset_trap_is_real(world: Any, own_server: MariaDBServer) -> None:
     prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=prepared_by)
     world.finish("rollback", prepared, prepared_by)
     url = parse_url(world.url)
-    raw = pymysql.connect(
+    raw: Any = pymysql.connect(
         host=url.host, port=url.port or 3306, user=url.user, password=url.password, database=url.database,
         ssl_disabled=True, autocommit=True,
     )  # fmt: skip

@@ -235,11 +235,10 @@ def test_connecting_to_a_server_that_says_nothing_ends_in_time(blank: Any) -> No
         assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", ["port", "password", "database"])
-def test_a_refused_connection_is_unavailable_and_shows_no_password(blank: Any, fault: str) -> None:
+@pytest.mark.parametrize(("part", "value"), [("port", 1), ("password", "hunter2"), ("database", "nowhere")])
+def test_a_refused_connection_is_unavailable_and_shows_no_password(blank: Any, part: str, value: object) -> None:
     url = parse_url(blank.url)
-    parts = {"port": url.port, "password": url.password, "database": url.database}
-    parts |= {"port": {"port": 1}, "password": {"password": "hunter2"}, "database": {"database": "nowhere"}}[fault]
+    parts: dict[str, object] = {"port": url.port, "password": url.password, "database": url.database, part: value}
     text = f"mariadb://{url.user}:{parts['password']}@{url.host}:{parts['port']}/{parts['database']}"
     with pytest.raises(ResourceUnavailable) as caught:
         blank.session(text)

@@ -14,7 +14,7 @@ import nodoubt.drivers.asyncmy
 import nodoubt.drivers.mysql_wire
 import nodoubt.drivers.pymysql
 from nodoubt.errors import NoDoubtError
-from nodoubt.ports import Prepared, Refused, StatementFailed, Unclear, UnknownXid
+from nodoubt.ports import Prepared, Refused, SessionLost, StatementFailed, Unclear, UnknownXid
 from nodoubt.protocol.records import Verdict
 from nodoubt.resources import mariadb as module
 from nodoubt.script import do
@@ -26,8 +26,8 @@ PATIENCE_S = 30.0
 # -- XAER_NOTA
 
 
-def unknown_xid_is_no_success(world: Any) -> None:
-    """Scene: the preparing session lives, so the server answers NOTA to everybody else, as for a branch that is done."""
+def test_a_branch_held_by_its_live_session_answers_nota_and_that_is_no_success(world: Any) -> None:
+    """The preparing session lives, so everybody else is answered NOTA, as for a branch that is done (I7)."""
     holder = world.session()
     prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=holder)
     for verb in (world.resource.commit_prepared, world.resource.rollback_prepared):
@@ -36,11 +36,6 @@ def unknown_xid_is_no_success(world: Any) -> None:
     assert [one.xid for one in world.listed()] == [prepared.xid]
     assert world.values() == []
     world.finish("commit", prepared, holder)
-
-
-def test_a_branch_held_by_its_live_session_answers_nota_and_that_is_no_success(world: Any) -> None:
-    """Catches: NOTA taken for "done already" (I7): the branch would be forgotten while it is still prepared."""
-    unknown_xid_is_no_success(world)
 
 
 def test_a_branch_that_is_done_answers_the_same(world: Any) -> None:
@@ -110,9 +105,10 @@ def test_free_ends_a_half_open_session_in_milliseconds(world: Any, cut: Callable
 def test_free_touches_no_session_of_another_run_of_the_server(world: Any) -> None:
     """After a restart the same id is a stranger's: killing it would end an innocent's work."""
     holder, prepared = held(world)
+    asks = world.session()
     for seconds in (-3600, module.STARTED_TOLERANCE_S + 1):
-        other = replace(prepared.handle, server_started=prepared.handle.server_started + seconds)
-        assert world.drive(world.resource.free(world.session(), replace(prepared, handle=other))) is False
+        asks.server_started = prepared.handle.server_started + seconds
+        assert world.drive(world.resource.free(asks, prepared)) is False
     assert world.run(holder, "SELECT 1")[0].scalar() == 1
     world.finish("rollback", prepared, holder)
 
@@ -327,11 +323,7 @@ def _failing(world: Any, code: str, message: str) -> Any:
 
 
 def test_a_receipt_counts_only_once_its_own_row_was_written_again_by_force(world: Any) -> None:
-    """Catches: confirming by a plain SELECT, which shows rows that a crash can still forget."""
-    receipt_is_confirmed(world)
-
-
-def receipt_is_confirmed(world: Any) -> None:
+    """A plain SELECT shows rows that a crash can still forget."""
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
     world.drive(world.resource.commit_alone(session, work))
@@ -394,7 +386,8 @@ def test_a_fence_stands_where_no_receipt_is(world: Any) -> None:
     assert world.receipts() == [(work.xid.attempt, 4, "abort", 1, 0, 1)]
 
 
-def fence_gives_way_to_a_receipt(world: Any) -> None:
+def test_a_fence_gives_way_to_a_receipt_and_confirms_it(world: Any) -> None:
+    """Put by REPLACE or ON DUPLICATE KEY it would overturn a commit."""
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
     world.drive(world.resource.commit_alone(session, work))
@@ -403,11 +396,6 @@ def fence_gives_way_to_a_receipt(world: Any) -> None:
     assert [row[2:] for row in world.receipts()] == [("commit", 1, 1, 1)]
     # The INSERT that failed has left no transaction open.
     assert world.run(asks, "SELECT @@in_transaction")[0].scalar() == 0
-
-
-def test_a_fence_gives_way_to_a_receipt_and_confirms_it(world: Any) -> None:
-    """Catches: the fence put by REPLACE or ON DUPLICATE KEY, which would overturn a commit; and a plain look."""
-    fence_gives_way_to_a_receipt(world)
 
 
 def test_a_fence_blocked_by_the_branch_itself_is_unclear(world: Any) -> None:
@@ -486,7 +474,7 @@ def test_forget_by_age_spares_what_is_young_or_of_two_phases(world: Any) -> None
 
 
 def test_forget_by_age_goes_in_batches_the_oldest_first(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORGET_BATCH_MAX", 2)
+    monkeypatch.setattr(module, "BATCH_MAX", 2)
     session = world.session()
     xids = [world.work().xid for _ in range(5)]
     for xid in xids:
@@ -502,19 +490,36 @@ def test_forget_by_age_goes_in_batches_the_oldest_first(world: Any, monkeypatch:
     assert world.drive(world.resource.forget(session, xids)) == 5
 
 
+def test_a_prepared_branch_holds_up_nobody_elses_receipt(world: Any) -> None:
+    """A branch in doubt for days must stop neither clean-up, nor fences, nor an operator who adopts a restore."""
+    session = world.session()
+    before, after = world.work(epoch=9), world.work(epoch=9)
+    world.begun(session, "DO 1", work=before)
+    world.drive(world.resource.commit_alone(session, before))
+    holder = world.session()
+    prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=holder)
+    assert world.drive(world.resource.receipt(session, after.xid)) is False
+    world.begun(session, "DO 1", work=after)
+    world.drive(world.resource.commit_alone(session, after))
+    assert world.drive(world.resource.fence(session, world.work().xid)) is Verdict.ABORT
+    identity = replace(world.drive(world.resource.identity(session)), epoch=2)
+    world.drive(world.resource.adopt(session, identity))
+    assert world.drive(world.resource.identity(session)).epoch == 2
+    assert world.drive(world.resource.forget(session, (), older_than=time.time() + 60)) == 3
+    world.finish("commit", prepared, holder)
+
+
 def test_our_statements_read_no_more_than_their_rows(world: Any) -> None:
     """Catches: a comparison that can't use the key, which would lock every receipt there is."""
     world.look("INSERT INTO nodoubt_receipts SELECT LPAD(HEX(seq), 32, '0'), 0, 'commit', 1, 1, 0, 0 FROM seq_1_to_500")
     session = world.session()
-    sent: list[str] = []
-    run = session.run
-    session.run = lambda sql: (sent.append(sql), run(sql))[1]
+    sent = world.spy(session)
     world.drive(world.resource.receipt(session, world.work().xid))
     world.drive(world.resource.forget(session, [world.work().xid, world.work().xid]))
     changes = [part for sql in sent for part in sql.split("; ") if part.startswith(("UPDATE", "DELETE"))]
-    assert len(changes) == 2
+    assert len(changes) == 3
     for change in changes:
-        assert all(int(row["rows"]) <= 2 for row in world.run(world.session(), f"EXPLAIN {change}")[0])
+        assert all(int(row["rows"]) == 1 for row in world.run(world.session(), f"EXPLAIN {change}")[0])
 
 
 # -- what our statements refuse
@@ -532,3 +537,76 @@ def test_missing_tables_are_a_refusal_not_a_crash(blank: Any) -> None:
         with pytest.raises(Unclear):
             blank.drive(script)
     assert session.usable
+
+
+# -- each check taken out
+
+MUTANTS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
+    "NOTA is done": (
+        '            why = f"XA {verb} of',
+        '            if error.code == "1397":\n                return\n            why = f"XA {verb} of',
+        test_a_branch_held_by_its_live_session_answers_nota_and_that_is_no_success,
+    ),
+    "any error is a refusal": (
+        "if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED):",
+        "if True:",
+        test_an_unknown_error_of_phase_two_is_unclear,
+    ),
+    "strangers are ours": (
+        "if one is not None and one.xid.cluster == cluster",
+        "if one is not None",
+        test_only_well_formed_xids_of_our_cluster_are_listed,
+    ),
+    "the server's run is not asked for": (
+        "if abs(handle.server_started - session.server_started) > STARTED_TOLERANCE_S:",
+        "if False:",
+        test_free_touches_no_session_of_another_run_of_the_server,
+    ),
+    "whether it is held is not asked for": (
+        "if not held or holder.rows",
+        "if holder.rows",
+        test_free_touches_no_session_that_no_longer_holds_the_branch,
+    ),
+    "whose it is is not asked for": (
+        'holder.rows != (("Sleep", 1),)',
+        'holder.rows not in ((("Sleep", 1),), (("Sleep", 0),))',
+        test_free_touches_no_session_of_another_account,
+    ),
+    "whether it is idle is not asked for": (
+        'holder.rows != (("Sleep", 1),)',
+        "not holder.rows",
+        test_free_leaves_a_busy_session_alone,
+    ),
+    "a plain look": (
+        'f"UPDATE {self._receipts} SET confirms = confirms + 1 {where}"',
+        'f"SELECT 1 FROM {self._receipts} {where}"',
+        test_a_receipt_counts_only_once_its_own_row_was_written_again_by_force,
+    ),
+    "a fence taken for a receipt": (
+        "(yield from self._confirm(session, xid)) is Verdict.COMMIT",
+        "(yield from self._confirm(session, xid)) is not None",
+        test_an_absent_receipt_is_absent_and_a_fence_is_no_receipt,
+    ),
+    "a fence that overturns": (
+        "yield from self._forced(session, marker)",
+        'yield from self._forced(session, marker.replace("INSERT", "REPLACE", 1))',
+        test_a_fence_gives_way_to_a_receipt_and_confirms_it,
+    ),
+    "relying on autocommit": (
+        '            "START TRANSACTION",\n            *statements,\n            "COMMIT",\n',
+        '            "DO 1",\n            *statements,\n            "DO 1",\n',
+        test_a_session_without_autocommit_still_confirms_by_force,
+    ),
+    "two-phase receipts age": (
+        " AND alone = 1",
+        "",
+        test_forget_by_age_spares_what_is_young_or_of_two_phases,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_check_taken_out_is_noticed(mutant: Callable[[str, str], Any], name: str) -> None:
+    old, new, claim = MUTANTS[name]
+    with pytest.raises((AssertionError, pytest.fail.Exception, NoDoubtError, SessionLost)):
+        claim(mutant(old, new))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nodoubt.errors import ResourceRefused, SchemaMismatch
-from nodoubt.ports import Identity, StatementFailed, Unclear
+from nodoubt.ports import Identity, Refused, StatementFailed, Unclear
 from nodoubt.resources import mariadb as module
 from nodoubt.resources.mariadb_settings import require, warnings_of
 from nodoubt.testing.servers import MariaDBServer
@@ -84,7 +84,7 @@ def test_branches_work_with_a_binary_log(new_world: Callable[..., Any]) -> None:
             assert world.values() == [(number, 1)]
             session = world.session()
             work = world.begun(session, "INSERT INTO t VALUES (9, 9)", "INSERT INTO plain VALUES (1)")
-            with pytest.raises(module.Refused):
+            with pytest.raises(Refused):
                 world.drive(world.resource.prepare(session, work))
             assert world.values() == [(number, 1)]
 
@@ -257,6 +257,15 @@ def test_adopt_overwrites_even_to_an_older_epoch(world: Any) -> None:
     world.drive(world.resource.adopt(world.session(), new))
     assert world.drive(world.resource.identity(world.session())) == new
     assert world.values() == [(1, 1)]
+
+
+def test_adopt_goes_through_many_receipts_in_batches(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_MAX", 2)
+    world.look("INSERT INTO nodoubt_receipts SELECT LPAD(HEX(seq), 32, '0'), 0, 'commit', 1, seq, 0, 0 FROM seq_1_to_9")
+    stored = world.drive(world.resource.identity(world.session()))
+    assert stored.epoch == 9
+    world.drive(world.resource.adopt(world.session(), Identity(stored.resource_id, stored.cluster, "", 4)))
+    assert world.look("SELECT MAX(epoch), COUNT(*) FROM nodoubt_receipts") == [(4, 9)]
 
 
 def test_the_server_says_the_same_of_itself_and_another_of_another(

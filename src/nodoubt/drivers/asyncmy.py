@@ -98,7 +98,7 @@ class AsyncmySession:
     def kill(self) -> None:
         """Shut the socket down, so that a call in progress fails now."""
         self.usable = False
-        # The driver forgets its transport when it closes on a cancelled read; the one of the handshake may not be the last.
+        # The driver forgets its transport when it closes on a cancelled read.
         transport = self._connection._transport or self._transport
         wrapper = None if transport is None else transport.get_extra_info("socket")
         if wrapper is None:

@@ -20,12 +20,14 @@ from ..url import Url
 
 CHARSET = "utf8mb4"
 READ_TIMEOUT_DEFAULT_S = 300.0
+READ_TIMEOUT_MAX_S = 86400.0
 CLOSE_TIMEOUT_S = 2.0
 PORT_DEFAULT = 3306
 
-# The character set by statement, since a server may ignore the one in the handshake. The id by the server's own word, since a proxy puts its own into the handshake. The start of the server makes the
-# id mean something (xid.XaXid): after a restart the same id is somebody else's. A server-wide completion_type of
-# CHAIN would leave us in a transaction after each COMMIT of ours.
+# The character set by statement, since a server may ignore the one in the handshake. The id by the server's own word,
+# since a proxy puts its own into the handshake. The start of the server makes the id mean something (xid.XaXid): after
+# a restart the same id is somebody else's. A server-wide completion_type of CHAIN would leave us in a transaction
+# after each COMMIT of ours.
 HELLO = (
     "SET NAMES utf8mb4; SET SESSION autocommit=1, completion_type='NO_CHAIN'; "
     "SELECT CONNECTION_ID(), UNIX_TIMESTAMP(); SHOW GLOBAL STATUS LIKE 'Uptime'"
@@ -67,8 +69,8 @@ def options(url: Url) -> Options:
         read_timeout_s = float(timeout)
     except ValueError:
         read_timeout_s = 0.0
-    if not 0 < read_timeout_s <= 86400:
-        raise UsageError(f"read_timeout={timeout} is not a number of seconds between 0 and 86400")
+    if not 0 < read_timeout_s <= READ_TIMEOUT_MAX_S:
+        raise UsageError(f"read_timeout={timeout} is not a number of seconds up to {READ_TIMEOUT_MAX_S:g}")
     return Options(unix_socket or None, read_timeout_s, _tls(mode, authority))
 
 

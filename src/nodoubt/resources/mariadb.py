@@ -2,8 +2,9 @@
 
 Guarantees: every branch runs within XA START, where the server refuses DDL, COMMIT and whatever else would end it
 early; before PREPARE or COMMIT, XA END of our own xid proves that the session is still in it. "Refused" of a
-prepare or commit is said only after the server has rolled this very branch back. XAER_NOTA is never success (I7): the server
-answers it for a branch that another session still holds, too. A session that holds a prepared branch is not `usable`.
+prepare or commit is said only after the server has rolled this very branch back. XAER_NOTA is never success (I7):
+the server answers it for a branch that another session still holds, too. A session that holds a prepared branch is
+not `usable`.
 
 Must not: reset a session, or run anything through a driver's own transactions: raw autocommit sessions only.
 
@@ -49,12 +50,14 @@ LOCK_WAIT_S = 2  # how long a receipt or a fence waits for the branch itself
 SETUP_WAIT_S = 30
 KILL_POLLS_MAX = 10
 KILL_POLL_FIRST_S = 0.001
-FORGET_BATCH_MAX = 1000
+BATCH_MAX = 200
+BATCHES_MAX = 1_000_000
 TABLES_NAMED_MAX = 5
 
 # ROLLBACK TO SAVEPOINT warns (1196) if the transaction has written to a non-transactional table, by whatever way,
-# triggers included; Aria does not even take the savepoint (1178), be it only read. The subquery turns the warning into an error (1242), which
-# ends the message before anything is promised. The first statement is there to clear the warnings of the user's last.
+# triggers included; Aria, even if only read, does not take the savepoint (1178). The subquery turns the warning into
+# an error (1242), which ends the message before anything is promised. The first statement is there to clear the
+# warnings of the user's last.
 PROBE = (
     "SELECT 1 FROM {identity} LIMIT 0",
     "SAVEPOINT nodoubt",
@@ -137,11 +140,13 @@ class MariaDBResource:
             if stored is None:
                 row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, {SCHEMA_VERSION}"
                 yield from self._change(session, f"INSERT INTO {self._identity} VALUES ({row})")
+            yield from self._run(session, f"DO RELEASE_LOCK({lock})")
         except StatementFailed as error:
+            session.kill()  # the lock goes with it
             raise ResourceRefused(f"our tables can't be made in {self.database}: {error}") from error
-        finally:
-            if session.usable:
-                yield from do(session, "run", f"DO RELEASE_LOCK({lock})")
+        except BaseException:
+            session.kill()
+            raise
 
     def identity(self, session: Session) -> Script[Identity | None]:
         """What is stored; the epoch is the highest of those the row and the receipts have witnessed."""
@@ -178,14 +183,22 @@ class MariaDBResource:
         )
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
-        """Overwrite; the epoch too, for after a restore it may have to go back."""
+        """Overwrite; the epoch too, for after a restore of the journal it has to go back.
+
+        A branch still prepared keeps, in its receipt, the epoch it has witnessed: end those branches first.
+        """
         values = ", ".join(map(_literal, (identity.resource_id, identity.cluster, identity.server)))
         yield from self._change(
             session,
             f"DELETE FROM {self._identity}",
             f"INSERT INTO {self._identity} VALUES (1, {values}, {int(identity.epoch)}, {SCHEMA_VERSION})",
-            f"UPDATE {self._receipts} SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
+        newer = f"epoch > {int(identity.epoch)} ORDER BY epoch"
+        for _ in range(BATCHES_MAX):
+            keys = yield from self._keys(session, newer)
+            if not keys:
+                break
+            yield from self._each(session, f"UPDATE {self._receipts} SET epoch = {int(identity.epoch)}", keys)
 
     # -- one branch's work
 
@@ -202,10 +215,10 @@ class MariaDBResource:
         self._notes[session] = _Notes()
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
-        """The user's statement. Whatever goes wrong dooms the branch: InnoDB keeps half of a failed statement's work."""
+        """The user's statement. Whatever goes wrong dooms the branch: InnoDB would keep the half that went well."""
         if work.doomed is not None:
             raise BranchDoomed(
-                f"an earlier statement on {self.name} failed, so this transaction can only be rolled back: {work.doomed}"
+                f"an earlier statement on {self.name} failed, so the transaction can only be rolled back: {work.doomed}"
             ) from work.doomed
         try:
             text.refuse_control(statement)
@@ -306,7 +319,7 @@ class MariaDBResource:
     # -- two phases
 
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
-        """The receipt, XA END, XA PREPARE in one message. The session is then bound to the branch until it is finished."""
+        """The receipt, XA END, XA PREPARE in one message. Until the branch is finished the session is bound to it."""
         invariant(not riders, "I4", "rows that ride in a prepared branch can't be seen until it commits")
         handle = self._committable(work)
         proof = (self._receipt_row(work.xid, Verdict.COMMIT, alone=False, epoch=work.epoch),)
@@ -348,7 +361,7 @@ class MariaDBResource:
         yield from self._finish(session, prepared, "COMMIT")
 
     def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]:
-        """XA ROLLBACK. *Not* durable: after a crash the branch may be listed again, for the next sweep to find (I11)."""
+        """XA ROLLBACK. *Not* durable: after a crash the branch may be listed again, and the next sweep finds it."""
         yield from self._finish(session, prepared, "ROLLBACK")
 
     def _finish(self, session: Session, prepared: Prepared, verb: str) -> Script[None]:
@@ -423,7 +436,7 @@ class MariaDBResource:
         return False
 
     def receipt(self, session: Session, xid: Xid) -> Script[bool]:
-        """A forced UPDATE of the very row: on InnoDB a row can be seen before it is flushed, and forgotten in a crash."""
+        """A forced UPDATE of that row: on InnoDB a row can be seen before it is flushed, and forgotten in a crash."""
         try:
             return (yield from self._confirm(session, xid)) is Verdict.COMMIT
         except (StatementFailed, SessionLost) as error:
@@ -438,9 +451,9 @@ class MariaDBResource:
                 yield from self._forced(session, marker)
                 return Verdict.ABORT
             except StatementFailed as error:
-                yield from self._clear(session)
                 if FAILURES.get(error.code) is not Failure.DUPLICATE:
                     raise
+                yield from self._clear(session)
             stands = yield from self._confirm(session, xid)
             if stands is not None:
                 return stands
@@ -451,7 +464,7 @@ class MariaDBResource:
 
     def _confirm(self, session: Session, xid: Xid) -> Script[Verdict | None]:
         """The verdict of the row, flushed: what the UPDATE has seen is durable once the COMMIT has answered."""
-        where = f"WHERE attempt = '{xid.attempt}' AND branch = {xid.branch}"
+        where = _where(xid.attempt, xid.branch)
         updated, row = yield from self._forced(
             session,
             f"UPDATE {self._receipts} SET confirms = confirms + 1 {where}",
@@ -462,22 +475,36 @@ class MariaDBResource:
     def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
         """Those named; with `older_than` also a batch of one-phase rows and fences from before, the oldest first."""
         gone = 0
-        for start in range(0, len(xids), FORGET_BATCH_MAX):
-            keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids[start : start + FORGET_BATCH_MAX])
-            (reply,) = yield from self._change(
-                session, f"DELETE FROM {self._receipts} WHERE (attempt, branch) IN ({keys})"
-            )
-            gone += reply.count
+        keys: Sequence[tuple[str, int]] = [(xid.attempt, xid.branch) for xid in xids]
+        for start in range(0, len(keys), BATCH_MAX):
+            gone += yield from self._each(session, f"DELETE FROM {self._receipts}", keys[start : start + BATCH_MAX])
         if older_than is not None:
             # An attempt's id starts with its time, so the key is read from its beginning to there and no further.
             newest = f"{max(int(older_than * 1000), 0):012x}"
-            (reply,) = yield from self._change(
-                session,
-                f"DELETE FROM {self._receipts} WHERE attempt < '{newest}' AND alone = 1 AND at < {older_than!r} "
-                f"ORDER BY attempt, branch LIMIT {FORGET_BATCH_MAX}",
-            )
-            gone += reply.count
+            old = f"attempt < '{newest}' AND alone = 1 AND at < {older_than!r} ORDER BY attempt, branch"
+            keys = yield from self._keys(session, old)
+            if keys:
+                gone += yield from self._each(session, f"DELETE FROM {self._receipts}", keys)
         return gone
+
+    def _keys(self, session: Session, where: str) -> Script[Sequence[tuple[str, int]]]:
+        """The keys of a batch of receipts. By a plain read, which waits for nobody."""
+        try:
+            (reply,) = yield from self._run(
+                session, f"SELECT attempt, branch FROM {self._receipts} WHERE {where} LIMIT {BATCH_MAX}"
+            )
+        except StatementFailed as error:
+            raise refusal(error, f"our tables in {self.database} can't be read") from error
+        return [(str(attempt), int(branch)) for attempt, branch in reply.rows]
+
+    def _each(self, session: Session, change: str, keys: Sequence[tuple[str, int]]) -> Script[int]:
+        """The change to each of these rows, by a statement of its own, in one forced transaction; how many there were.
+
+        A range, or a list (of one above all), may be carried out as a walk over the table: it would wait for every
+        branch that is prepared, and could wait for days.
+        """
+        replies = yield from self._change(session, *(f"{change} {_where(*key)}" for key in keys))
+        return sum(reply.count for reply in replies)
 
     # -- the parts
 
@@ -537,6 +564,10 @@ class MariaDBResource:
 def _handle(work: Work) -> XaXid:
     invariant(isinstance(work.handle, XaXid), "I2", f"branch {work.xid.gid} was not begun, or has ended")
     return work.handle  # type: ignore[no-any-return]
+
+
+def _where(attempt: str, branch: int) -> str:
+    return f"WHERE attempt = '{attempt}' AND branch = {branch}"
 
 
 def _parse(row: Sequence[Any]) -> XaXid | None:

@@ -38,9 +38,10 @@ def require(settings: dict[str, str]) -> None:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version.removeprefix("5.5.5-"))[:3])
     least = MARIADB_VERSION_MIN if "mariadb" in version.lower() else MYSQL_VERSION_MIN
     if numbers < least:
+        mariadb, mysql = (".".join(map(str, least)) for least in (MARIADB_VERSION_MIN, MYSQL_VERSION_MIN))
         raise ResourceRefused(
-            f"the server is {version}; two-phase commit needs MariaDB {'.'.join(map(str, MARIADB_VERSION_MIN))} or "
-            f"MySQL {'.'.join(map(str, MYSQL_VERSION_MIN))}: before, a prepared branch was lost or stuck with its session"
+            f"the server is {version}; two-phase commit needs MariaDB {mariadb} or MySQL {mysql}: before, a prepared "
+            "branch was lost, or stuck, with its session"
         )
     for name, fine, why in (
         ("innodb_flush_log_at_trx_commit", ("1",), "a commit acknowledged could be lost in a crash: set it to 1"),
@@ -64,13 +65,13 @@ def warnings_of(settings: dict[str, str]) -> list[str]:
         warnings.append("this is MySQL: nodoubt's tests run on MariaDB")
     if settings.get("log_bin") == "ON" and settings.get("sync_binlog") != "1":
         warnings.append(
-            f"sync_binlog is {settings.get('sync_binlog')}: after a crash the binary log, and replicas with it, may lack "
-            "transactions that were committed: set it to 1"
+            f"sync_binlog is {settings.get('sync_binlog')}: after a crash the binary log, and replicas with it, may "
+            "lack transactions that were committed: set it to 1"
         )
     if settings.get("binlog_storage_engine"):
         warnings.append(
-            f"binlog_storage_engine is {settings['binlog_storage_engine']}: a failover to a replica loses branches that "
-            "are prepared: leave it empty"
+            f"binlog_storage_engine is {settings['binlog_storage_engine']}: a failover to a replica loses branches "
+            "that are prepared: leave it empty"
         )
     if settings.get("innodb_doublewrite", "ON").upper() == "OFF":
         warnings.append(

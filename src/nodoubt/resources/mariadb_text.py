@@ -1,7 +1,7 @@
 """What can be told from the text of a user's statement on MariaDB and MySQL: its verb, and what follows from it.
 
-Guarantees: refuses every statement that *starts* as transaction control. More it can't see, and needn't: within XA START
-the server itself refuses COMMIT, DDL and the like wherever they stand (1399), several statements in one text
+Guarantees: refuses every statement that *starts* as transaction control. More it can't see, and needn't: within
+XA START the server itself refuses COMMIT, DDL and the like wherever they stand (1399), several statements in one text
 doom the branch (drivers), and XA END of our own xid proves that the branch is still the one that was begun.
 
 Must not: be what makes anything safe. A statement it does not understand is taken for a write.
@@ -67,7 +67,7 @@ def may_use_temporary_tables(statement: str) -> bool:
 
 
 def written_table(statement: str) -> tuple[str, str]:
-    """The database and table that a plain INSERT, REPLACE, UPDATE or DELETE names, in small letters; "" where it doesn't."""
+    """The database and table that a plain INSERT, REPLACE, UPDATE or DELETE writes, in small letters, or "" each."""
     match = _TARGET.match(statement)
     if match is None:
         return "", ""
