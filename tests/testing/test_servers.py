@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -203,6 +204,26 @@ def test_a_port_that_is_taken_is_left_for_another(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(servers, "_free_port", lambda: next(ports))
         with PostgresServer() as server:
             assert server.port != squatter.getsockname()[1]
+
+
+def test_a_servers_files_lie_where_it_is_told() -> None:
+    with tempfile.TemporaryDirectory(prefix="nodoubt-", dir="/var/tmp") as place:
+        Path(place).chmod(0o755)  # the server's account passes through it
+        with PostgresServer(under=place) as server:
+            assert server.directory.parent == Path(place)
+            assert query(server.url(), "SELECT 1") == [(1,)]
+        assert list(Path(place).iterdir()) == []
+
+
+def test_files_go_to_memory_only_if_there_is_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(servers, "MEMORY_FREE_MIN_BYTES", 0)
+    assert servers._place() == Path("/dev/shm")
+    monkeypatch.setattr(servers, "MEMORY_FREE_MIN_BYTES", 1 << 60)
+    assert servers._place() == Path(tempfile.gettempdir())
+    monkeypatch.setattr(servers, "MEMORY_FREE_MIN_BYTES", 0)
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    assert servers._place() == Path(tempfile.gettempdir())
 
 
 def test_stop_removes_the_directory_and_is_quiet_when_repeated() -> None:

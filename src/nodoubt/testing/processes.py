@@ -26,6 +26,7 @@ from pathlib import Path
 __all__ = ["Guard", "ProcessError", "continue_tree", "descendants", "kill_tree", "stop_tree", "wait_for"]
 
 SETTLE_TIME_MAX_S = 20.0
+CLEAN_TIME_MAX_S = 600.0  # hundreds of databases are some hundred thousand files
 POLL_S = 0.002
 ROUNDS_MAX = 1000
 
@@ -144,7 +145,7 @@ class Guard:
         """Have it do its work now, and wait."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.wait(SETTLE_TIME_MAX_S)
+        self._process.wait(CLEAN_TIME_MAX_S)
 
 
 def _guard(directory: str) -> None:

@@ -13,6 +13,10 @@ directories, even if the process that started the server is killed.
 
 Must not: need a database driver (databases are made with the clients that come with the servers), touch
 a server it has not started, or be used for data that anybody wants to keep. Linux only.
+
+Where the machine has memory to spare, the directories are in it (/dev/shm): a SIGKILL takes nothing from a file
+there, and a hundred databases' worth of small files is made, flushed and removed ten times as fast. The flushes are
+still asked for, and can be counted; to have them cost what they cost, say `under="/var/tmp"`.
 """
 
 from __future__ import annotations
@@ -47,6 +51,8 @@ COMMAND_TIME_MAX_S = 120.0
 PORT_ATTEMPTS_MAX = 20
 PORT_LOWEST = 15000
 LOG_TAIL_LINES = 40
+MEMORY_FILES = Path("/dev/shm")  # noqa: S108 - used through mkdtemp only
+MEMORY_FREE_MIN_BYTES = 8 << 30
 POSTMASTER_STATUS_LINE = 7  # of postmaster.pid, from 0
 
 Setting = str | int | bool | None
@@ -73,7 +79,8 @@ class Server(ABC):
     accounts: ClassVar[tuple[str, ...]]  # who may run it when we are root, best first
     kind: ClassVar[str]
 
-    def __init__(self, settings: Mapping[str, Setting] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Setting] | None = None, *, under: str | Path | None = None) -> None:
+        self._under = None if under is None else Path(under)
         #: Read at each start: change it and `restart()` to run with other settings.
         self.settings: dict[str, Setting] = {**self.defaults, **(settings or {})}
         self.host = "127.0.0.1"
@@ -94,7 +101,7 @@ class Server(ABC):
         if self._directory is not None:
             self._launch()
             return self
-        self._directory = _fresh_directory(self.kind, self._account())
+        self._directory = _fresh_directory(self.kind, self._account(), self._under)
         self._guard = Guard(self._directory)
         try:
             _copy(_template(type(self)), self.data)
@@ -486,7 +493,7 @@ def _template(kind: type[Server]) -> Path:
     with _templates_lock:
         if kind not in _templates:
             account = kind._account()
-            directory = _fresh_directory(f"{kind.kind}-template", account)
+            directory = _fresh_directory(f"{kind.kind}-template", account, None)
             guard = Guard(directory)
             atexit.register(guard.close)
             kind._make_template(directory / "data", account)
@@ -494,11 +501,22 @@ def _template(kind: type[Server]) -> Path:
         return _templates[kind]
 
 
-def _fresh_directory(kind: str, account: pwd.struct_passwd | None) -> Path:
-    directory = Path(tempfile.mkdtemp(prefix=f"nodoubt-{kind.lower()}-"))
+def _fresh_directory(kind: str, account: pwd.struct_passwd | None, under: Path | None) -> Path:
+    directory = Path(tempfile.mkdtemp(prefix=f"nodoubt-{kind.lower()}-", dir=under or _place()))
     if account is not None:
         os.chown(directory, account.pw_uid, account.pw_gid)
     return directory
+
+
+def _place() -> Path:
+    """Where directories go by themselves: into memory if there is plenty, unless TMPDIR says where they shall go."""
+    if "TMPDIR" in os.environ or not os.access(MEMORY_FILES, os.W_OK | os.X_OK):
+        return Path(tempfile.gettempdir())
+    room = os.statvfs(MEMORY_FILES)
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(memory["MemAvailable"].split()[0]) * 1024
+    plenty = min(room.f_bavail * room.f_frsize, available) >= MEMORY_FREE_MIN_BYTES
+    return MEMORY_FILES if plenty else Path(tempfile.gettempdir())
 
 
 def _copy(source: Path, target: Path) -> None:
