@@ -296,7 +296,9 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
     stands = (yield from _look(ctx, [staging.attempt])).get(staging.attempt)
     if stands is not None:
         return (yield from _decided_before(ctx, staging, wanted))
-    branches = yield from _branches_of(ctx, staging, require_last=wanted is Verdict.COMMIT)
+    branches = yield from _branches_of(ctx, staging)
+    if wanted is Verdict.COMMIT and not (yield from _last_listed(ctx, staging, branches)):
+        return (yield from _decided_before(ctx, staging, wanted))
     last = branches.get(-1 if staging.last is None else staging.last)
     traits = None if last is None else last.participant.resource.traits
     plan = Plan(
@@ -359,7 +361,7 @@ def _decided_before(ctx: Context, staging: Staging, wanted: Verdict) -> Script[R
     return Result(staging.name, staging.attempt, state, standing.ended or not committed)
 
 
-def _branches_of(ctx: Context, staging: Staging, *, require_last: bool) -> Script[dict[int, Branch]]:
+def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
     branches: dict[int, Branch] = {}
     for ref in staging.branches:
         participant = ctx.by_id(ref.resource_id)
@@ -375,23 +377,26 @@ def _branches_of(ctx: Context, staging: Staging, *, require_last: bool) -> Scrip
         branches[ref.number] = Branch(
             ref.number, participant, Work(xid, ctx.epoch, staged=True), prepared=Prepared(xid)
         )
-    if staging.last is not None and require_last:
-        yield from _require_listed(ctx, staging, branches[staging.last])
     return branches
 
 
-def _require_listed(ctx: Context, staging: Staging, last: Branch) -> Script[None]:
+def _last_listed(ctx: Context, staging: Staging, branches: dict[int, Branch]) -> Script[bool]:
+    """Whether X is prepared; False if it is not because somebody has decided since the record was read."""
+    if staging.last is None:
+        return True
+    last = branches[staging.last]
+
     def body(session: Session) -> Script[tuple[Prepared, ...]]:
         return last.participant.resource.prepared(session, ctx.cluster)
 
     listed = yield from using(last.participant.reserve, body)
     found = next((one for one in listed if one.xid == last.work.xid), None)
     if found is None:
-        # Either its begin is still at work, or somebody has decided since the record was read.
         if (yield from _look(ctx, [staging.attempt])):
-            raise Unclear(f"{staging.name!r} has just been decided by somebody else; ask again")
+            return False
         raise StillBeginning(staging.name)
     last.prepared = found
+    return True
 
 
 # ---- ask ------------------------------------------------------------------------------------------
