@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Self, TypeVar, overload
 
 from . import wiring
-from .engine import start, sweep, verbs
+from .engine import ends, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings, using
 from .engine.phases import Course, to_end
-from .engine.shell import AsyncShell, ThreadShell
+from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, State, TransactionRecord, Wait
 from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch
@@ -35,8 +35,9 @@ _COORDINATORS: weakref.WeakSet[_Base] = weakref.WeakSet()
 class _Base:
     """What both coordinators share: the context, and whether it is open."""
 
-    def __init__(self, ctx: Context, recovery: bool) -> None:
+    def __init__(self, ctx: Context, shell: ThreadShell | AsyncShell, recovery: bool) -> None:
         self._ctx = ctx
+        self._runs = shell
         self._recovery = recovery
         self._opened = False
         self._not_ready: NoDoubtError | None = None
@@ -47,7 +48,7 @@ class _Base:
         return f"<{type(self).__name__} of {', '.join(self._ctx.participants)}>"
 
     def _ready(self) -> Context:
-        if not self._opened:
+        if not self._opened or self._ctx.closing:
             raise ClosedTransaction("the coordinator is not open: use it in a with block, or call open()")
         if self._not_ready is not None:
             raise self._not_ready
@@ -70,32 +71,34 @@ class _Base:
         """One turn of what runs behind: write the ends, sweep, and now and then forget what is old."""
         if self._not_ready is not None:
             return
-        yield from sweep.flush_ended(self._ctx)
+        yield from ends.flush(self._ctx)
         yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
         self._turns += 1
         if self._turns % RETIRE_EVERY == 0:
-            yield from sweep.retire(self._ctx)
+            yield from ends.retire(self._ctx)
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._ready()
-        yield from sweep.flush_ended(ctx)
+        yield from ends.flush(ctx)
         return (yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s))
 
-    def _finish_script(
-        self, shell: ThreadShell | AsyncShell, name: str, wanted: Verdict, attempt: str | None, wait: Wait
-    ) -> Script[Result]:
+    def _finish_script(self, name: str, wanted: Verdict, attempt: str | None, wait: Wait) -> Script[Result]:
         ctx = self._ready()
         found = yield from verbs.finish_named(ctx, name, wanted, attempt=attempt)
         if not isinstance(found, Course):
             return found
         if wait == "applied":
             return (yield from verbs.complete_named(ctx, found, wanted))
-        shell.behind(to_end(ctx, found))
+        self._runs.behind(to_end(ctx, found))
         return verbs.named_result(found, wanted)
 
     def _events_script(self, attempt: str) -> Script[list[Event]]:
         ctx = self._ready()
         return using(ctx.journal_pool, lambda session: ctx.journal.events(session, attempt))
+
+    def _clear_script(self, attempt: str, branch: int, by: str) -> Script[None]:
+        ctx = self._ready()
+        return using(ctx.journal_pool, lambda session: ctx.journal.clear(session, attempt, branch, by))
 
     def _quarantined_script(self) -> Script[list[Quarantined]]:
         ctx = self._ready()
@@ -104,6 +107,7 @@ class _Base:
     def _after_fork(self) -> None:
         """In the child: what the parent was at work on is the parent's."""
         self._ctx.forget()
+        self._ctx.register_batch = wiring.register_batch(self._ctx, self._runs)
 
 
 def _children() -> None:
@@ -140,7 +144,7 @@ class Coordinator(_Base):
             clock=clock,
             shell=self._shell,
         )
-        super().__init__(ctx, recovery)
+        super().__init__(ctx, self._shell, recovery)
 
     def open(self) -> Self:
         """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
@@ -161,10 +165,12 @@ class Coordinator(_Base):
         if not self._opened:
             self._close_pools()  # `setup` and `adopt` work on a coordinator that was never opened
             return
+        self._ctx.closing = True
+        self._shell.run(verbs.wait_for_live(self._ctx, CLOSE_WAIT_S))
         self._shell.stop()
         try:
             if self._not_ready is None:
-                self._shell.run(sweep.flush_ended(self._ctx))
+                self._shell.run(ends.flush(self._ctx))
         except NoDoubtError:
             pass  # the next sweep of anybody proves them again
         finally:
@@ -260,14 +266,14 @@ class Coordinator(_Base):
         Raises `UnknownTransaction`, `OutcomeConflict` (it was aborted), `StillBeginning`, `InDoubt`,
         `JournalUnavailable`.
         """
-        return self._shell.shielded(self._finish_script(self._shell, name, Verdict.COMMIT, attempt, wait))
+        return self._shell.shielded(self._finish_script(name, Verdict.COMMIT, attempt, wait))
 
     def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """Roll a staged transaction back. Quiet where its begin failed in this process.
 
         Raises as `commit_distributed`.
         """
-        return self._shell.shielded(self._finish_script(self._shell, name, Verdict.ABORT, attempt, wait))
+        return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
 
     def status(self, name: str) -> TransactionRecord:
         """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
@@ -290,6 +296,10 @@ class Coordinator(_Base):
     def quarantined(self) -> list[Quarantined]:
         """What recovery must not resolve by itself, and no operator has cleared."""
         return self._shell.run(self._quarantined_script())
+
+    def clear_quarantined(self, attempt: str, branch: int, *, by: str) -> None:
+        """A named operator has looked at a quarantined branch, and takes it off the list (I17)."""
+        self._shell.run(self._clear_script(attempt, branch, by))
 
     def recover(self, *, grace: float | None = None) -> SweepReport:
         """One sweep of recovery, now. `grace`: seconds an undecided branch is left alone (default: the settings')."""
@@ -318,7 +328,7 @@ class AsyncCoordinator(_Base):
             clock=clock,
             shell=self._shell,
         )
-        super().__init__(ctx, recovery)
+        super().__init__(ctx, self._shell, recovery)
 
     async def open(self) -> Self:
         """As `Coordinator.open`."""
@@ -339,10 +349,12 @@ class AsyncCoordinator(_Base):
         if not self._opened:
             await self._close_pools()  # `setup` and `adopt` work on a coordinator that was never opened
             return
+        self._ctx.closing = True
+        await self._shell.run(verbs.wait_for_live(self._ctx, CLOSE_WAIT_S))
         await self._shell.stop()
         try:
             if self._not_ready is None:
-                await self._shell.run(sweep.flush_ended(self._ctx))
+                await self._shell.run(ends.flush(self._ctx))
         except NoDoubtError:
             pass  # the next sweep of anybody proves them again
         finally:
@@ -402,11 +414,11 @@ class AsyncCoordinator(_Base):
 
     async def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """As `Coordinator.commit_distributed`."""
-        return await self._shell.shielded(self._finish_script(self._shell, name, Verdict.COMMIT, attempt, wait))
+        return await self._shell.shielded(self._finish_script(name, Verdict.COMMIT, attempt, wait))
 
     async def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """As `Coordinator.rollback_distributed`."""
-        return await self._shell.shielded(self._finish_script(self._shell, name, Verdict.ABORT, attempt, wait))
+        return await self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
 
     async def status(self, name: str) -> TransactionRecord:
         """As `Coordinator.status`."""
@@ -429,6 +441,10 @@ class AsyncCoordinator(_Base):
     async def quarantined(self) -> list[Quarantined]:
         """As `Coordinator.quarantined`."""
         return await self._shell.run(self._quarantined_script())
+
+    async def clear_quarantined(self, attempt: str, branch: int, *, by: str) -> None:
+        """As `Coordinator.clear_quarantined`."""
+        await self._shell.run(self._clear_script(attempt, branch, by))
 
     async def recover(self, *, grace: float | None = None) -> SweepReport:
         """As `Coordinator.recover`."""

@@ -19,6 +19,7 @@ __all__ = [
     "InDoubt",
     "InvalidName",
     "InvariantViolated",
+    "JournalRestored",
     "JournalUnavailable",
     "LineageBroken",
     "MissingExtra",
@@ -161,6 +162,10 @@ class SchemaMismatch(NoDoubtError):
 
 class LineageBroken(NoDoubtError):
     """A journal or participant was restored, cloned or exchanged: nothing of it is resolved by itself (I15)."""
+
+
+class JournalRestored(LineageBroken):
+    """The journal was set back: it may have forgotten decisions, so nothing at all is resolved by it (I15)."""
 
 
 class NotAllowed(NoDoubtError):

@@ -74,8 +74,13 @@ def context(
         clock=clock or SystemClock(),
         observer=observer or NoObserver(),
     )
-    wired.register_batch = shell.batch(lambda decisions: register.write(wired, decisions))
+    wired.register_batch = register_batch(wired, shell)
     return wired
+
+
+def register_batch(ctx: Context, shell: ThreadShell | AsyncShell) -> Any:
+    """What lets the concurrent decisions of one process share a forced write."""
+    return shell.batch(lambda decisions: register.write(ctx, decisions))
 
 
 @contextmanager

@@ -244,8 +244,8 @@ async def test_a_name_whose_begin_died_before_its_last_prepare_is_aborted(
         run = db.db._shell.run(using(ctx.journal_pool, stage))
         if mode == "async":
             await run
-        assert (await db.status("dead")).state is State.PREPARED
+        assert (await db.status("dead")).state is State.BEGINNING
         await db.recover(grace=60 * 60)
-        assert (await db.status("dead")).state is State.PREPARED, "its begin may still be at work"
+        assert (await db.status("dead")).state is State.BEGINNING, "its begin may still be at work"
         await db.recover(grace=0)
         assert (await db.status("dead")).state is State.ABORTED

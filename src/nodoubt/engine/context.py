@@ -24,6 +24,7 @@ log = logging.getLogger("nodoubt")
 R = TypeVar("R")
 
 REMEMBERED_BEGINS_MAX = 10_000
+ENDED_MAX = 500  # attempts that have proved themselves, before their ends are written in line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Participant:
     reserve: Pool
     holds_journal: bool = False
     resource_id: str = ""  # "" until admitted
+    barred: str = ""  # why its lineage is in question, if a sweep has found that
     warnings: tuple[str, ...] = ()
 
 
@@ -80,6 +82,7 @@ class Context:
     live: set[str] = field(default_factory=set)  # attempts this process is at work on
     ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
     first_seen: dict[Xid, float] = field(default_factory=dict)
+    closing: bool = False
     failed_begins: OrderedDict[str, str] = field(default_factory=OrderedDict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -108,8 +111,7 @@ class Context:
     def forget(self) -> None:
         """In the child of a fork: nothing here is this process's work."""
         self.lock = threading.Lock()
-        self.live.clear()
-        self.ended.clear()
+        self.live, self.ended = set(), []
 
     def remember_failed_begin(self, name: str, attempt: str) -> None:
         with self.lock:

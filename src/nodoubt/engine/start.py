@@ -9,7 +9,7 @@ What it cannot see: a clone that answers with the same server identity, and a re
 
 from __future__ import annotations
 
-from ..errors import LineageBroken, ResourceUnavailable, SchemaMismatch, UsageError
+from ..errors import JournalRestored, LineageBroken, ResourceUnavailable, SchemaMismatch, UsageError
 from ..ports import Identity, Session, Unclear
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster
@@ -65,8 +65,8 @@ def _is_outage(error: BaseException | None) -> bool:
 
 
 def admit(ctx: Context, participant: Participant) -> Script[None]:
-    """Admit a participant that was out of reach at the start."""
-    if participant.resource_id:
+    """Admit a participant that was out of reach at the start, or whose lineage was in question."""
+    if participant.resource_id and not participant.barred:
         return
     identity = yield from verify(ctx, participant)
     _require_distinct(
@@ -121,7 +121,7 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identi
     identity = yield from reading
     epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
     if identity.epoch > epoch:
-        raise LineageBroken(
+        raise JournalRestored(
             f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {epoch}: the journal was "
             "restored from a backup and may have forgotten decisions. Nothing is resolved until an operator has looked"
         )
@@ -147,7 +147,7 @@ def _witness(ctx: Context, participant: Participant, identity: Identity) -> Scri
 
     yield from using(participant.pool, there)
     yield from using(ctx.journal_pool, here)
-    participant.resource_id = identity.resource_id
+    participant.resource_id, participant.barred = identity.resource_id, ""
     for warning in participant.warnings:
         log.warning("%s: %s", participant.name, warning)
 

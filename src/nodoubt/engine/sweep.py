@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import NoDoubtError
+from ..errors import JournalRestored, LineageBroken, NoDoubtError
 from ..ports import BelowFloor, Prepared, Session
 from ..protocol.records import BranchRef, Decision, Mode, Quarantined, Staging, Standing, Verdict
 from ..protocol.recovery import Action, Age, Known, Seen, what_to_do
 from ..script import Script, every
 from ..xid import Xid
-from . import register, start
+from . import ends, register, start
 from .branches import End, carry_out
 from .context import Context, Participant, chunks, log, using
 
@@ -65,6 +65,8 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
     by_xid: dict[Xid, _Found] = {}
     reached: set[str] = set()
     for participant, outcome in zip(ctx.participants.values(), listings, strict=True):
+        if isinstance(outcome.error, LineageBroken):
+            participant.barred = str(outcome.error)
         if outcome.error is not None:
             report.trouble[participant.name] = str(outcome.error)
             continue
@@ -73,6 +75,8 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
             one = by_xid.setdefault(prepared.xid, _Found(participant, prepared))
             one.listers += (participant.resource_id,)
     report.prepared = len(by_xid)
+    if any(isinstance(outcome.error, JournalRestored) for outcome in listings):
+        return report  # a journal that has forgotten decisions must decide nothing, on any resource (I15)
     found: dict[str, list[_Found]] = {}
     for one in by_xid.values():
         found.setdefault(one.prepared.xid.attempt, []).append(one)
@@ -367,43 +371,8 @@ def _end(ctx: Context, report: SweepReport, proved: Sequence[Decision]) -> Scrip
         for decision in proved:
             xids = tuple(Xid(ctx.cluster, decision.attempt, ref.number) for ref in decision.branches)
             ctx.ended.append((decision.attempt, xids))
-    yield from flush_ended(ctx)
+    yield from ends.flush(ctx)
     report.ended += len(proved)
-
-
-# ---- the end of records ---------------------------------------------------------------------------
-
-
-def flush_ended(ctx: Context) -> Script[None]:
-    """Write the ends of all attempts that have proved themselves, in one forced write; then their receipts may go.
-
-    If the write fails they stay in memory; if the process dies, the next sweep proves them again.
-    """
-    with ctx.lock:
-        ended, ctx.ended = ctx.ended[:PAGE_MAX], ctx.ended[PAGE_MAX:]
-    if not ended:
-        return
-
-    def body(session: Session) -> Script[None]:
-        return ctx.journal.end(session, [attempt for attempt, _ in ended])
-
-    try:
-        yield from using(ctx.journal_pool, body)
-    except NoDoubtError:
-        with ctx.lock:
-            ctx.ended = ended + ctx.ended
-        raise
-    xids = [xid for _, branches in ended for xid in branches]
-    yield from every([_forget(participant, xids) for participant in ctx.participants.values()])
-    for attempt, _ in ended:
-        ctx.notice("P10", attempt, "ended")
-
-
-def _forget(participant: Participant, xids: Sequence[Xid]) -> Script[int]:
-    def body(session: Session) -> Script[int]:
-        return participant.resource.forget(session, xids)
-
-    return using(participant.reserve, body)
 
 
 def _quarantine(ctx: Context, report: SweepReport, attempt: str, branch: int, resource: str, why: str) -> Script[None]:
@@ -417,28 +386,4 @@ def _quarantine(ctx: Context, report: SweepReport, attempt: str, branch: int, re
     yield from using(ctx.journal_pool, body)
 
 
-def retire(ctx: Context) -> Script[int]:
-    """Forget what ended longer ago than the retention, in batches; the floor is raised before anything is deleted."""
-    cut = ctx.clock.now() - ctx.settings.retention_s
-    gone = 0
-
-    def body(session: Session) -> Script[tuple[str, ...]]:
-        return ctx.journal.retire(session, cut, PAGE_MAX)
-
-    while True:
-        attempts = yield from using(ctx.journal_pool, body)
-        gone += len(attempts)
-        if len(attempts) < PAGE_MAX:
-            break
-
-    def old(participant: Participant) -> Script[int]:
-        def receipts(session: Session) -> Script[int]:
-            return participant.resource.forget(session, (), older_than=cut)
-
-        return using(participant.reserve, receipts)
-
-    yield from every([old(participant) for participant in ctx.participants.values()])
-    return gone
-
-
-__all__ = ["SweepReport", "flush_ended", "retire", "sweep"]
+__all__ = ["SweepReport", "sweep"]

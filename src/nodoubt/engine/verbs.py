@@ -8,11 +8,12 @@ alone need not be.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
 
 from ..errors import (
+    ClosedTransaction,
     DuplicateTransaction,
     JournalUnavailable,
     NoDoubtError,
@@ -29,9 +30,9 @@ from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Standing, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, is_attempt, new_attempt
-from . import register, start
+from . import ends, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
-from .context import Context, backoff, bounded, using
+from .context import ENDED_MAX, Context, Participant, backoff, bounded, log, using
 from .phases import Course, raise_for, to_answer, to_end
 
 Wait = Literal["applied", "decided"]
@@ -163,10 +164,10 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
     Raises what `raise_for` raises; what was prepared is then taken back behind.
     """
     attempt.closed = True
-    ctx.live.add(attempt.id)
     staged = attempt.mode is Mode.STAGED
     try:
         _require_sound(ctx, attempt)
+        ctx.live.add(attempt.id)
         shares = yield from _who_wrote(ctx, attempt)
     except BaseException as error:
         yield from abandon(ctx, attempt)
@@ -187,6 +188,8 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
 
 
 def _require_sound(ctx: Context, attempt: Attempt) -> None:
+    if ctx.closing:
+        raise ClosedTransaction("the coordinator was closed before the block had ended")
     for branch in attempt.branches.values():
         if branch.work.doomed is not None:
             raise branch.work.doomed
@@ -244,8 +247,18 @@ def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
 def complete(ctx: Context, course: Course) -> Script[Result]:
     """Do what is left after the answer, then report it."""
     yield from to_end(ctx, course)
+    if len(ctx.ended) >= ENDED_MAX:
+        yield from _flush_or_keep(ctx)
     raise_for(course)
     return result_of(course)
+
+
+def _flush_or_keep(ctx: Context) -> Script[None]:
+    """Without recovery in the background nobody else would; if the journal is away, they keep."""
+    try:
+        yield from ends.flush(ctx)
+    except NoDoubtError as error:
+        log.warning("the ends of %d transactions wait for the journal: %s", len(ctx.ended), error)
 
 
 def result_of(course: Course) -> Result:
@@ -332,6 +345,8 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
 def complete_named(ctx: Context, course: Course, wanted: Verdict) -> Script[Result]:
     """Do what is left after the answer; the contrary outcome is an `OutcomeConflict`."""
     yield from to_end(ctx, course)
+    if len(ctx.ended) >= ENDED_MAX:
+        yield from _flush_or_keep(ctx)
     return named_result(course, wanted)
 
 
@@ -417,17 +432,57 @@ def _look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
 
 
 def status(ctx: Context, name: str) -> Script[TransactionRecord]:
-    """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
+    """What is known of a staged name, or of any attempt id. Raises `UnknownTransaction`.
+
+    An attempt that wrote to one database only has no record in the journal: there its receipt is asked for.
+    """
     staging = yield from _find(ctx, name)
     attempt = staging.attempt if staging is not None else name
     standing: Standing | None = None
     if staging is not None or is_attempt(name):
         standing = (yield from _look(ctx, [attempt])).get(attempt)
     if staging is None and standing is None:
-        raise UnknownTransaction(name)
+        return (yield from _by_receipt(ctx, name))
     entries = yield from using(ctx.journal_pool, ctx.journal.quarantined)
     why = {entry.attempt: entry.why for entry in entries}
-    return _record(staging, standing, why)
+    record = _record(staging, standing, why)
+    if staging is not None and standing is None and not (yield from _last_is_listed(ctx, staging)):
+        return replace(record, state=State.BEGINNING)
+    return record
+
+
+def _by_receipt(ctx: Context, attempt: str) -> Script[TransactionRecord]:
+    if is_attempt(attempt):
+        for participant in ctx.participants.values():
+            for number in range(len(ctx.participants)):
+                if (yield from _has_receipt(participant, Xid(ctx.cluster, attempt, number))):
+                    names = (participant.name,)
+                    return TransactionRecord("", attempt, Mode.ONCE, State.COMMITTED, names, complete=True)
+    raise UnknownTransaction(attempt)
+
+
+def _has_receipt(participant: Participant, xid: Xid) -> Script[bool]:
+    def body(session: Session) -> Script[bool]:
+        return participant.resource.receipt(session, xid)
+
+    return using(participant.reserve, body)
+
+
+def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
+    """Whether its last branch is prepared; True also where that cannot be found out."""
+    ref = next((ref for ref in staging.branches if ref.number == staging.last), None)
+    participant = None if ref is None else ctx.by_id(ref.resource_id)
+    if ref is None or participant is None:
+        return True
+
+    def body(session: Session) -> Script[tuple[Prepared, ...]]:
+        return participant.resource.prepared(session, ctx.cluster)
+
+    try:
+        listed = yield from using(participant.reserve, body)
+    except NoDoubtError:
+        return True
+    return any(one.xid == Xid(ctx.cluster, staging.attempt, ref.number) for one in listed)
 
 
 def listing(
@@ -477,6 +532,13 @@ def _record(staging: Staging | None, standing: Standing | None, why: dict[str, s
         metadata=() if staging is None else tuple(sorted(staging.metadata.items())),
         heuristic=why.get(known.attempt, ""),
     )
+
+
+def wait_for_live(ctx: Context, within_s: float) -> Script[None]:
+    """Let the commits that are under way come to their end, at a close."""
+    until = ctx.clock.elapsed() + within_s
+    while ctx.live and ctx.clock.elapsed() < until:
+        yield Pause(0.01)
 
 
 def wait_until(
