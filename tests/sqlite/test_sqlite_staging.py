@@ -42,6 +42,21 @@ CASES: dict[str, Case] = {
         "create table t(id integer primary key autoincrement, a unique); insert into t(a) values ('x')",
         ["insert into t(a) values ('y')", "insert into t values (50, 'z')", "delete from t where id = 50"],
     ),
+    "an id raised beyond its counter": (
+        "create table t(id integer primary key autoincrement, a unique); insert into t(a) values ('x'), ('y')",
+        ["update t set id = 50 where id = 2", "delete from t where id = 1"],
+    ),
+    "a counter that was reset": (
+        (
+            "create table t(id integer primary key autoincrement, a unique); insert into t values (9, 'x');"
+            "delete from sqlite_sequence"
+        ),
+        ["update t set id = 5"],
+    ),
+    "a word that only looks like a counter": (
+        "create table t(a default 'autoincrement', b)",
+        ["insert into t(b) values (1)"],
+    ),
     "a number used up by an ignored insert": (
         "create table t(id integer primary key autoincrement, a unique); insert into t(a) values ('x')",
         ["insert or ignore into t values (77, 'x')", "insert into t(a) values ('y')", "delete from t where a = 'y'"],

@@ -8,7 +8,7 @@
 
     Record     gid        the branch's xid as text
                tables     the tables whose rows change, each a `TableRedo`
-               sequences  [table, number] pairs to set in sqlite_sequence
+               sequences  [table, number] pairs to set in sqlite_sequence; nil: no number is to stand there
     TableRedo  name       the table
                shape      `tables.shape` at prepare time, in hex
                before     `digest` of the rows under `erase` as they were before the branch, in hex
@@ -87,7 +87,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     gid: str
     tables: tuple[TableRedo, ...]
-    sequences: tuple[tuple[str, int], ...]
+    sequences: tuple[tuple[str, int | None], ...]
 
 
 def _out(value: object) -> msgspec.msgpack.Ext:

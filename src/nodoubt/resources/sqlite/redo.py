@@ -69,11 +69,19 @@ def apply(connection: Connection, record: Record) -> None:
         for table in record.tables:
             _insert(connection, table)
         for name, number in record.sequences:
-            update = "UPDATE main.sqlite_sequence SET seq = ? WHERE name = ? RETURNING 1"
-            if not connection.query(update, (number, name)):
-                connection.query("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?, ?)", (name, number))
+            _count(connection, name, number)
     finally:
         connection.bare(False)
+
+
+def _count(connection: Connection, name: str, number: int | None) -> None:
+    """Set one of AUTOINCREMENT's counters. The inserts above may have raised it where the branch's UPDATE had not."""
+    if number is not None:
+        update = "UPDATE main.sqlite_sequence SET seq = ? WHERE name = ? RETURNING 1"
+        if not connection.query(update, (number, name)):
+            connection.query("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?, ?)", (name, number))
+    elif connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'"):
+        connection.query("DELETE FROM main.sqlite_sequence WHERE name = ?", (name,))
 
 
 def _erase(connection: Connection, table: TableRedo) -> None:
@@ -92,7 +100,7 @@ def _insert(connection: Connection, table: TableRedo) -> None:
             connection.query(f"{head}({marks})", values)
 
 
-def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]]) -> None:
+def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]], numbers: dict[str, int]) -> None:
     """Apply the record in a savepoint, compare with what the branch had, and take it back. `Refused` if it differs."""
     connection.query(f"SAVEPOINT {_REHEARSAL}")
     try:
@@ -101,13 +109,18 @@ def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]]
         if failure(error) is Failure.FULL:
             raise refusal(error, "prepare") from error
         raise Refused(f"the work cannot be replayed ({error}), so it cannot be prepared; nothing was done") from error
-    for table in record.tables:
-        found = image(connection, table.name, table.key, table.columns, table.erase)
-        if digest(found) != digest(after[table.name]):
-            raise Refused(
-                f"replaying the work does not give the same rows in {table.name}, so it cannot be prepared; "
-                "nothing was done"
-            )
+    different = [
+        table.name
+        for table in record.tables
+        if digest(image(connection, table.name, table.key, table.columns, table.erase)) != digest(after[table.name])
+    ]
+    if sequences(connection) != numbers:
+        different.append("sqlite_sequence")
+    if different:
+        raise Refused(
+            f"replaying the work does not give the same rows in {', '.join(different)}, so it cannot be prepared; "
+            "nothing was done"
+        )
     connection.query(f"ROLLBACK TO {_REHEARSAL}; RELEASE {_REHEARSAL}")
 
 

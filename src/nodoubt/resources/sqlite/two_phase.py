@@ -164,8 +164,8 @@ def prepare(connection: Connection, gid: str, epoch: int, riders: Sequence[str])
             raise Refused("FOREIGN KEY constraint failed (a deferred one, checked at prepare); nothing was done")
         connection.unwatch()
         _refuse_locked(branch)
-        record, after = _captured(connection, branch, branch.schema)
-        rehearse(connection, record, after)
+        record, after, numbers = _captured(connection, branch, branch.schema)
+        rehearse(connection, record, after, numbers)
         _promise(connection, record, branch, epoch)
         ride(connection, riders, what)
         _forget(connection)
@@ -190,7 +190,9 @@ def _refuse_locked(branch: Branch) -> None:
             )
 
 
-def _captured(connection: Connection, branch: Branch, schema: Schema) -> tuple[Record, dict[str, list[Row]]]:
+def _captured(
+    connection: Connection, branch: Branch, schema: Schema
+) -> tuple[Record, dict[str, list[Row]], dict[str, int]]:
     """Read the after-images, roll the work back, read the same rows as they were before."""
     keys = {name: sorted(found, key=order) for name, found in branch.keys().items()}
     columns = {name: columns_of(schema.tables[name]) for name in keys}
@@ -216,8 +218,10 @@ def _captured(connection: Connection, branch: Branch, schema: Schema) -> tuple[R
         for name in keys
         if digest(before[name]) != digest(after[name])
     )
-    changed = tuple((name, number) for name, number in numbers.items() if old_numbers.get(name) != number)
-    return Record(gid=branch.gid, tables=tables, sequences=changed), after
+    counted = {table.name for table in tables if schema.tables[table.name].counted}
+    counted |= {name for name in numbers.keys() | old_numbers.keys() if numbers.get(name) != old_numbers.get(name)}
+    record = Record(branch.gid, tables, tuple((name, numbers.get(name)) for name in sorted(counted)))
+    return record, after, numbers
 
 
 def _promise(connection: Connection, record: Record, branch: Branch, epoch: int) -> None:
