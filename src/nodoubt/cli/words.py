@@ -53,6 +53,7 @@ def iso(at: float | None) -> str | None:
 
 def printable(text: str) -> str:
     """The text with everything that could steer a terminal written out: metadata and reasons are anybody's."""
+    text = text.expandtabs(4)
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -6,8 +6,6 @@ Each act says what must come of its order; `check` finds out from the databases 
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from ..engine.context import Settings
 from ..engine.sweep import SweepReport
 from ..errors import InDoubt, NoDoubtError
 from ..ports import Notice
+from . import processes
 from .check import Check, check, settled
 from .child import Fate, Job, Report
 from .look import Moment, look
@@ -51,8 +50,9 @@ class Play:
     checks: list[Check] = field(default_factory=list)
     killed: int = 0
 
-    def order(self, name: str, items: tuple[Item, ...], *, committed: bool, card: str = "good") -> Order:
-        """An order, and what must come of it."""
+    def order(self, items: tuple[Item, ...], *, committed: bool, card: str = "good") -> Order:
+        """The act's order, and what must come of it."""
+        name = f"order-{self.stage.number}"
         self.expected[name] = committed
         return Order(name, "Avery", items, card)
 
@@ -71,12 +71,7 @@ class Play:
     def place_and_die(self, order: Order, fate: Fate, *, deadline: float | None = None) -> None:
         """A child places the order and is killed."""
         job = Job(self.world, order, fate, deadline)
-        with subprocess.Popen(
-            [sys.executable, "-m", "nodoubt.demo.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as child:
+        with processes.start("nodoubt.demo.child") as child:
             try:
                 told, complaint = child.communicate(msgspec.json.encode(job), CHILD_S)
             finally:
@@ -142,8 +137,9 @@ def _added(total: SweepReport, more: SweepReport) -> SweepReport:
 
 def good_order(play: Play) -> None:
     """Nothing goes wrong."""
-    stage, order = play.stage, play.order("order-1", TEAPOTS, committed=True)
+    stage = play.stage
     stage.act("A good order")
+    order = play.order(TEAPOTS, committed=True)
     stage.say("Stage the order in the shop and the warehouse, take the money, commit both.")
     with play.world.coordinator() as db:
         place_order(db, play.world, order)
@@ -152,8 +148,9 @@ def good_order(play: Play) -> None:
 
 def declined_card(play: Play) -> None:
     """The caller itself changes its mind."""
-    stage, order = play.stage, play.order("order-2", CUPS, committed=False, card="stolen")
+    stage = play.stage
     stage.act("The card is declined")
+    order = play.order(CUPS, committed=False, card="stolen")
     stage.say("Both databases are prepared when the payment service says no. The order is rolled back by its name.")
     with play.world.coordinator() as db:
         try:
@@ -165,8 +162,9 @@ def declined_card(play: Play) -> None:
 
 def between_two_prepares(play: Play) -> None:
     """One branch is prepared, the other never will be."""
-    stage, order = play.stage, play.order("order-3", CUPS, committed=False)
+    stage = play.stage
     stage.act("Killed between two prepares")
+    order = play.order(CUPS, committed=False)
     stage.say("The warehouse has promised that it can commit; the shop has not been asked yet.")
     play.place_and_die(order, Fate("prepared", on="warehouse"))
     stage.say(
@@ -179,8 +177,9 @@ def between_two_prepares(play: Play) -> None:
 
 def paid_but_undecided(play: Play) -> None:
     """Staged and paid; somebody else decides later."""
-    stage, order = play.stage, play.order("order-4", TEAPOTS, committed=True)
+    stage = play.stage
     stage.act("Killed after the payment, before the decision")
+    order = play.order(TEAPOTS, committed=True)
     stage.say("Everything is prepared and the money is taken; the process dies with the word COMMIT on its lips.")
     play.place_and_die(order, Fate("deciding"))
     play.recover()
@@ -198,8 +197,9 @@ def paid_but_undecided(play: Play) -> None:
 
 def paid_and_forgotten(play: Play) -> None:
     """Staged and paid; nobody comes back."""
-    stage, order = play.stage, play.order("order-5", CUPS, committed=False)
+    stage = play.stage
     stage.act("Killed at the same point, and nobody comes back")
+    order = play.order(CUPS, committed=False)
     stage.say(f"The same death, but the order was staged with a deadline of {DEADLINE_S:g} s.")
     play.place_and_die(order, Fate("deciding"), deadline=DEADLINE_S)
     with play.world.coordinator() as db:
@@ -213,10 +213,12 @@ def paid_and_forgotten(play: Play) -> None:
 
 def at_the_decision(play: Play) -> None:
     """The decision rides in the shop's own commit; the warehouse has not heard of it."""
-    stage, order = play.stage, play.order("order-6", CUPS, committed=True)
+    stage = play.stage
     stage.act("Killed right after the decision")
+    order = play.order(CUPS, committed=True)
     stage.say(
-        "The journal is in the shop's database, so the decision and the shop's commit are one write: both or neither."
+        "The journal is in the shop's database: the decision becomes durable with the shop's own commit, by the same "
+        "flush."
     )
     play.place_and_die(order, Fate("committed"))
     stage.say(
@@ -242,8 +244,9 @@ SHARED_JOURNAL: tuple[Callable[[Play], None], ...] = (
 
 def two_prepares_at_once(play: Play) -> None:
     """Both prepare at the same time; one of them wins by a hair."""
-    stage, order = play.stage, play.order("order-7", CUPS, committed=False)
+    stage = play.stage
     stage.act("A journal of its own: killed while two branches prepare at once")
+    order = play.order(CUPS, committed=False)
     stage.say(
         "Now the journal is a database of its own, so that no branch carries the decision. Both branches prepare at "
         "the same time. The shop's is done, the warehouse's is held back by a hair when the process dies."
@@ -255,8 +258,9 @@ def two_prepares_at_once(play: Play) -> None:
 
 def decided_nothing_committed(play: Play) -> None:
     """The decision is durable, and nobody has been told."""
-    stage, order = play.stage, play.order("order-8", TEAPOTS, committed=True)
+    stage = play.stage
     stage.act("Killed after the decision, before any branch commits")
+    order = play.order(TEAPOTS, committed=True)
     stage.say("COMMIT is written to the journal's disk. Neither database has heard of it.")
     play.place_and_die(order, Fate("committed"))
     stage.say(
@@ -270,8 +274,9 @@ def decided_nothing_committed(play: Play) -> None:
 
 def half_way_through_phase_two(play: Play) -> None:
     """One branch has committed, the other has not."""
-    stage, order = play.stage, play.order("order-9", CUPS, committed=True)
+    stage = play.stage
     stage.act("Killed between two commits")
+    order = play.order(CUPS, committed=True)
     stage.say("The warehouse has committed. The shop was just about to.")
     play.place_and_die(order, Fate("branch committed", on="warehouse", hold="shop"))
     stage.say(
@@ -308,8 +313,9 @@ class Assassin:
 
 def server_dies(play: Play, kill: Callable[[], None], restart: Callable[[], None]) -> None:
     """The server with the shop and the journal is killed: while the order is prepared, and right after the decision."""
-    stage, order = play.stage, play.order("order-10", TEAPOTS, committed=True)
+    stage = play.stage
     stage.act("The PostgreSQL server itself is killed, twice")
+    order = play.order(TEAPOTS, committed=True)
     stage.say("An order is staged and paid, and its process is killed, as before.")
     play.place_and_die(order, Fate("deciding"))
     with play.world.coordinator() as db:
@@ -318,7 +324,7 @@ def server_dies(play: Play, kill: Callable[[], None], restart: Callable[[], None
         try:
             db.commit_distributed(order.id)
         except NoDoubtError as error:
-            stage.deed(f"commit_distributed({order.id!r}): {error}")
+            stage.deed(f"commit_distributed({order.id!r}): {str(error).splitlines()[0]}")
         play.show("The server is down. Now there is:", order)
     stage.say("Without the journal nobody can decide, and nobody has: it says so, and guesses nothing.")
     restart()

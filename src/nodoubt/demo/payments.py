@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from . import processes
 
 ANSWER_S = 10.0
 Verb = Callable[..., tuple[int, object]]
@@ -75,18 +76,13 @@ def _ask(url: str, verb: str, what: dict[str, Any]) -> Any:
 @contextmanager
 def service(file: Path) -> Iterator[str]:
     """A running service; gives its URL."""
-    process = subprocess.Popen(  # noqa: S603 - a module of ours
-        [sys.executable, "-m", __name__, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        port = int(process.stdout.readline())
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.stdin.close()
-        process.wait(ANSWER_S)
-        process.stdout.close()
+    with processes.start(__name__, str(file)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.stdin.close()
 
 
 # ---- the service ----------------------------------------------------------------------------------

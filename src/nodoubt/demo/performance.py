@@ -47,24 +47,26 @@ def perform_all(*, servers: bool) -> bool:
         house = stack.enter_context(_servers(stage)) if servers else _files(folder)
         till = stack.enter_context(payments.service(folder / "payments.jsonl"))
         _introduce(stage, house)
-        first = _play(stage, World(house.shop("shop"), house.warehouse("warehouse"), till), house.places)
+        world = World(house.shop("shop"), house.warehouse("warehouse"), till)
+        furnish(world)
+        first = Play(world, stage, house.places)
         checks = acts.perform(first, _with_server_act(house))
         other = stack.enter_context(payments.service(folder / "payments2.jsonl"))
         world = World(house.shop("shop2"), house.warehouse("warehouse2"), other, house.journal("journal"))
-        second = _play(stage, world, {**house.places, "journal": house.shop_kind})
+        furnish(world)
+        second = Play(world, stage, {**house.places, "journal": house.shop_kind})
         checks += acts.perform(second, acts.OWN_JOURNAL)
     return _verdict(stage, checks, [first, second], time.monotonic() - began)
 
 
-def _play(stage: Stage, world: World, places: dict[str, str]) -> Play:
-    """A world with its tables."""
+def furnish(world: World) -> None:
+    """Create our tables, the shop's and the warehouse's, and fill the shelves."""
     world.set_up()
     with wiring.onlooker({"shop": world.shop, "warehouse": world.warehouse}, None) as (ctx, _):
         for name, statements in (("shop", SHOP_TABLES), ("warehouse", WAREHOUSE_TABLES)):
             session = ctx.participants[name].pool.acquire()
             session.run(statements)
             ctx.participants[name].pool.release(session)
-    return Play(world, stage, places)
 
 
 def _with_server_act(house: House) -> list[Callable[[Play], None]]:

@@ -33,13 +33,13 @@ class Stage:
             markup=False,
             emoji=False,
         )
-        self._act = 0
+        self.number = 0  # of the act
 
     def act(self, title: str) -> None:
         """A new act."""
-        self._act += 1
+        self.number += 1
         self._console.print()
-        self._console.print(Rule(Text(f" {self._act}. {title} ", style="bold cyan"), align="left", style="dim"))
+        self._console.print(Rule(Text(f" {self.number}. {title} ", style="bold cyan"), align="left", style="dim"))
 
     def say(self, text: str, style: str = "") -> None:
         """A paragraph."""
