@@ -16,10 +16,8 @@ import pytest
 
 pytest.register_assert_rewrite("nodoubt.testing.journals")
 
-from journals.places import CLUSTER, EMPTY, TABLES, Place, query
+from journals.places import CLUSTER, EMPTY, TABLES, MakePlace, Place, query
 from nodoubt.testing.journals import Bench
-
-MakePlace = Callable[[str, str], Place]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,9 @@ class Place:
     def bench(self, journal: Any = None) -> Bench:
         kind = ThreadBench if self.style == "sync" else LoopBench
         return kind(journal or self.journal(), self.connect)
+
+
+MakePlace = Callable[[str, str], Place]
 
 
 async def _ready(session: Any) -> Any:
