@@ -23,13 +23,13 @@ ORDER = Order("order-1", "Avery", (Item(1, 2, 3900), Item(2, 8, 450)))
 GONE = Order("order-2", "Avery", (Item(2, 1, 450),))
 
 
-def run_demo(folder: Path, *options: str) -> subprocess.Popen[str]:
+def run_demo(*options: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "nodoubt", "demo", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**ENVIRONMENT, "TMPDIR": str(folder)},
+        env={**ENVIRONMENT, **variables},
     )
 
 
@@ -44,17 +44,17 @@ def require_passed(demo: subprocess.Popen[str], checks: int, killed: int) -> Non
 
 
 def test_the_demo_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    require_passed(run_demo(tmp_path), checks=25, killed=7)
+    require_passed(run_demo(TMPDIR=str(tmp_path)), checks=25, killed=7)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.timeout(240)
-def test_the_demo_passes_on_real_servers_that_are_killed_too(tmp_path: Path) -> None:
-    require_passed(run_demo(tmp_path, "--servers"), checks=26, killed=8)
+def test_the_demo_passes_on_real_servers_that_are_killed_too() -> None:
+    require_passed(run_demo("--servers"), checks=26, killed=8)
 
 
 def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
-    demo = run_demo(tmp_path)
+    demo = run_demo(TMPDIR=str(tmp_path))
     assert demo.stdout is not None
     assert any(line.startswith(" 3.") for line in demo.stdout)
     demo.send_signal(signal.SIGINT)
