@@ -12,8 +12,9 @@ The public names, nothing else. Importing this package imports no database drive
 
 from .coordinator import AsyncCoordinator, Coordinator
 from .engine.context import Settings
+from .engine.questions import State, TransactionRecord
 from .engine.sweep import SweepReport
-from .engine.verbs import Result, State, TransactionRecord
+from .engine.verbs import Result
 from .errors import (
     BranchDoomed,
     ClosedTransaction,

@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import Self, TypeVar, overload
 
 from . import wiring
-from .engine import ends, start, sweep, verbs
+from .engine import ends, questions, start, sweep, verbs
 from .engine.attempt import Attempt
-from .engine.context import Context, Settings, using
+from .engine.context import Context, Settings
 from .engine.phases import Course, to_end
+from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
-from .engine.verbs import Result, State, TransactionRecord, Wait
+from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Verdict
@@ -94,15 +95,15 @@ class _Base:
 
     def _events_script(self, attempt: str) -> Script[list[Event]]:
         ctx = self._ready()
-        return using(ctx.journal_pool, lambda session: ctx.journal.events(session, attempt))
+        return questions.ask(ctx, lambda session: ctx.journal.events(session, attempt))
 
     def _clear_script(self, attempt: str, branch: int, by: str) -> Script[None]:
         ctx = self._ready()
-        return using(ctx.journal_pool, lambda session: ctx.journal.clear(session, attempt, branch, by))
+        return questions.ask(ctx, lambda session: ctx.journal.clear(session, attempt, branch, by))
 
     def _quarantined_script(self) -> Script[list[Quarantined]]:
         ctx = self._ready()
-        return using(ctx.journal_pool, ctx.journal.quarantined)
+        return questions.ask(ctx, ctx.journal.quarantined)
 
     def _after_fork(self) -> None:
         """In the child: what the parent was at work on is the parent's."""
@@ -277,17 +278,17 @@ class Coordinator(_Base):
 
     def status(self, name: str) -> TransactionRecord:
         """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
-        return self._shell.run(verbs.status(self._ready(), name))
+        return self._shell.run(questions.status(self._ready(), name))
 
     def transactions(
         self, *, state: State | None = None, older_than: float | None = None, limit: int = LIST_MAX
     ) -> list[TransactionRecord]:
         """Staged transactions, newest first. `older_than`: begun more than so many seconds ago."""
-        return self._shell.run(verbs.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
+        return self._shell.run(questions.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
 
     def wait(self, name: str, *, timeout: float | None = None) -> TransactionRecord:
         """Wait until a transaction is decided and carried out everywhere. Raises `TimeoutError`."""
-        return self._shell.run(verbs.wait_until(self._ready(), name, timeout, lambda record: record.complete))
+        return self._shell.run(questions.wait_until(self._ready(), name, timeout, lambda record: record.complete))
 
     def events(self, attempt: str) -> list[Event]:
         """The trail of an attempt."""
@@ -422,17 +423,19 @@ class AsyncCoordinator(_Base):
 
     async def status(self, name: str) -> TransactionRecord:
         """As `Coordinator.status`."""
-        return await self._shell.run(verbs.status(self._ready(), name))
+        return await self._shell.run(questions.status(self._ready(), name))
 
     async def transactions(
         self, *, state: State | None = None, older_than: float | None = None, limit: int = LIST_MAX
     ) -> list[TransactionRecord]:
         """As `Coordinator.transactions`."""
-        return await self._shell.run(verbs.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
+        return await self._shell.run(
+            questions.listing(self._ready(), state=state, older_than_s=older_than, limit=limit)
+        )
 
     async def wait(self, name: str, *, timeout: float | None = None) -> TransactionRecord:
         """As `Coordinator.wait`."""
-        return await self._shell.run(verbs.wait_until(self._ready(), name, timeout, lambda record: record.complete))
+        return await self._shell.run(questions.wait_until(self._ready(), name, timeout, lambda record: record.complete))
 
     async def events(self, attempt: str) -> list[Event]:
         """As `Coordinator.events`."""

@@ -12,7 +12,7 @@ import rich_click as click
 from click.exceptions import Exit as Leave
 
 from ..coordinator import LIST_MAX
-from ..engine.verbs import State, TransactionRecord
+from ..engine.questions import State, TransactionRecord
 from ..errors import UnknownTransaction
 from ..protocol.records import Event, Quarantined
 from ..xid import is_attempt

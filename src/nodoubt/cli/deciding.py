@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import rich_click as click
 
-from ..engine.verbs import Result, State
+from ..engine.questions import State
+from ..engine.verbs import Result
 from .asking import print_record
 from .desk import Desk, desk_command, yes_option
 

@@ -10,8 +10,15 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BranchDoomed, ClosedTransaction, ResourceUnavailable, TransactionAborted, UsageError
-from ..ports import Prepared, Reply, Session, SessionLost, Unclear, Work
+from ..errors import (
+    BranchDoomed,
+    ClosedTransaction,
+    ResourceRefused,
+    ResourceUnavailable,
+    TransactionAborted,
+    UsageError,
+)
+from ..ports import BelowFloor, Conflict, Prepared, Refused, Reply, Session, SessionLost, Unclear, Work
 from ..protocol.records import BranchRef, Mode, Staging
 from ..script import Do, Script, every
 from ..xid import BRANCHES_MAX, Xid
@@ -140,6 +147,12 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
             participant.pool.drop_idle()
             if tries_left == 0 or before:
                 raise ResourceUnavailable(f"{participant.name} lost the connection at begin: {error}") from error
+        except Refused as error:
+            branch.let_go(kill=True)
+            if isinstance(error, (Conflict, BelowFloor)):
+                raise
+            kind = ResourceUnavailable if error.retry else ResourceRefused
+            raise kind(f"{participant.name} did not begin, and nothing was done: {error}") from error
         except BaseException:
             branch.let_go(kill=True)
             raise

@@ -13,6 +13,7 @@ from ..errors import JournalRestored, LineageBroken, ResourceUnavailable, Schema
 from ..ports import Identity, Session, Unclear
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster
+from . import questions
 from .context import Context, Participant, log, using
 
 
@@ -23,7 +24,7 @@ def setup(ctx: Context) -> Script[None]:
         yield from ctx.journal.setup(session, new_cluster())
         return (yield from ctx.journal.cluster(session))
 
-    cluster = yield from using(ctx.journal_pool, journal)
+    cluster = yield from questions.ask(ctx, journal)
 
     def one(participant: Participant) -> Script[None]:
         def body(session: Session) -> Script[None]:
@@ -45,7 +46,7 @@ def start(ctx: Context) -> Script[None]:
 
     Raises `SchemaMismatch`, `LineageBroken`, `ResourceRefused`; what is merely unreachable is a warning.
     """
-    ctx.cluster = yield from using(ctx.journal_pool, ctx.journal.cluster)
+    ctx.cluster = yield from questions.ask(ctx, ctx.journal.cluster)
     outcomes = yield from every([verify(ctx, p) for p in ctx.participants.values()])
     reached: list[tuple[Participant, Identity]] = []
     for participant, outcome in zip(ctx.participants.values(), outcomes, strict=True):
@@ -54,7 +55,7 @@ def start(ctx: Context) -> Script[None]:
         else:
             log.warning("%s cannot be reached yet: %s", participant.name, outcome.error)
     _require_distinct(reached)
-    ctx.epoch = yield from using(ctx.journal_pool, ctx.journal.raise_epoch)
+    ctx.epoch = yield from questions.ask(ctx, ctx.journal.raise_epoch)
     for outcome_ in (yield from every([_witness(ctx, p, identity) for p, identity in reached])):
         outcome_.get()
 

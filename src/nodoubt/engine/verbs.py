@@ -7,10 +7,8 @@ alone need not be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import (
     ClosedTransaction,
@@ -18,33 +16,26 @@ from ..errors import (
     JournalUnavailable,
     NoDoubtError,
     OutcomeConflict,
+    ResourceUnavailable,
     StillBeginning,
     TransactionAborted,
     UnknownTransaction,
     UsageError,
 )
-from ..ports import Conflict, Prepared, Session, SessionLost, Unclear, Work
+from ..ports import Conflict, Prepared, Refused, Session, SessionLost, Unclear, Work
 from ..protocol.commands import Answer
 from ..protocol.commit import CommitMachine, Phase, Plan, Share
 from ..protocol.events import AbortAsked, CommitAsked, StageAsked
-from ..protocol.records import BranchRef, Decision, Mode, Staging, Standing, Verdict
+from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
-from ..xid import Xid, check_name, is_attempt, new_attempt
-from . import ends, register, start
+from ..xid import Xid, check_name, new_attempt
+from . import ends, questions, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
-from .context import ENDED_MAX, Context, Participant, backoff, bounded, log, using
+from .context import ENDED_MAX, Context, bounded, log, using
 from .phases import Course, raise_for, to_answer, to_end
+from .questions import State
 
 Wait = Literal["applied", "decided"]
-
-
-class State(StrEnum):
-    """Where a transaction stands, in words for people."""
-
-    BEGINNING = "beginning"
-    PREPARED = "prepared"
-    COMMITTED = "committed"
-    ABORTED = "aborted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +46,6 @@ class Result:
     attempt: str
     state: State
     complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionRecord:
-    """What the journal knows of a transaction. Times are seconds since the epoch, None where not (yet) known."""
-
-    name: str
-    attempt: str
-    mode: str
-    state: State
-    branches: tuple[str, ...]  # the resources that wrote
-    complete: bool
-    created_at: float | None = None
-    deadline: float | None = None
-    decided_at: float | None = None
-    reason: str = ""
-    owner: str = ""
-    metadata: tuple[tuple[str, str], ...] = ()
-    heuristic: str = ""  # why a human must look, if one must
 
 
 # ---- begin ----------------------------------------------------------------------------------------
@@ -133,10 +105,10 @@ def begin_staged(
 
 def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
     """The ended attempt to replace, if there is one and `reuse` allows it. Advice: the row's key has the last word."""
-    found = yield from _find(ctx, name)
+    found = yield from questions.find(ctx, name)
     if found is None:
         return None
-    stands = (yield from _look(ctx, [found.attempt])).get(found.attempt)
+    stands = (yield from questions.look(ctx, [found.attempt])).get(found.attempt)
     if stands is None or not reuse:
         raise DuplicateTransaction(name, state="live" if stands is None else "ended, and its name still reserved")
     return found.attempt
@@ -301,12 +273,12 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
     Raises `UnknownTransaction`, `StillBeginning`, `OutcomeConflict`, `InDoubt`, `JournalUnavailable`.
     """
     check_name(name)
-    staging = yield from _find(ctx, attempt or name)
+    staging = yield from questions.find(ctx, attempt or name)
     if staging is None or (attempt is not None and staging.name != name):
         if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
             return Result(name, ctx.failed_begins[name], State.ABORTED, True)
         raise UnknownTransaction(attempt or name)
-    stands = (yield from _look(ctx, [staging.attempt])).get(staging.attempt)
+    stands = (yield from questions.look(ctx, [staging.attempt])).get(staging.attempt)
     if stands is not None:
         return (yield from _decided_before(ctx, staging, wanted))
     branches = yield from _branches_of(ctx, staging)
@@ -367,9 +339,14 @@ def _require_outcome(name: str, stands: Verdict, wanted: Verdict) -> None:
 
 def _decided_before(ctx: Context, staging: Staging, wanted: Verdict) -> Script[Result]:
     """It was seen decided; only a confirmed decision may be told (a row can be visible before it is flushed)."""
-    standing = (yield from register.confirm(ctx, [staging.attempt])).get(staging.attempt)
+    try:
+        standing = (yield from register.confirm(ctx, [staging.attempt])).get(staging.attempt)
+    except Unclear as error:
+        raise JournalUnavailable(f"{staging.name!r} is decided, but the journal does not say how: {error}") from error
     if standing is None:
-        raise Unclear(f"the decision of {staging.name!r} was seen and is gone: its server crashed; try again")
+        raise JournalUnavailable(
+            f"the decision of {staging.name!r} was seen and is gone: its server crashed; try again"
+        )
     _require_outcome(staging.name, standing.decision.verdict, wanted)
     committed = standing.decision.verdict is Verdict.COMMIT
     state = State.COMMITTED if committed else State.ABORTED
@@ -404,134 +381,18 @@ def _last_listed(ctx: Context, staging: Staging, branches: dict[int, Branch]) ->
     def body(session: Session) -> Script[tuple[Prepared, ...]]:
         return last.participant.resource.prepared(session, ctx.cluster)
 
-    listed = yield from using(last.participant.reserve, body)
+    try:
+        listed = yield from using(last.participant.reserve, body)
+    except (Refused, Unclear) as error:
+        why = f"{last.participant.name} cannot be asked whether its branch is prepared; nothing was changed: {error}"
+        raise ResourceUnavailable(why) from error
     found = next((one for one in listed if one.xid == last.work.xid), None)
     if found is None:
-        if (yield from _look(ctx, [staging.attempt])):
+        if (yield from questions.look(ctx, [staging.attempt])):
             return False
         raise StillBeginning(staging.name)
     last.prepared = found
     return True
-
-
-# ---- ask ------------------------------------------------------------------------------------------
-
-
-def _find(ctx: Context, name: str) -> Script[Staging | None]:
-    def body(session: Session) -> Script[Staging | None]:
-        return ctx.journal.find(session, name)
-
-    return (yield from using(ctx.journal_pool, body))
-
-
-def _look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
-    def body(session: Session) -> Script[dict[str, Standing]]:
-        return ctx.journal.look(session, attempts)
-
-    return (yield from using(ctx.journal_pool, body))
-
-
-def status(ctx: Context, name: str) -> Script[TransactionRecord]:
-    """What is known of a staged name, or of any attempt id. Raises `UnknownTransaction`.
-
-    An attempt that wrote to one database only has no record in the journal: there its receipt is asked for.
-    """
-    staging = yield from _find(ctx, name)
-    attempt = staging.attempt if staging is not None else name
-    standing: Standing | None = None
-    if staging is not None or is_attempt(name):
-        standing = (yield from _look(ctx, [attempt])).get(attempt)
-    if staging is None and standing is None:
-        return (yield from _by_receipt(ctx, name))
-    entries = yield from using(ctx.journal_pool, ctx.journal.quarantined)
-    why = {entry.attempt: entry.why for entry in entries}
-    record = _record(staging, standing, why)
-    if staging is not None and standing is None and not (yield from _last_is_listed(ctx, staging)):
-        return replace(record, state=State.BEGINNING)
-    return record
-
-
-def _by_receipt(ctx: Context, attempt: str) -> Script[TransactionRecord]:
-    if is_attempt(attempt):
-        for participant in ctx.participants.values():
-            for number in range(len(ctx.participants)):
-                if (yield from _has_receipt(participant, Xid(ctx.cluster, attempt, number))):
-                    names = (participant.name,)
-                    return TransactionRecord("", attempt, Mode.ONCE, State.COMMITTED, names, complete=True)
-    raise UnknownTransaction(attempt)
-
-
-def _has_receipt(participant: Participant, xid: Xid) -> Script[bool]:
-    def body(session: Session) -> Script[bool]:
-        return participant.resource.receipt(session, xid)
-
-    return using(participant.reserve, body)
-
-
-def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
-    """Whether its last branch is prepared; True also where that cannot be found out."""
-    ref = next((ref for ref in staging.branches if ref.number == staging.last), None)
-    participant = None if ref is None else ctx.by_id(ref.resource_id)
-    if ref is None or participant is None:
-        return True
-
-    def body(session: Session) -> Script[tuple[Prepared, ...]]:
-        return participant.resource.prepared(session, ctx.cluster)
-
-    try:
-        listed = yield from using(participant.reserve, body)
-    except NoDoubtError:
-        return True
-    return any(one.xid == Xid(ctx.cluster, staging.attempt, ref.number) for one in listed)
-
-
-def listing(
-    ctx: Context, *, state: State | None, older_than_s: float | None, limit: int
-) -> Script[list[TransactionRecord]]:
-    """The directory of names, newest first."""
-    entries = yield from using(ctx.journal_pool, ctx.journal.quarantined)
-    why = {entry.attempt: entry.why for entry in entries}
-    found: list[TransactionRecord] = []
-    after, page_max = "", 500
-    while True:
-
-        def page(session: Session, after: str = after) -> Script[list[tuple[Staging, Standing | None]]]:
-            return ctx.journal.list_staged(session, after, page_max)
-
-        rows = yield from using(ctx.journal_pool, page)
-        for staging, standing in rows:
-            record = _record(staging, standing, why)
-            young = older_than_s is not None and staging.created_at > ctx.clock.now() - older_than_s
-            if (state is None or record.state is state) and not young:
-                found.append(record)
-            if len(found) >= limit:
-                return found
-        if len(rows) < page_max:
-            return found
-        after = rows[-1][0].attempt
-
-
-def _record(staging: Staging | None, standing: Standing | None, why: dict[str, str]) -> TransactionRecord:
-    decision = None if standing is None else standing.decision
-    known: Any = staging or decision
-    state = State.PREPARED
-    if decision is not None:
-        state = State.COMMITTED if decision.verdict is Verdict.COMMIT else State.ABORTED
-    return TransactionRecord(
-        known.name,
-        known.attempt,
-        Mode.STAGED if staging is not None else decision.mode if decision is not None else Mode.ONCE,
-        state,
-        tuple(ref.resource for ref in known.branches),
-        standing is not None and (standing.ended or state is State.ABORTED),
-        created_at=None if staging is None else staging.created_at,
-        deadline=None if staging is None else staging.deadline,
-        decided_at=None if decision is None else decision.decided_at,
-        reason="" if decision is None else decision.reason,
-        owner=known.owner,
-        metadata=() if staging is None else tuple(sorted(staging.metadata.items())),
-        heuristic=why.get(known.attempt, ""),
-    )
 
 
 def wait_for_live(ctx: Context, within_s: float) -> Script[None]:
@@ -539,18 +400,3 @@ def wait_for_live(ctx: Context, within_s: float) -> Script[None]:
     until = ctx.clock.elapsed() + within_s
     while ctx.live and ctx.clock.elapsed() < until:
         yield Pause(0.01)
-
-
-def wait_until(
-    ctx: Context, name: str, timeout_s: float | None, done: Callable[[TransactionRecord], bool]
-) -> Script[TransactionRecord]:
-    """Ask until `done`, or raise `TimeoutError` after `timeout_s`; the transaction goes on either way."""
-    until = None if timeout_s is None else ctx.clock.elapsed() + timeout_s
-    for pause_s in backoff():
-        record = yield from status(ctx, name)
-        if done(record):
-            return record
-        if until is not None and ctx.clock.elapsed() + pause_s > until:
-            raise TimeoutError(f"{name!r} is {record.state.value} after {timeout_s:g} s; it goes on")
-        yield Pause(pause_s)
-    raise AssertionError("backoff does not end")

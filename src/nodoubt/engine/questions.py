@@ -1,0 +1,190 @@
+"""Questions: what the journal, or a receipt, knows of a transaction. Nothing here changes anything.
+
+Guarantees: an outcome that is told here was read plainly, so it is for people to see, and never acted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from ..errors import JournalUnavailable, NoDoubtError, ResourceUnavailable, UnknownTransaction
+from ..ports import Prepared, Refused, Session, Unclear
+from ..protocol.records import Mode, Staging, Standing, Verdict
+from ..script import Pause, Script
+from ..xid import Xid, is_attempt
+from .context import Context, Participant, backoff, using
+
+R = TypeVar("R")
+PAGE_MAX = 500
+
+
+class State(StrEnum):
+    """Where a transaction stands, in words for people."""
+
+    BEGINNING = "beginning"
+    PREPARED = "prepared"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionRecord:
+    """What the journal knows of a transaction. Times are seconds since the epoch, None where not (yet) known."""
+
+    name: str
+    attempt: str
+    mode: str
+    state: State
+    branches: tuple[str, ...]  # the resources that wrote
+    complete: bool
+    created_at: float | None = None
+    deadline: float | None = None
+    decided_at: float | None = None
+    reason: str = ""
+    owner: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+    heuristic: str = ""  # why a human must look, if one must
+
+
+def ask(ctx: Context, body: Callable[[Session], Script[R]]) -> Script[R]:
+    """Ask the journal, for somebody who must be told in plain words when it does not answer: `JournalUnavailable`."""
+    try:
+        return (yield from using(ctx.journal_pool, body))
+    except (Refused, Unclear, ResourceUnavailable) as error:
+        why = f"the journal cannot be asked now, and nothing was changed; try again: {error}"
+        raise JournalUnavailable(why) from error
+
+
+def find(ctx: Context, name: str) -> Script[Staging | None]:
+    def body(session: Session) -> Script[Staging | None]:
+        return ctx.journal.find(session, name)
+
+    return (yield from ask(ctx, body))
+
+
+def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def body(session: Session) -> Script[dict[str, Standing]]:
+        return ctx.journal.look(session, attempts)
+
+    return (yield from ask(ctx, body))
+
+
+def status(ctx: Context, name: str) -> Script[TransactionRecord]:
+    """What is known of a staged name, or of any attempt id. Raises `UnknownTransaction`.
+
+    An attempt that wrote to one database only has no record in the journal: there its receipt is asked for.
+    """
+    staging = yield from find(ctx, name)
+    attempt = staging.attempt if staging is not None else name
+    standing: Standing | None = None
+    if staging is not None or is_attempt(name):
+        standing = (yield from look(ctx, [attempt])).get(attempt)
+    if staging is None and standing is None:
+        return (yield from _by_receipt(ctx, name))
+    entries = yield from ask(ctx, ctx.journal.quarantined)
+    why = {entry.attempt: entry.why for entry in entries}
+    record = _record(staging, standing, why)
+    if staging is not None and standing is None and not (yield from _last_is_listed(ctx, staging)):
+        return replace(record, state=State.BEGINNING)
+    return record
+
+
+def _by_receipt(ctx: Context, attempt: str) -> Script[TransactionRecord]:
+    if is_attempt(attempt):
+        for participant in ctx.participants.values():
+            for number in range(len(ctx.participants)):
+                if (yield from _has_receipt(participant, Xid(ctx.cluster, attempt, number))):
+                    names = (participant.name,)
+                    return TransactionRecord("", attempt, Mode.ONCE, State.COMMITTED, names, complete=True)
+    raise UnknownTransaction(attempt)
+
+
+def _has_receipt(participant: Participant, xid: Xid) -> Script[bool]:
+    def body(session: Session) -> Script[bool]:
+        return participant.resource.receipt(session, xid)
+
+    return using(participant.reserve, body)
+
+
+def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
+    """Whether its last branch is prepared; True also where that cannot be found out."""
+    ref = next((ref for ref in staging.branches if ref.number == staging.last), None)
+    participant = None if ref is None else ctx.by_id(ref.resource_id)
+    if ref is None or participant is None:
+        return True
+
+    def body(session: Session) -> Script[tuple[Prepared, ...]]:
+        return participant.resource.prepared(session, ctx.cluster)
+
+    try:
+        listed = yield from using(participant.reserve, body)
+    except NoDoubtError:
+        return True
+    return any(one.xid == Xid(ctx.cluster, staging.attempt, ref.number) for one in listed)
+
+
+def listing(
+    ctx: Context, *, state: State | None, older_than_s: float | None, limit: int
+) -> Script[list[TransactionRecord]]:
+    """The directory of names, newest first."""
+    entries = yield from ask(ctx, ctx.journal.quarantined)
+    why = {entry.attempt: entry.why for entry in entries}
+    found: list[TransactionRecord] = []
+    after = ""
+    while True:
+
+        def page(session: Session, after: str = after) -> Script[list[tuple[Staging, Standing | None]]]:
+            return ctx.journal.list_staged(session, after, PAGE_MAX)
+
+        rows = yield from ask(ctx, page)
+        for staging, standing in rows:
+            record = _record(staging, standing, why)
+            young = older_than_s is not None and staging.created_at > ctx.clock.now() - older_than_s
+            if (state is None or record.state is state) and not young:
+                found.append(record)
+            if len(found) >= limit:
+                return found
+        if len(rows) < PAGE_MAX:
+            return found
+        after = rows[-1][0].attempt
+
+
+def _record(staging: Staging | None, standing: Standing | None, why: dict[str, str]) -> TransactionRecord:
+    decision = None if standing is None else standing.decision
+    known: Any = staging or decision
+    state = State.PREPARED
+    if decision is not None:
+        state = State.COMMITTED if decision.verdict is Verdict.COMMIT else State.ABORTED
+    return TransactionRecord(
+        known.name,
+        known.attempt,
+        Mode.STAGED if staging is not None else decision.mode if decision is not None else Mode.ONCE,
+        state,
+        tuple(ref.resource for ref in known.branches),
+        standing is not None and (standing.ended or state is State.ABORTED),
+        created_at=None if staging is None else staging.created_at,
+        deadline=None if staging is None else staging.deadline,
+        decided_at=None if decision is None else decision.decided_at,
+        reason="" if decision is None else decision.reason,
+        owner=known.owner,
+        metadata=() if staging is None else tuple(sorted(staging.metadata.items())),
+        heuristic=why.get(known.attempt, ""),
+    )
+
+
+def wait_until(
+    ctx: Context, name: str, timeout_s: float | None, done: Callable[[TransactionRecord], bool]
+) -> Script[TransactionRecord]:
+    """Ask until `done`, or raise `TimeoutError` after `timeout_s`; the transaction goes on either way."""
+    until = None if timeout_s is None else ctx.clock.elapsed() + timeout_s
+    for pause_s in backoff():
+        record = yield from status(ctx, name)
+        if done(record):
+            return record
+        if until is not None and ctx.clock.elapsed() + pause_s > until:
+            raise TimeoutError(f"{name!r} is {record.state.value} after {timeout_s:g} s; it goes on")
+        yield Pause(pause_s)
+    raise AssertionError("backoff does not end")
