@@ -203,11 +203,17 @@ def proxy(world: World) -> Iterator[TcpProxy]:
         yield one
 
 
-@pytest.fixture
-def synced(new_world: Callable[[str], World]) -> Iterator[World]:
-    """A world on a server that waits for a synchronous standby which never comes: but only who asks for it waits."""
+@pytest.fixture(scope="session")
+def without_standby() -> Iterator[PostgresServer]:
+    """A server that waits for a synchronous standby which never comes: but only who asks for it waits."""
     with PostgresServer({"synchronous_standby_names": "nobody", "synchronous_commit": "local"}) as server:
-        world = new_world(server.url())
-        world.look(world.resource.schema_sql())
-        world.look("CREATE TABLE t (id int PRIMARY KEY, v int)")
-        yield world
+        yield server
+
+
+@pytest.fixture
+def synced(without_standby: PostgresServer, new_world: Callable[[str], World]) -> World:
+    """A world there. `setup` would wait, so the tables are made without it."""
+    world = new_world(without_standby.url())
+    world.look(world.resource.schema_sql())
+    world.look("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    return world

@@ -239,8 +239,19 @@ def test_the_server_knows_us_by_name_and_we_know_its_process(blank: Any) -> None
     session = blank.session()
     (reply,) = blank.run(session, "SELECT pg_backend_pid(), current_setting('application_name')")
     assert reply.rows == ((session.connection_id, "nodoubt"),)
-    named = blank.session(blank.url + "?application_name=shop&connect_timeout=5")
+    named = blank.session(blank.url + "?application_name=shop&connect_timeout=5&keepalives=1&channel_binding=prefer")
     assert blank.run(named, "SELECT current_setting('application_name')")[0].scalar() == "shop"
+
+
+def test_a_url_that_requires_channel_binding_is_not_weakened(blank: Any) -> None:
+    with pytest.raises(UsageError if blank.style == "async" else ResourceUnavailable, match="channel binding"):
+        blank.session(blank.url + "?channel_binding=require")
+
+
+def test_host_and_port_may_stand_in_the_options_as_for_libpq(blank: Any) -> None:
+    url = parse_url(blank.url)
+    session = blank.session(f"postgresql://{url.user}@elsewhere:1/{url.database}?host={url.host}&port={url.port}")
+    assert blank.run(session, "SELECT 1")[0].scalar() == 1
 
 
 @pytest.mark.parametrize("place", ["127.0.0.1:1", None])

@@ -165,6 +165,8 @@ def test_adopt_overwrites_everything(fresh: Any) -> None:
     session = world.session()
     new = Identity("resource-9", "00000000000000c9", "elsewhere/1", 4)
     world.drive(world.resource.witness(session, 8))
+    work = world.begun(session, world.work(epoch=7), "INSERT INTO t VALUES (1, 1)")
+    world.drive(world.resource.commit_alone(session, work))
     world.drive(world.resource.adopt(session, new))
     assert world.drive(world.resource.identity(session)) == new
 

@@ -33,6 +33,12 @@ except ImportError:
 TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 
+# Options of libpq that asyncpg does not know: it would pass them to the server, which refuses the connection.
+_LIBPQ_ONLY = {
+    "connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
+    "gssencmode", "sslcompression", "sslcertmode", "sslsni", "channel_binding", "load_balance_hosts", "client_encoding",
+}  # fmt: skip
+
 # How `run` reads a text value, by the oid of its type. What is not here stays text.
 _READ: dict[int, Callable[[str], Any]] = {
     16: lambda text: text == "t",  # bool
@@ -146,8 +152,9 @@ class AsyncpgSession:
 
 async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgSession:
     """Open a session. Raises `ResourceUnavailable`, without the password."""
-    options = dict(url.options)
-    options.pop("connect_timeout", None)  # libpq's; asyncpg would pass it to the server, which knows no such setting
+    if ("channel_binding", "require") in url.options:
+        raise UsageError(f"asyncpg has no channel binding, which {url} requires: use the sync coordinator")
+    options = {name: value for name, value in url.options if name not in _LIBPQ_ONLY}
     options.setdefault("application_name", options.pop("fallback_application_name", "nodoubt"))
     place = {"host": options.pop("host", url.host), "port": options.pop("port", url.port)}  # as libpq: the option wins
     query = tuple(options.items())

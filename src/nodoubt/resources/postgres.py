@@ -210,12 +210,14 @@ class PostgresResource:
             raise SchemaMismatch(f"{self.name} has no identity of ours: call setup() or run nodoubt schema apply")
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
+        """Receipts above the adopted epoch are set back with it, or `identity` would show theirs for ever."""
         row = ", ".join(map(_text, (identity.resource_id, identity.cluster, identity.server)))
         yield from self._forced(
             session,
             "DELETE FROM nodoubt.identity",
             "INSERT INTO nodoubt.identity (version, resource_id, cluster, server, epoch) "
             f"VALUES ({SCHEMA_VERSION}, {row}, {int(identity.epoch)})",
+            f"UPDATE nodoubt.receipts SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
 
     # ---- one branch's work
