@@ -1,0 +1,153 @@
+"""What must stay cheap with millions of ended records: each of these questions is answered from an index.
+
+The statements are those that the journal sends, caught on their way; the databases are asked how they would run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from journals.places import Place, query
+from nodoubt.journals.attempts import first_attempt_of
+from nodoubt.journals.sql import SqlJournal
+from nodoubt.ports import Refused
+from nodoubt.script import Do, Script
+from nodoubt.testing.journals import CUT, LONG_AGO, NOW, Bench, abort, attempt_at, decision, staging
+from nodoubt.testing.processes import wait_for
+from nodoubt.xid import new_attempt
+
+RECORDS = 3000
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def style() -> str:
+    return "sync"
+
+
+def sent(script: Script[Any], bench: Bench) -> list[str]:
+    """The messages of a script, which runs all the same."""
+    messages: list[str] = []
+
+    def caught() -> Script[None]:
+        send: Callable[[Any], Any] = script.send
+        result: Any = None
+        try:
+            while True:
+                effect = send(result)
+                assert isinstance(effect, Do)
+                messages.append(effect.args[0])
+                result = yield effect
+        except StopIteration:
+            return
+
+    bench.run(caught())
+    return messages
+
+
+def fill(bench: Bench) -> None:
+    """Thousands of ended commits and of decided names, among them one that is open and one that is live."""
+    table = bench.journal.dialect.table
+    bench.insert([decision(attempt=attempt_at(NOW - RECORDS + n)) for n in range(RECORDS)])
+    query(bench, f"UPDATE {table('decisions')} SET ended_at = {NOW}")
+    names = [staging(f"name {n}", attempt_at(NOW - RECORDS + n)) for n in range(RECORDS // 10)]
+    bench.run(bench.journal._write(bench.main, *(row for one in names for row in bench.journal.staging_rows(one))))
+    query(bench, f"UPDATE {table('names')} SET undecided = NULL")
+    bench.insert([decision()])
+    bench.stage(staging("live"))
+    if bench.journal.dialect.kind == "mariadb":
+        query(bench, "SET GLOBAL innodb_max_purge_lag_wait = 0")  # until then its indexes hold what the rows were
+    for name in ("decisions", "names", "events"):
+        analyze = {"postgres": "ANALYZE", "mariadb": "ANALYZE TABLE", "sqlite": "ANALYZE"}[bench.journal.dialect.kind]
+        query(bench, f"{analyze} {table(name)}")
+
+
+def plan(place: Place, bench: Bench, sql: str) -> str:
+    """How the database would run it, in its own words."""
+    explain = "EXPLAIN QUERY PLAN " if place.kind == "sqlite" else "EXPLAIN "
+    reply = query(bench, explain + sql)
+    return "\n".join(" ".join(map(str, row)) for row in reply.rows)
+
+
+def test_what_recovery_and_clean_up_ask_is_answered_from_an_index(place: Place, bench: Bench) -> None:
+    fill(bench)
+    journal, session = bench.journal, bench.main
+    scan = {"sqlite": "SCAN", "postgres": "Seq Scan on", "mariadb": " ALL "}[place.kind]
+    asked = [
+        *sent(journal.open_commits(session, "", 100), bench),
+        *sent(journal.look(session, [new_attempt()]), bench),
+        *sent(journal.find(session, "name 7"), bench),
+        *sent(journal.find(session, new_attempt()), bench),
+        *sent(journal.staged(session, [new_attempt()]), bench),
+        *sent(journal.undecided(session, "", 100), bench),
+        *sent(journal.list_staged(session, "", 10), bench),
+        *sent(journal.events(session, new_attempt()), bench),
+        *sent(journal._highest_floor(session, first_attempt_of(0), first_attempt_of(NOW)), bench),
+        *sent(journal._retirable(session, first_attempt_of(CUT), CUT, 100), bench),
+    ]
+    for sql in asked:
+        how = plan(place, bench, sql)
+        for table in ("decisions", "names"):
+            lines = [line for line in how.splitlines() if scan in line and (table in line or place.kind == "mariadb")]
+            assert not [line for line in lines if "INDEX" not in line], f"{sql}\n{how}"
+
+
+def test_the_open_commits_come_from_the_index_that_holds_nothing_else(place: Place, bench: Bench) -> None:
+    fill(bench)
+    for script, index in (
+        (bench.journal.open_commits(bench.main, "", 100), "decisions_open"),
+        (bench.journal.undecided(bench.main, "", 100), "names_undecided"),
+    ):
+        (sql,) = sent(script, bench)
+        how = plan(place, bench, sql)
+        assert (f"range nodoubt_{index} nodoubt_{index}" if place.kind == "mariadb" else index) in how
+
+
+def test_a_commit_that_hangs_delays_the_clean_up_for_a_moment_and_nobody_else_for_longer(
+    place: Place, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place.kind == "sqlite":
+        return  # one writer at a time: whoever hangs delays everybody, by what SQLite is
+    monkeypatch.setattr("nodoubt.journals.dialects.FLOOR_WAIT_S", 1)
+    bench.insert([abort(attempt_at(LONG_AGO))])
+    hanging, session = bench.session(), bench.session()
+    rows = bench.journal.decision_rows(decision(attempt=attempt_at(LONG_AGO + 1)))
+    query(bench, ";\n".join((bench.journal.dialect.begin_forced, *rows)), hanging)
+    floor = bench.floor()
+    clean_up = bench.start(bench.journal.retire(bench.session(), CUT, 100))
+    waiting = {
+        "postgres": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+        "mariadb": "SELECT variable_value FROM information_schema.global_status "
+        "WHERE variable_name = 'Innodb_row_lock_current_waits'",
+    }[place.kind]
+    wait_for(lambda: int(query(bench, waiting).scalar()) > 0, "the clean-up to wait")
+    bench.run(bench.journal.insert(session, [one := decision()]))  # waits behind the clean-up, and is then served
+    assert set(bench.confirm([one.attempt])) == {one.attempt}
+    with pytest.raises(Refused) as refused:
+        clean_up.result(30)
+    assert refused.value.retry
+    assert bench.floor() == floor
+    query(bench, "ROLLBACK", hanging)
+    assert len(bench.retire(CUT, 100)) == 1
+
+
+def test_the_deleting_statement_itself_spares_a_commit_that_has_not_ended(bench: Bench) -> None:
+    open_one, ended = decision(), abort()
+    bench.insert([open_one, ended])
+    bench.run(bench.journal._delete(bench.main, [open_one.attempt, ended.attempt], []))
+    assert set(bench.look([open_one.attempt, ended.attempt])) == {open_one.attempt}
+
+    class Unsparing(SqlJournal):
+        def _write(self, session: Any, *statements: str, forced: bool = True) -> Script[Any]:
+            said = " AND (verdict = 'abort' OR ended_at IS NOT NULL)"
+            return super()._write(session, *(one.replace(said, "") for one in statements), forced=forced)
+
+    bench.run(Unsparing(bench.journal.dialect)._delete(bench.main, [open_one.attempt], []))
+    assert bench.look([open_one.attempt]) == {}

@@ -1,0 +1,169 @@
+"""What survives a crash of the server: kill -9 while it holds rows in memory that its clients can see already.
+
+PostgreSQL's WAL writer is stopped first: else it would flush by itself in a fifth of a second, and every mutant would
+pass. MariaDB leaves its log to the kernel, which survives a kill -9; there the test reads how far the log is flushed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from journals.places import Place, query
+from nodoubt.journals.dialects import PostgresDialect
+from nodoubt.journals.sql import SqlJournal
+from nodoubt.ports import Session
+from nodoubt.protocol.records import Standing
+from nodoubt.script import Script
+from nodoubt.testing.journals import Bench, decision, staging
+from nodoubt.testing.servers import MariaDBServer, PostgresServer
+from nodoubt.xid import new_attempt
+
+
+class Crashing:
+    """A server of its own, with a journal, that flushes only what it is asked to flush."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server, self.place = server, Place("postgres", "sync", server.url())
+        with self.place.bench() as bench:
+            bench.setup("c" * 16)
+
+    def after_a_crash(self, work: Callable[[Bench], Any], journal: SqlJournal | None = None) -> Bench:
+        """A bench on the restarted server, after this work and a kill -9."""
+        with self.place.bench(journal) as bench:
+            pid = query(bench, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'").scalar()
+            os.kill(int(pid), signal.SIGSTOP)
+            work(bench)
+            self.server.kill()
+        self.server.restart()
+        return self.place.bench()
+
+
+@pytest.fixture(scope="module")
+def crashing() -> Iterator[Crashing]:
+    with PostgresServer({"checkpoint_timeout": "1h", "autovacuum": False}) as server:
+        yield Crashing(server)
+
+
+def unflushed(bench: Bench, *statements: str) -> None:
+    """Commit these so that everybody can see them, and the disk does not know of them."""
+    query(bench, ";\n".join((bench.journal.dialect.begin_unforced, *statements, "COMMIT")), bench.session())
+
+
+class LooksOnly(SqlJournal):
+    """Acts on a plain read."""
+
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        return self.look(session, attempts)
+
+
+class ForcesNothing(SqlJournal):
+    """A forced transaction that changes nothing flushes nothing."""
+
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+        found = yield from self.look(session, attempts)
+        yield from self._write(session, "SELECT 1")
+        return found
+
+
+@pytest.mark.parametrize("mutant", [LooksOnly, ForcesNothing])
+def test_a_confirmed_decision_survives_the_crash_that_its_unflushed_commit_would_not(
+    crashing: Crashing, mutant: type[SqlJournal]
+) -> None:
+    def confirmed(bench: Bench) -> None:
+        unflushed(bench, *bench.journal.decision_rows(one))
+        assert bench.confirm([one.attempt])[one.attempt].decision == one
+
+    one = decision()
+    with crashing.after_a_crash(confirmed) as bench:
+        assert set(bench.look([one.attempt])) == {one.attempt}
+    one = decision()
+    with crashing.after_a_crash(confirmed, mutant(crashing.place.dialect())) as bench:
+        assert bench.look([one.attempt]) == {}, "the mutant is not caught"
+
+
+def test_whatever_was_answered_survives_the_crash(crashing: Crashing) -> None:
+    one, ended, row = decision(), decision(), staging(f"order-{new_attempt()}")
+
+    def work(bench: Bench) -> None:
+        session = bench.session()
+        query(bench, "SET synchronous_commit = off", session)  # as a role or a database may have it
+        journal = bench.journal
+        bench.run(journal.insert(session, [one]))
+        bench.run(journal.insert(session, [ended]))
+        bench.run(journal.stage(session, row))
+        bench.run(journal.raise_epoch(session))
+        bench.run(journal.end(session, [ended.attempt]))
+
+    with crashing.place.bench() as bench:
+        epoch = bench.epoch()
+    with crashing.after_a_crash(work) as bench:
+        assert {s.decision.attempt: s.ended for s in bench.look([one.attempt, ended.attempt]).values()} == {
+            one.attempt: False,
+            ended.attempt: True,
+        }
+        assert bench.find(row.name) == row
+        assert bench.epoch() == epoch + 1
+
+
+def test_without_its_own_setting_an_answered_decision_is_lost(crashing: Crashing) -> None:
+    """The mutant: begin as the session happens to be."""
+    one = decision()
+    weak = PostgresDialect()
+    weak.begin_forced = "BEGIN"
+
+    def work(bench: Bench) -> None:
+        query(bench, "SET synchronous_commit = off", bench.main)
+        bench.insert([one])
+
+    with crashing.after_a_crash(work, SqlJournal(weak)) as bench:
+        assert bench.look([one.attempt]) == {}
+
+
+@pytest.mark.parametrize(("kind", "style"), [("postgres", "sync")])
+def test_a_forced_transaction_is_never_weaker_than_what_the_server_asks_of_itself(bench: Bench) -> None:
+    session = bench.session()
+    for asked, given in (
+        ("off", "on"), ("local", "on"), ("remote_write", "on"), ("on", "on"), ("remote_apply", "remote_apply"),
+    ):  # fmt: skip
+        query(bench, f"SET synchronous_commit = {asked}", session)
+        query(bench, bench.journal.dialect.begin_forced, session)
+        assert query(bench, "SHOW synchronous_commit", session).scalar() == given
+        query(bench, "COMMIT", session)
+        assert query(bench, "SHOW synchronous_commit", session).scalar() == asked
+
+
+# ---- MariaDB --------------------------------------------------------------------------------------
+
+TRIES_MAX = 5
+
+
+def test_on_mariadb_a_confirm_flushes_the_log_beyond_its_row() -> None:
+    with MariaDBServer({"innodb-flush-log-at-timeout": 2700}) as server:
+        place = Place("mariadb", "sync", server.url())
+        with place.bench() as bench:
+            bench.setup("c" * 16)
+            assert all(flushes(bench) for _ in range(TRIES_MAX))
+        for mutant in (LooksOnly, ForcesNothing):
+            with place.bench(mutant(place.dialect())) as bench:
+                # The server flushes now and then by itself.
+                assert not all(flushes(bench) for _ in range(TRIES_MAX)), "the mutant is not caught"
+
+
+def flushes(bench: Bench) -> bool:
+    """Whether the row of a decision that was only visible is flushed once it is confirmed."""
+
+    def lsn(which: str) -> int:
+        return int(query(bench, f"SHOW GLOBAL STATUS LIKE 'Innodb_lsn_{which}'").rows[0][1])
+
+    one = decision()
+    query(bench, "SET GLOBAL innodb_flush_log_at_trx_commit = 0")
+    unflushed(bench, *bench.journal.decision_rows(one))
+    written = lsn("current")
+    query(bench, "SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+    assert set(bench.confirm([one.attempt])) == {one.attempt}
+    return lsn("flushed") >= written
