@@ -277,13 +277,21 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
     if staging is None or (attempt is not None and staging.name != name):
         if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
             return Result(name, ctx.failed_begins[name], State.ABORTED, True)
-        raise UnknownTransaction(attempt or name)
-    stands = (yield from questions.look(ctx, [staging.attempt])).get(staging.attempt)
-    if stands is not None:
-        return (yield from _decided_before(ctx, staging, wanted))
+        # The name may have been given to another attempt since; what was decided for this one still stands.
+        told = None if attempt is None else (yield from _decided_before(ctx, name, attempt, wanted))
+        if told is None:
+            raise UnknownTransaction(attempt or name)
+        return told
+    if (yield from questions.look(ctx, [staging.attempt])):
+        told = yield from _decided_before(ctx, name, staging.attempt, wanted)
+        if told is not None:
+            return told
     branches = yield from _branches_of(ctx, staging)
     if wanted is Verdict.COMMIT and not (yield from _last_listed(ctx, staging, branches)):
-        return (yield from _decided_before(ctx, staging, wanted))
+        told = yield from _decided_before(ctx, name, staging.attempt, wanted)
+        if told is None:
+            raise StillBeginning(name)
+        return told
     last = branches.get(-1 if staging.last is None else staging.last)
     traits = None if last is None else last.participant.resource.traits
     plan = Plan(
@@ -337,20 +345,21 @@ def _require_outcome(name: str, stands: Verdict, wanted: Verdict) -> None:
         raise OutcomeConflict(name, stands="committed" if stands is Verdict.COMMIT else "aborted")
 
 
-def _decided_before(ctx: Context, staging: Staging, wanted: Verdict) -> Script[Result]:
-    """It was seen decided; only a confirmed decision may be told (a row can be visible before it is flushed)."""
+def _decided_before(ctx: Context, name: str, attempt: str, wanted: Verdict) -> Script[Result | None]:
+    """The outcome that stands. Only a confirmed decision may be told: a row can be seen before it is flushed.
+
+    None: there is none, or it was seen and its server has forgotten it in a crash, so start over.
+    """
     try:
-        standing = (yield from register.confirm(ctx, [staging.attempt])).get(staging.attempt)
+        standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
     except Unclear as error:
-        raise JournalUnavailable(f"{staging.name!r} is decided, but the journal does not say how: {error}") from error
-    if standing is None:
-        raise JournalUnavailable(
-            f"the decision of {staging.name!r} was seen and is gone: its server crashed; try again"
-        )
-    _require_outcome(staging.name, standing.decision.verdict, wanted)
+        raise JournalUnavailable(f"the journal does not say what was decided for {name!r}: {error}") from error
+    if standing is None or standing.decision.name != name:
+        return None
+    _require_outcome(name, standing.decision.verdict, wanted)
     committed = standing.decision.verdict is Verdict.COMMIT
     state = State.COMMITTED if committed else State.ABORTED
-    return Result(staging.name, staging.attempt, state, standing.ended or not committed)
+    return Result(name, attempt, state, standing.ended or not committed)
 
 
 def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
