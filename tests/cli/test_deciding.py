@@ -100,6 +100,18 @@ def test_an_outcome_that_nobody_knows_is_neither_success_nor_failure(
     assert shop.json("commit", "order-1", "--yes", code=3)["error"]["type"] == "InDoubt"
 
 
+def test_an_interrupted_commit_has_not_failed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle leaves the decision to the phases, which go on: exit code 1 would be a lie."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Coordinator, "commit_distributed", interrupted)
+    result = shop.nodoubt("commit", "order-1", "--yes")
+    assert result.exit_code == 130
+    assert "nodoubt show" in result.stderr
+
+
 def test_what_is_not_ready_yet_may_be_tried_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     def early(*_: Any, **__: Any) -> None:
         raise StillBeginning("order-1")

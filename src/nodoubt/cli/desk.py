@@ -129,6 +129,10 @@ def reported(desk: Desk, *, warnings: bool = True) -> Iterator[None]:
         yield
     except (ClickException, Leave, Abort, BrokenPipeError):
         raise
+    except KeyboardInterrupt:
+        # Not 1: a commit that was interrupted may have been decided, and is then carried out.
+        desk.out.error("interrupted. What was decided by then stands; nodoubt show tells")
+        raise Leave(Exit.INTERRUPTED) from None
     except Exception as error:
         desk.fail(error)
     finally:

@@ -5,6 +5,7 @@
     2   usage: the command was not understood, or something it needs was not given
     3   something is in doubt, or needs a human
     75  try again: something could not be reached, or is not ready yet (EX_TEMPFAIL)
+    130 interrupted: what was decided by then stands
 
 Guarantees: an error that leaves an outcome unknown is never 0 or 1.
 """
@@ -35,6 +36,7 @@ class Exit(IntEnum):
     USAGE = 2
     HUMAN = 3
     AGAIN = 75
+    INTERRUPTED = 130
 
 
 # The first row that fits counts.

@@ -141,7 +141,10 @@ def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> N
     prefix = "" if at is None else f"{moment(at)}  "
     desk.out.say((f"{prefix}{line}.", "green" if report.clean else "yellow"))
     if report.left:
-        desk.out.say("Left alone: staged and before their deadline, or younger than the grace (--grace).")
+        desk.out.say(
+            "Left alone: staged and before their deadline, or younger than the grace (--grace). MariaDB does not tell "
+            "how old a branch is: there it is as old as this process has known it, so use --watch."
+        )
     for what, why in report.trouble.items():
         desk.out.say((f"{prefix}{what}: {why}", "red"))
 

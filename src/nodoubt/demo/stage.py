@@ -54,8 +54,9 @@ class Stage:
         table = Table(
             box=SIMPLE_HEAD, pad_edge=False, show_edge=False, title=when, title_style="dim italic", title_justify="left"
         )
-        for column, most in (("where", 24), ("what anybody can see", 44), ("held for this order", 26)):
-            table.add_column(column, max_width=most, min_width=most)
+        for column, width in (("where", 24), ("what anybody can see", 42), ("held for this order", 22)):
+            # The same in every table where there is room, so that the eye finds what has changed.
+            table.add_column(column, min_width=width if self._console.width >= WIDTH else None)
         for place, seen in (("shop", _shop(order, moment)), ("warehouse", _warehouse(moment))):
             table.add_row(f"{place} ({places[place]})", seen, _held(place, attempt, moment))
         table.add_row(f"journal ({places['journal']})", _journal(order, attempt, moment), "")
