@@ -154,6 +154,17 @@ def test_a_session_that_was_ended_while_idle_is_lost(blank: Any, verb: str) -> N
     assert not session.usable
 
 
+@pytest.mark.parametrize("code", ["08006", "57P01"])
+@pytest.mark.parametrize("verb", ["run", "execute"])
+def test_an_error_that_speaks_of_the_connection_counts_as_its_end(blank: Any, verb: str, code: str) -> None:
+    """A pooler says so of *its* connection while ours stays open. Fails without the codes in `ends_session`."""
+    session = blank.session()
+    raised = f"DO $$ BEGIN RAISE EXCEPTION 'gone' USING ERRCODE = '{code}'; END $$"
+    error = blank.error(calling(session, verb, raised))
+    assert isinstance(error, SessionLost) if verb == "run" else session.lost(error)
+    assert not session.usable
+
+
 @pytest.mark.parametrize("verb", ["run", "execute"])
 def test_kill_from_another_thread_ends_a_blocked_call_at_once(blank: Any, verb: str) -> None:
     session = blank.session()
