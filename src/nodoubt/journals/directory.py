@@ -109,12 +109,15 @@ class Directory(Transactions):
 
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
         """Newest first; `after`: the attempt that the page before ended with, or ""."""
-        older = f"WHERE n.attempt < {self.dialect.attempt(after)} " if after else ""
+        older = f"WHERE attempt < {self.dialect.attempt(after)} " if after else ""
+        # The page first, from an index that holds all it takes: else MariaDB would read and sort every name there is.
+        names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
+        page = f"SELECT attempt AS begun FROM {names} {older}ORDER BY attempt DESC LIMIT {int(limit)}"
         reply = yield from self._read(
             session,
-            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} "
-            f"FROM {self.dialect.table('names')} AS n LEFT JOIN {self.dialect.table('decisions')} AS d "
-            f"ON d.attempt = n.attempt {older}ORDER BY n.attempt DESC LIMIT {int(limit)}",
+            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM ({page}) AS page "
+            f"JOIN {names} AS n ON n.attempt = page.begun LEFT JOIN {decisions} AS d ON d.attempt = page.begun "
+            "ORDER BY page.begun DESC",
         )
         width = len(rows.STAGING)
         return [
