@@ -12,7 +12,7 @@ import pytest
 
 from nodoubt import wiring
 from nodoubt.demo import acts, payments, performance
-from nodoubt.demo.check import check, settled
+from nodoubt.demo.check import caught, check, settled
 from nodoubt.demo.child import Fate
 from nodoubt.demo.look import look
 from nodoubt.demo.world import Item, Order, World, place_order
@@ -44,13 +44,13 @@ def require_passed(demo: subprocess.Popen[str], checks: int, killed: int) -> Non
 
 
 def test_the_demo_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    require_passed(run_demo(TMPDIR=str(tmp_path)), checks=25, killed=7)
+    require_passed(run_demo(TMPDIR=str(tmp_path)), checks=32, killed=7)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.timeout(240)
 def test_the_demo_passes_on_real_servers_that_are_killed_too() -> None:
-    require_passed(run_demo("--servers"), checks=26, killed=8)
+    require_passed(run_demo("--servers"), checks=34, killed=8)
 
 
 def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_demo_with_a_wrong_sum_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_child_that_outlives_its_fate_fails_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     def harmless(play: acts.Play) -> None:
         play.stage.act("Nobody dies")
-        play.place_and_die(play.order(acts.CUPS, committed=True), Fate("no such point"))
+        play.place_and_die(play.order(acts.CUPS, committed=True), Fate("no such point"), prepared=())
 
     monkeypatch.setattr(acts, "SHARED_JOURNAL", (harmless,))
     result = nodoubt("demo")
@@ -110,10 +110,11 @@ def write(world: World, database: str, sql: str) -> None:
         pool.release(session)
 
 
-def stage_only(world: World) -> None:
+def stage_only(world: World) -> str:
     with world.coordinator() as db, db.begin_distributed("order-3") as tx:
         tx["shop"].execute("insert into orders values ('order-3', 'x', 'placed', 1)")
         tx["warehouse"].execute("update products set reserved_stock = reserved_stock + 1 where id = 1")
+        return tx.attempt
 
 
 EXPECTED = {ORDER.id: True, GONE.id: False}
@@ -146,10 +147,19 @@ def test_an_untouched_world_passes(world: World) -> None:
         (lambda w: payments.charge(w.payments, "order-7", 5, "good"), "has the money back"),
     ],
 )
-def test_every_sum_notices_what_is_wrong(world: World, tamper: Callable[[World], None], claim: str) -> None:
+def test_every_sum_notices_what_is_wrong(world: World, tamper: Callable[[World], object], claim: str) -> None:
     tamper(world)
     (one,) = [one for one in check(look(world), EXPECTED) if claim in one.claim]
     assert not one.holds
+
+
+def test_a_process_that_died_elsewhere_is_told(world: World) -> None:
+    """Else an act could claim a half-done commit that its child, too quick or too slow, was not caught in."""
+    attempt = stage_only(world)
+    moment = look(world, [attempt])
+    assert caught(moment, ORDER, attempt, prepared=["shop", "warehouse"]).holds
+    assert not caught(moment, ORDER, attempt, prepared=["shop"]).holds
+    assert not caught(moment, ORDER, "0" * 32, prepared=["shop"]).holds
 
 
 def test_a_database_that_cannot_be_asked_fails(world: World) -> None:

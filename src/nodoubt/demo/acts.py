@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,7 +17,8 @@ from ..engine.sweep import SweepReport
 from ..errors import InDoubt, NoDoubtError
 from ..ports import Notice
 from . import processes
-from .check import Check, check, settled
+from .check import DATABASES as BOTH
+from .check import Check, caught, check, settled
 from .child import Fate, Job, Report
 from .look import Moment, look
 from .payments import PaymentFailed
@@ -68,8 +69,10 @@ class Play:
         listed = (moment.names or {}).get(order.id)
         return self.attempts.get(order.id) or ("" if listed is None else listed[0].attempt)
 
-    def place_and_die(self, order: Order, fate: Fate, *, deadline: float | None = None) -> None:
-        """A child places the order and is killed."""
+    def place_and_die(
+        self, order: Order, fate: Fate, *, prepared: Collection[str], deadline: float | None = None
+    ) -> None:
+        """A child places the order and is killed. `prepared`: where it must leave a prepared branch."""
         job = Job(self.world, order, fate, deadline)
         with processes.start("nodoubt.demo.child") as child:
             try:
@@ -84,7 +87,8 @@ class Play:
         self.attempts[order.id] = reports[0].attempt
         self.stage.deed(f"process {child.pid} got as far as: {', '.join(points[-POINTS_MAX:])}")
         self.stage.deed(f"kill -9 {child.pid}")
-        self.show("The process is dead. Now there is:", order)
+        moment = self.show("The process is dead. Now there is:", order)
+        self.tell(caught(moment, order, reports[0].attempt, prepared=prepared))
 
     def recover(self) -> SweepReport:
         """Recovery by another process than the dead one: this one. Goes on while a server still lets go of the dead."""
@@ -111,7 +115,10 @@ class Play:
     def end(self, order: Order) -> None:
         """The end of an act: what there is, and whether it is what must be."""
         moment = self.show("Afterwards:", order)
-        one = settled(moment, order, self.attempt(order, moment), committed=self.expected[order.id])
+        self.tell(settled(moment, order, self.attempt(order, moment), committed=self.expected[order.id]))
+
+    def tell(self, one: Check) -> None:
+        """A check of this moment."""
         self.stage.checks([one])
         self.checks.append(one)
 
@@ -166,7 +173,7 @@ def between_two_prepares(play: Play) -> None:
     stage.act("Killed between two prepares")
     order = play.order(CUPS, committed=False)
     stage.say("The warehouse has promised that it can commit; the shop has not been asked yet.")
-    play.place_and_die(order, Fate("prepared", on="warehouse"))
+    play.place_and_die(order, Fate("prepared", on="warehouse"), prepared=["warehouse"])
     stage.say(
         "The warehouse holds the cups for a process that no longer exists. Recovery writes ABORT into the journal "
         "first, so that the order can never be committed by anybody, and then rolls the branch back."
@@ -181,7 +188,7 @@ def paid_but_undecided(play: Play) -> None:
     stage.act("Killed after the payment, before the decision")
     order = play.order(TEAPOTS, committed=True)
     stage.say("Everything is prepared and the money is taken; the process dies with the word COMMIT on its lips.")
-    play.place_and_die(order, Fate("deciding"))
+    play.place_and_die(order, Fate("deciding"), prepared=BOTH)
     play.recover()
     stage.say(
         "Recovery leaves it alone: a staged order waits for its owner until its deadline. Any process that knows its "
@@ -201,7 +208,7 @@ def paid_and_forgotten(play: Play) -> None:
     stage.act("Killed at the same point, and nobody comes back")
     order = play.order(CUPS, committed=False)
     stage.say(f"The same death, but the order was staged with a deadline of {DEADLINE_S:g} s.")
-    play.place_and_die(order, Fate("deciding"), deadline=DEADLINE_S)
+    play.place_and_die(order, Fate("deciding"), prepared=BOTH, deadline=DEADLINE_S)
     with play.world.coordinator() as db:
         deadline = db.status(order.id).deadline or 0.0
     time.sleep(max(deadline - time.time(), 0) + 0.01)
@@ -220,7 +227,7 @@ def at_the_decision(play: Play) -> None:
         "The journal is in the shop's database: the decision becomes durable with the shop's own commit, by the same "
         "flush."
     )
-    play.place_and_die(order, Fate("committed"))
+    play.place_and_die(order, Fate("committed"), prepared=["warehouse"])
     stage.say(
         "Half of it is committed: the shop shows the order, the warehouse still holds the cups. The decision stands in "
         "the journal, so there is nothing to guess: whoever comes next commits the rest."
@@ -251,7 +258,7 @@ def two_prepares_at_once(play: Play) -> None:
         "Now the journal is a database of its own, so that no branch carries the decision. Both branches prepare at "
         "the same time. The shop's is done, the warehouse's is held back by a hair when the process dies."
     )
-    play.place_and_die(order, Fate("prepared", on="shop", hold="warehouse"))
+    play.place_and_die(order, Fate("prepared", on="shop", hold="warehouse"), prepared=["shop"])
     play.recover()
     play.end(order)
 
@@ -262,7 +269,7 @@ def decided_nothing_committed(play: Play) -> None:
     stage.act("Killed after the decision, before any branch commits")
     order = play.order(TEAPOTS, committed=True)
     stage.say("COMMIT is written to the journal's disk. Neither database has heard of it.")
-    play.place_and_die(order, Fate("committed"))
+    play.place_and_die(order, Fate("committed"), prepared=BOTH)
     stage.say(
         "No customer can see the order yet, and yet it is committed: the journal's word is what counts. "
         "Two recoveries run one after the other; the second finds nothing left."
@@ -278,7 +285,7 @@ def half_way_through_phase_two(play: Play) -> None:
     stage.act("Killed between two commits")
     order = play.order(CUPS, committed=True)
     stage.say("The warehouse has committed. The shop was just about to.")
-    play.place_and_die(order, Fate("branch committed", on="warehouse", hold="shop"))
+    play.place_and_die(order, Fate("branch committed", on="warehouse", hold="shop"), prepared=["shop"])
     stage.say(
         "A reader of both databases sees half an order now; without the decision in the journal nobody could tell "
         "which half is right. Recovery can: it was decided."
@@ -317,7 +324,7 @@ def server_dies(play: Play, kill: Callable[[], None], restart: Callable[[], None
     stage.act("The PostgreSQL server itself is killed, twice")
     order = play.order(TEAPOTS, committed=True)
     stage.say("An order is staged and paid, and its process is killed, as before.")
-    play.place_and_die(order, Fate("deciding"))
+    play.place_and_die(order, Fate("deciding"), prepared=BOTH)
     with play.world.coordinator() as db:
         kill()
         stage.deed("kill -9 to every process of the server that holds the shop and the journal")

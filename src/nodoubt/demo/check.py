@@ -6,7 +6,7 @@ Guarantees: pure; a moment in which any database could not be asked fails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..protocol.records import Verdict
@@ -24,6 +24,16 @@ class Check:
     claim: str
     holds: bool
     detail: str = ""
+
+
+def caught(moment: Moment, order: Order, attempt: str, *, prepared: Collection[str]) -> Check:
+    """That the process died where the act says: these databases hold a prepared branch, the others hold none."""
+    found = {name for name, attempts in moment.prepared.items() if attempt in attempts}
+    where = " and ".join(sorted(prepared))
+    claim = f"the process of {order.id} was caught in the act: prepared in {where}" + (
+        "" if len(prepared) > 1 else " alone"
+    )
+    return Check(claim, found == set(prepared), f"prepared in {_(sorted(found))}")
 
 
 def settled(moment: Moment, order: Order, attempt: str, *, committed: bool) -> Check:
