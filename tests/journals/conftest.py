@@ -17,7 +17,7 @@ import pytest
 pytest.register_assert_rewrite("nodoubt.testing.journals")
 
 from journals.places import CLUSTER, EMPTY, TABLES, MakePlace, Place, query
-from nodoubt.testing.journals import Bench
+from nodoubt.testing.bench import Bench
 
 
 @pytest.fixture

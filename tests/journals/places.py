@@ -16,7 +16,7 @@ from nodoubt.journals.memory import AsyncMemorySession, MemoryJournal, MemorySes
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Reply
 from nodoubt.script import do
-from nodoubt.testing.journals import Bench, LoopBench, ThreadBench
+from nodoubt.testing.bench import Bench, LoopBench, ThreadBench
 from nodoubt.url import parse_url
 
 CLUSTER = "00000000000000c1"

@@ -27,8 +27,9 @@ from nodoubt.journals.dialects import (
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import BelowFloor, Conflict, Failure, Refused, Reply, SessionLost, StatementFailed, Unclear
 from nodoubt.script import Script, Watch, do, drive
-from nodoubt.testing.journals import NOW, Bench, abort, attempt_at, decision, outcomes, staging
+from nodoubt.testing.bench import Bench, outcomes
 from nodoubt.testing.processes import wait_for
+from nodoubt.testing.samples import NOW, abort, attempt_at, decision, staging
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 from nodoubt.xid import new_attempt

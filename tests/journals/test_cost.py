@@ -16,8 +16,9 @@ from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused
 from nodoubt.script import Do, Script
-from nodoubt.testing.journals import CUT, LONG_AGO, NOW, Bench, abort, attempt_at, decision, staging
+from nodoubt.testing.bench import Bench
 from nodoubt.testing.processes import wait_for
+from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, decision, staging
 from nodoubt.xid import new_attempt
 
 RECORDS = 3000

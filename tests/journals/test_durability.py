@@ -19,7 +19,8 @@ from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session
 from nodoubt.protocol.records import Standing
 from nodoubt.script import Script
-from nodoubt.testing.journals import Bench, decision, staging
+from nodoubt.testing.bench import Bench
+from nodoubt.testing.samples import decision, staging
 from nodoubt.testing.servers import MariaDBServer, PostgresServer
 from nodoubt.xid import new_attempt
 

@@ -14,7 +14,9 @@ from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Reply, Session
 from nodoubt.protocol.records import Decision, Staging, Standing
 from nodoubt.script import Do, Script
-from nodoubt.testing.journals import Bench, JournalSuite, abort, decision
+from nodoubt.testing.bench import Bench
+from nodoubt.testing.journals import JournalSuite
+from nodoubt.testing.samples import abort, decision
 
 SUITE = JournalSuite()
 # What a claim fails with: an assertion, the lack of a refusal, or a refusal where none was due.

@@ -19,18 +19,9 @@ from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import BelowFloor, Conflict, StatementFailed
 from nodoubt.protocol.records import Standing, Verdict
 from nodoubt.script import Script
-from nodoubt.testing.journals import (
-    ANSWER_WITHIN_S,
-    CUT,
-    LONG_AGO,
-    NOW,
-    Bench,
-    abort,
-    attempt_at,
-    decision,
-    staging,
-)  # fmt: skip
+from nodoubt.testing.bench import ANSWER_WITHIN_S, Bench
 from nodoubt.testing.processes import wait_for
+from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, decision, staging
 
 OtherBench = Callable[[Any], Bench]
 

@@ -1,8 +1,7 @@
 """The conformance suite for journals: what every `ports.Journal` must do, whatever stores it.
 
-Subclass `JournalSuite` in a test module, with two pytest fixtures: `bench`, a `Bench` over a journal that is set up
-and empty, and `bare`, one whose database holds nothing yet. `ThreadBench` and `LoopBench` are the two benches: they
-run the same scripts with blocking calls, and on asyncio.
+Subclass `JournalSuite` in a test module, with two pytest fixtures: `bench`, a `bench.Bench` over a journal that is set
+up and empty, and `bare`, one whose database holds nothing yet.
 
 Each test is named after the rule that it holds. It says nothing about how a rule is kept: that a decision is forced to
 disk, for one, no client can see without cutting the power.
@@ -12,203 +11,19 @@ Must not: know SQL, or a driver.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import secrets
-import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar
 
 import pytest
 
 from ..errors import InvalidName, SchemaMismatch, UsageError
 from ..ports import BelowFloor, Conflict, Identity, Refused, Session, Unclear
-from ..protocol.records import BranchRef, Decision, Event, Mode, Quarantined, Staging, Verdict
-from ..script import Effect, Script, Watch, adrive, drive
+from ..protocol.records import BranchRef, Decision, Event, Mode, Quarantined, Verdict
+from ..script import Script
 from ..xid import new_attempt, new_cluster
-
-R = TypeVar("R")
-
-ANSWER_WITHIN_S = 30.0
-AT_ONCE_MAX = 16
-DAY_S = 24 * 3600.0
-NOW = time.time()
-LONG_AGO = NOW - 30 * DAY_S
-RETENTION_S = 7 * DAY_S
-CUT = NOW - RETENTION_S
-
-# Names that some database takes for one another, or for something else.
-NAMES = (
-    "order", "Order", "order ", " order", "örder", "o\u0308rder", "ORDER", "orde%", "orde_", "ord\\er", "ord'er",
-    'ord"er', "ord`er", "'; DROP TABLE nodoubt_names; --", "$$order$$", "{order}", "%(order)s", "%s", "$1", "?",
-    ":order", "🦀", "🦀🦀", "🦀" * 200, "é" * 200, "straße", "strasse", "ﬁ", "fi", "\u200border", "注文七", "0",
-    "NULL", "0" * 32,
-)  # fmt: skip
-
-
-class Bench(ABC):
-    """Runs the scripts of one journal, over any number of its sessions."""
-
-    def __init__(self, journal: Any) -> None:
-        self.journal = journal
-        self._main: Session | None = None
-        self.executor = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="bench")
-
-    @abstractmethod
-    def session(self) -> Session:
-        """A new session; the bench closes it."""
-
-    @abstractmethod
-    def start(self, script: Script[R]) -> Future[R]:
-        """Run a script at the same time as others."""
-
-    def run(self, script: Script[R]) -> R:
-        """Run a script to its end."""
-        return self.start(script).result(ANSWER_WITHIN_S)
-
-    @property
-    def main(self) -> Session:
-        """The session for whatever needs no other."""
-        if self._main is None or not self._main.usable:
-            self._main = self.session()
-        return self._main
-
-    def __enter__(self) -> Self:
-        return self
-
-    @abstractmethod
-    def __exit__(self, *_: object) -> None: ...
-
-    def __getattr__(self, verb: str) -> Callable[..., Any]:
-        """`bench.insert(…)`: the journal's verb, on the main session."""
-        if verb.startswith("_"):
-            raise AttributeError(verb)
-        method = getattr(self.journal, verb)
-        return lambda *args, **named: self.run(method(self.main, *args, **named))
-
-
-class ThreadBench(Bench):
-    """Blocking calls, in threads."""
-
-    def __init__(self, journal: Any, connect: Callable[[], Session]) -> None:
-        super().__init__(journal)
-        self._connect = connect
-        self._sessions: list[Session] = []
-
-    def session(self) -> Session:
-        self._sessions.append(self._connect())
-        return self._sessions[-1]
-
-    def start(self, script: Script[R]) -> Future[R]:
-        return self.executor.submit(drive, script, executor=self.executor, watch=Watch())
-
-    def __exit__(self, *_: object) -> None:
-        for session in self._sessions:
-            session.close()
-        self.executor.shutdown()
-
-
-class LoopBench(Bench):
-    """On asyncio, in a loop that runs in a thread of its own."""
-
-    def __init__(self, journal: Any, connect: Callable[[], Awaitable[Any]]) -> None:
-        super().__init__(journal)
-        self._connect = connect
-        self._sessions: list[Any] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="bench-loop", daemon=True)
-        self._thread.start()
-
-    def session(self) -> Session:
-        session: Any = self._submit(self._connect()).result(ANSWER_WITHIN_S)
-        self._sessions.append(session)
-        return session  # type: ignore[no-any-return]
-
-    def start(self, script: Script[R]) -> Future[R]:
-        return self._submit(adrive(script))
-
-    def _submit(self, awaitable: Awaitable[R]) -> Future[R]:
-        async def wait() -> R:
-            return await awaitable
-
-        return asyncio.run_coroutine_threadsafe(wait(), self._loop)
-
-    def __exit__(self, *_: object) -> None:
-        async def close() -> None:
-            for session in self._sessions:
-                await session.close()
-
-        self._submit(close()).result(ANSWER_WITHIN_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self.executor.shutdown()
-
-
-# ---- what the claims are about --------------------------------------------------------------------
-
-
-def attempt_at(seconds: float) -> str:
-    """An attempt id as a clock showing this time would make it."""
-    return f"{int(seconds * 1000):012x}7{secrets.token_hex(2)[1:]}8{secrets.token_hex(8)[1:]}"
-
-
-def branches(*resource_ids: str) -> tuple[BranchRef, ...]:
-    """One branch on each of these resources."""
-    return tuple(BranchRef(number, f"db-{one}", one) for number, one in enumerate(resource_ids or ("r0", "r1")))
-
-
-def decision(verdict: Verdict = Verdict.COMMIT, attempt: str | None = None, **more: Any) -> Decision:
-    """A decision, taken when its attempt began unless `decided_at` says otherwise."""
-    attempt = attempt or new_attempt()
-    begun = int(attempt[:12], 16) / 1000
-    fields: dict[str, Any] = {"mode": Mode.ONCE, "name": "", "branches": branches(), "decided_at": begun}
-    return Decision(attempt, verdict, **(fields | more))
-
-
-def abort(attempt: str | None = None, **more: Any) -> Decision:
-    """The other verdict."""
-    return decision(Verdict.ABORT, attempt, **more)
-
-
-def staging(name: str, attempt: str | None = None, **more: Any) -> Staging:
-    """A row of the directory."""
-    fields: dict[str, Any] = {"branches": branches(), "last": None, "deadline": NOW + DAY_S, "created_at": NOW}
-    return Staging(name, attempt or new_attempt(), **(fields | more))
-
-
-def cut_short(script: Script[Any], effects: int) -> Script[bool]:
-    """Run a script's first effects, and no more: its process dies there. True if it ended before."""
-    send: Callable[[Any], Effect] = script.send
-    result: Any = None
-    try:
-        for _ in range(effects):
-            effect = send(result)
-            try:
-                result = yield effect
-                send = script.send
-            except Exception as error:
-                result, send = error, script.throw
-        send(result)
-    except StopIteration:
-        return True
-    finally:
-        script.close()
-    return False
-
-
-def outcomes(futures: Sequence[Future[R]]) -> list[R | Exception]:
-    """How each of them ended."""
-    ended: list[R | Exception] = []
-    for future in futures:
-        try:
-            ended.append(future.result(ANSWER_WITHIN_S))
-        except Exception as error:
-            ended.append(error)
-    return ended
+from .bench import Bench, cut_short, outcomes
+from .samples import CUT, DAY_S, LONG_AGO, NAMES, NOW, abort, attempt_at, branches, decision, staging
 
 
 class JournalSuite:
