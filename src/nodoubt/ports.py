@@ -354,8 +354,13 @@ class Journal(Protocol):
         ...
 
     # -- the directory of names
-    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
-        """Write the row, forced. `Conflict`: the name is taken. `replace`: the ended attempt that may be replaced."""
+    def stage(
+        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+    ) -> Script[None]:
+        """Write the row. `Conflict`: the name is taken. `replace`: the ended attempt that may be replaced.
+
+        Not `forced`: it may be lost in a crash until a later flush of the same log (`unforced_rows`) has been answered.
+        """
         ...
 
     def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]: ...

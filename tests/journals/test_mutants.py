@@ -97,7 +97,9 @@ class ReplacesByAttemptAlone(SqlJournal):
 class ReplacesInTwoSteps(SqlJournal):
     """Removes the old name before it is sure of the new one."""
 
-    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
+    def stage(
+        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+    ) -> Script[None]:
         for row in self.staging_rows(staging, replace=replace):
             yield from self._write(session, row)
 

@@ -67,6 +67,7 @@ def plan(
         staging=Staging("n", ATTEMPT, refs, last, 0.0) if staged else None,
         listed_early=early,
         row_inside=inside,
+        covered=rides and not inside,  # PostgreSQL does both, SQLite the latter only
         rides=rides,
     )
 
@@ -143,7 +144,8 @@ class Walk:
                 assert not any(isinstance(c, Commit) for c in self.open), "I6"
                 self.ended = True
             else:
-                assert ready.must_sync
+                covered = isinstance(record, Staging) and plan.covered and point is not None
+                assert ready.must_sync is not covered
                 self.writing.append(record)
         if ready.answer is not None:
             self.answers.append(ready.answer)

@@ -107,7 +107,7 @@ def _advance(ctx: Context, course: Course, events: Sequence[Event]) -> Script[No
         course.answer = course.answer or ready.answer
         _notice_answer(ctx, course, ready)
         for record in ready.records:
-            event = yield from _write(ctx, course, record)
+            event = yield from _write(ctx, course, record, forced=ready.must_sync)
             if event is not None:
                 queue.append(event)
 
@@ -124,13 +124,13 @@ def _notice_answer(ctx: Context, course: Course, ready: Ready) -> None:
             ctx.notice("P5", course.attempt.id, "in doubt", why=course.machine.why)
 
 
-def _write(ctx: Context, course: Course, record: Record) -> Script[Event | None]:
+def _write(ctx: Context, course: Course, record: Record, *, forced: bool) -> Script[Event | None]:
     match record:
         case Decision():
             ctx.notice("P5", course.attempt.id, "deciding")
             return (yield from _decide(ctx, course, record))
         case Staging():
-            return (yield from _list(ctx, course, record))
+            return (yield from _list(ctx, course, record, forced=forced))
         case Ended():
             ctx.notice("P9", course.attempt.id, "every branch proved")
             with ctx.lock:
@@ -150,9 +150,9 @@ def _decide(ctx: Context, course: Course, wanted: Decision) -> Script[Event]:
     return Decided(stands.verdict, stands.reason)
 
 
-def _list(ctx: Context, course: Course, staging: Staging) -> Script[Event]:
+def _list(ctx: Context, course: Course, staging: Staging, *, forced: bool) -> Script[Event]:
     def body(session: Session) -> Script[None]:
-        return ctx.journal.stage(session, staging, replace=course.attempt.replace)
+        return ctx.journal.stage(session, staging, replace=course.attempt.replace, forced=forced)
 
     try:
         yield from bounded(using(ctx.journal_pool, body), ctx.settings.decide_s, ctx.clock)
@@ -189,7 +189,7 @@ def _prepare(ctx: Context, course: Course, branch: Branch, row: Staging | None) 
     attempt, resource, session = course.attempt, branch.participant.resource, branch.session
     assert session is not None
     riders = () if row is None else ctx.journal.staging_rows(row, replace=attempt.replace)
-    ctx.notice("P3", attempt.id, "prepare", branch.number)
+    ctx.notice("P3", attempt.id, "prepare", branch.number, resource=branch.participant.name)
     try:
         yield from bounded(resource.prepare(session, branch.work, riders=riders), ctx.settings.prepare_s, ctx.clock)
         if attempt.mode is attempt.mode.STAGED:
@@ -206,7 +206,7 @@ def _prepare(ctx: Context, course: Course, branch: Branch, row: Staging | None) 
         branch.let_go(kill=True)
         return Voted(branch.number, Vote.UNKNOWN, f"{branch.participant.name} gave no answer to prepare: {error}")
     branch.prepared = Prepared(branch.work.xid, handle=branch.work.handle)
-    ctx.notice("P3", attempt.id, "prepared", branch.number)
+    ctx.notice("P3", attempt.id, "prepared", branch.number, resource=branch.participant.name)
     return Voted(branch.number, Vote.YES)
 
 
@@ -228,7 +228,7 @@ def _commit_here(ctx: Context, course: Course, branch: Branch, riders: Sequence[
     """The one-phase commit of the branch on its own session: alone, or with the decision riding in it."""
     resource, session = branch.participant.resource, branch.session
     assert session is not None
-    ctx.notice("P5", course.attempt.id, "deciding", branch.number)
+    ctx.notice("P5", course.attempt.id, "deciding", branch.number, resource=branch.participant.name)
     try:
         yield from bounded(
             resource.commit_alone(session, branch.work, riders=riders), ctx.settings.prepare_s, ctx.clock
@@ -259,7 +259,7 @@ def _commit_point(ctx: Context, course: Course, branch: Branch, row: Decision) -
         before, riders = ((), rows) if inside else (rows, ())
         return resource.commit_prepared(session, prepared, before=before, riders=riders)
 
-    ctx.notice("P5", course.attempt.id, "deciding", branch.number)
+    ctx.notice("P5", course.attempt.id, "deciding", branch.number, resource=branch.participant.name)
     try:
         yield from bounded(using(branch.participant.reserve, body), ctx.settings.prepare_s, ctx.clock)
     except Conflict as error:
@@ -315,14 +315,14 @@ def _second_phase(ctx: Context, course: Course, branch: Branch, verdict: Verdict
     attempt = course.attempt
     prepared = branch.prepared or Prepared(branch.work.xid, handle=branch.work.handle)
     if verdict is Verdict.COMMIT:
-        ctx.notice("P8", attempt.id, "commit", branch.number)
+        ctx.notice("P8", attempt.id, "commit", branch.number, resource=branch.participant.name)
     ending = yield from carry_out(ctx, branch.participant, prepared, verdict, session=branch.session)
     branch.let_go(kill=ending.end is not End.PROVED)
     if ending.end is not End.PROVED:
         log.warning("branch %d of %s is left to recovery: %s", branch.number, attempt.id, ending.why)
         return Unfinished(branch.number, ending.why)
     if verdict is Verdict.COMMIT:
-        ctx.notice("P7", attempt.id, "branch committed", branch.number)
+        ctx.notice("P7", attempt.id, "branch committed", branch.number, resource=branch.participant.name)
     return Finished(branch.number)
 
 

@@ -213,6 +213,10 @@ def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
         staging=(attempt.early or _staging(ctx, attempt, refs, number)) if staged else None,
         listed_early=attempt.early is not None,
         row_inside=traits is not None and traits.riders_on_prepare,
+        # X's transaction has been open since before the row, on the same server. If that server crashes in between it
+        # takes the row along, and X's transaction too: then PREPARE, whichever session it comes from, has nothing to
+        # prepare, and cannot answer with its tag. If it does, the log it has flushed holds the row.
+        covered=traits is not None and traits.unforced_rows,
     )
 
 

@@ -26,10 +26,12 @@ class Directory(Transactions):
 
     # ---- names ------------------------------------------------------------------------------------
 
-    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
-        """Write the row, forced. `Conflict`: the name or the attempt is taken, or the attempt was fenced."""
+    def stage(
+        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+    ) -> Script[None]:
+        """Write the row. `Conflict`: the name or the attempt is taken, or the attempt was fenced."""
         try:
-            yield from self._write(session, *self.staging_rows(staging, replace=replace))
+            yield from self._write(session, *self.staging_rows(staging, replace=replace), forced=forced)
         except BelowFloor as error:
             yield from self._tell_decided(session, [staging.attempt], error)
 

@@ -446,7 +446,9 @@ class MemoryJournal:
         return tuple(retired)
 
     # -- the directory of names
-    def stage(self, session: Session, staging: Staging, *, replace: str | None = None) -> Script[None]:
+    def stage(
+        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+    ) -> Script[None]:
         return self._apply(session, "stage", staging, replace)
 
     def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:

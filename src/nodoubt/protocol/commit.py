@@ -99,6 +99,7 @@ class Plan:
     staging: Staging | None = None
     listed_early: bool = False  # the directory row was committed before the work, in X's own session
     row_inside: bool = False  # X's prepare takes the directory row inside (SQLite)
+    covered: bool = False  # X's prepare makes the directory row durable, which is committed before it (PostgreSQL)
     rides: bool = False  # the decision rides on X's phase two (PostgreSQL, SQLite)
 
     @property
@@ -176,7 +177,9 @@ class CommitMachine:
             if self.plan.listed_early or self.plan.row_inside:
                 return self._prepare_last()
             self.phase = Phase.LISTING
-            return Ready(records=(self.plan.staging,), must_sync=True)
+            # Covered, the row may wait for the flush of X's prepare: until that has answered nobody is told that the
+            # work is staged, and nobody may decide COMMIT before X is listed as prepared, which is flushed.
+            return Ready(records=(self.plan.staging,), must_sync=not self.plan.covered or point is None)
         if not writers:
             self.phase = Phase.COMMITTED
             return Ready(answer=Answer.COMMITTED)
