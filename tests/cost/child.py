@@ -1,0 +1,113 @@
+"""The process whose transactions are counted: opens a coordinator on the databases it was told, and works in sections.
+
+`python child.py '{"urls": {…}, "journal": …, "count": 20, "marks": "…"}'`. Each section is `count` transactions of one
+way, after a few that warm pools and statement caches up; each is between two marks: `sync-once`, `sync-once-end`.
+It says "ready" when all is connected, begins when its standard input ends, and marks its own end: `done`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from cost.tracing import mark
+from kit import Database, Face, FaceTransaction
+
+WARM_UP = 2
+
+
+def without_checkpoints(connection: apsw.Connection) -> None:
+    """SQLite writes its log back every so many pages, in whoever comes to be at work then: not what is counted."""
+    connection.wal_autocheckpoint(0)
+
+
+async def write(tx: FaceTransaction, name: str) -> None:
+    await tx.execute(name, "update accounts set balance = balance + 1 where id = 0")
+
+
+async def read(tx: FaceTransaction, name: str) -> None:
+    await tx.execute(name, "select balance from accounts where id = 0")
+
+
+class Worker:
+    """One coordinator's sections."""
+
+    def __init__(self, db: Face, marks: Path) -> None:
+        self.db, self.marks = db, marks
+        self.names = list(db.databases)
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        mark(self.marks, f"{self.db.mode}-{name}")
+        yield
+        mark(self.marks, f"{self.db.mode}-{name}-end")
+
+    async def reads(self) -> None:
+        with self.section("reads"):
+            async with self.db.transaction() as tx:
+                for name in self.names:
+                    await read(tx, name)
+
+    async def one(self) -> None:
+        with self.section("one"):
+            async with self.db.transaction() as tx:
+                await write(tx, self.names[-1])
+                for name in self.names[:-1]:
+                    await read(tx, name)
+
+    async def once(self) -> None:
+        with self.section("once"):
+            async with self.db.transaction() as tx:
+                for name in self.names:
+                    await write(tx, name)
+
+    async def staged(self, order: str) -> None:
+        with self.section("begin"):
+            async with self.db.staged(order) as tx:
+                for name in self.names:
+                    await write(tx, name)
+        with self.section("commit"):
+            await self.db.commit_distributed(order)
+
+    async def run(self, count: int, label: str) -> None:
+        for _ in range(count):
+            await self.reads()
+        for _ in range(count):
+            await self.one()
+        for _ in range(count):
+            await self.once()
+        for number in range(count):
+            await self.staged(f"{self.db.mode}-{label}-{number}")
+        with self.section("flush"):
+            await self.db.recover()
+
+
+async def main(task: dict[str, Any]) -> None:
+    apsw.connection_hooks.append(without_checkpoints)
+    databases = [Database(name, url) for name, url in task["urls"].items()]
+    marks = Path(task["marks"])
+    workers = [Worker(Face(mode, databases, journal=task["journal"]), marks) for mode in ("sync", "async")]
+    for worker in workers:
+        await worker.db.open()
+        await worker.db.setup()
+    for worker in workers:
+        await worker.run(WARM_UP, "warm")
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    for worker in workers:
+        await worker.run(task["count"], "count")
+    mark(marks, "done")
+    for worker in workers:
+        await worker.db.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))
