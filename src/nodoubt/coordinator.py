@@ -29,7 +29,7 @@ from .transaction import AsyncTransaction, Staging, Transaction
 
 T = TypeVar("T")
 LIST_MAX = 1000
-RETIRE_EVERY = 60  # turns of the background loop
+RETIRE_EVERY = 60  # sweeps, in the background or asked for
 _COORDINATORS: weakref.WeakSet[_Base] = weakref.WeakSet()
 
 
@@ -74,14 +74,19 @@ class _Base:
             return
         yield from ends.flush(self._ctx)
         yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
-        self._turns += 1
-        if self._turns % RETIRE_EVERY == 0:
-            yield from ends.retire(self._ctx)
+        yield from self._retire_now_and_then()
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._ready()
         yield from ends.flush(ctx)
-        return (yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s))
+        report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
+        yield from self._retire_now_and_then()
+        return report
+
+    def _retire_now_and_then(self) -> Script[None]:
+        self._turns += 1
+        if self._turns % RETIRE_EVERY == 0:
+            yield from ends.retire(self._ctx)
 
     def _finish_script(self, name: str, wanted: Verdict, attempt: str | None, wait: Wait) -> Script[Result]:
         ctx = self._ready()
@@ -196,7 +201,10 @@ class Coordinator(_Base):
         self._shell.run(self._setup_script())
 
     def adopt(self, name: str) -> None:
-        """Take a cloned or restored database as it is now. Only after a human has looked (I15)."""
+        """Take a cloned or restored database as it is now. Only after a human has looked (I15).
+
+        Call it, like `setup`, on a coordinator that is not open: to open it would raise `LineageBroken`.
+        """
         self._shell.run(start.adopt(self._ctx, name))
 
     def transaction(

@@ -125,8 +125,13 @@ def using(pool: Pool, body: Callable[[Session], Script[R]]) -> Script[R]:
     session: Session = yield Do(pool, "acquire")
     try:
         return (yield from body(session))
-    except SessionLost as error:
-        raise Unclear(f"no answer: {error}") from error
+    except (SessionLost, Unclear) as error:
+        if not session.usable:
+            # Where its server has crashed the idle ones are dead as well, and each would fail somebody's transaction.
+            pool.drop_idle()
+        if isinstance(error, SessionLost):
+            raise Unclear(f"no answer: {error}") from error
+        raise
     finally:
         pool.release(session)
 

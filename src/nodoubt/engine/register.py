@@ -55,6 +55,8 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
             return decision
         if isinstance(error, BelowFloor):
             raise error
+        if isinstance(error, Refused) and not isinstance(error, Conflict) and not error.retry and not maybe_written:
+            raise NotDecided(f"the journal refuses, and waiting will not help: {error}") from error
         # Anything but a refusal may have been written, or be written yet.
         maybe_written |= isinstance(error, Unclear)
         if maybe_written or isinstance(error, Conflict):
