@@ -20,6 +20,7 @@ from nodoubt.testing.servers import MariaDBServer
 from nodoubt.url import parse_url
 
 COM_RESET_CONNECTION = 0x1F
+CRASHES_MAX = 5
 
 
 @pytest.fixture
@@ -71,27 +72,29 @@ def test_what_was_acknowledged_is_there_after_a_crash(world: Any, own_server: Ma
     assert world.drive(world.resource.fence(fresh, fenced)) is Verdict.ABORT
 
 
-def test_an_acknowledged_rollback_is_forgotten_in_a_crash_and_the_next_sweep_rolls_back_again(
+def test_an_acknowledged_rollback_may_be_forgotten_in_a_crash_and_the_next_sweep_rolls_back_again(
     world: Any, own_server: MariaDBServer
 ) -> None:
-    """XA ROLLBACK is not durable, so sweeps never stop (I11).
-
-    If a release makes it durable, `back` is empty and the facts are to be corrected.
-    """
-    branches = [world.prepared(f"INSERT INTO t VALUES ({number}, 1)") for number in range(6)]
-    session = world.session()
-    for prepared in branches:
-        world.finish("rollback", prepared, session)
-    assert world.listed() == []
-    crash(own_server)
-    back = world.listed()
-    assert back
-    assert {one.xid for one in back} <= {one.xid for one in branches}
-    for prepared in back:
-        world.finish("rollback", prepared)
-    assert world.listed() == []
-    assert world.values() == []
-    assert world.receipts() == []
+    """XA ROLLBACK is not durable, so sweeps never stop (I11). Its log is written by whatever is flushed next."""
+    forgotten = 0
+    for _ in range(CRASHES_MAX):
+        branches = [world.prepared(f"INSERT INTO t VALUES ({number}, 1)") for number in range(6)]
+        session = world.session()
+        for prepared in branches:
+            world.finish("rollback", prepared, session)
+        crash(own_server)
+        back = world.listed()
+        assert {one.xid for one in back} <= {one.xid for one in branches}
+        for prepared in back:
+            world.finish("rollback", prepared)
+        assert world.listed() == []
+        assert world.values() == []
+        assert world.receipts() == []
+        forgotten += len(back)
+        if forgotten:
+            break
+    # Never forgotten in so many crashes: then a release has made it durable, and FACTS is to be corrected.
+    assert forgotten
 
 
 def test_no_session_of_the_run_before_is_looked_for(world: Any, own_server: MariaDBServer) -> None:

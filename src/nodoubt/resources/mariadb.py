@@ -171,7 +171,7 @@ class MariaDBResource:
         return Identity(row["resource_id"], row["cluster"], row["server"], int(row["epoch"]))
 
     def server(self, session: Session) -> Script[str]:
-        """MySQL's uuid, kept with its data; MariaDB's uid, a hash of its host (MAC address) and port; "" where it has none."""
+        """MySQL's uuid, kept with its data, or MariaDB's uid, a hash of host (MAC address) and port; "" for neither."""
         settings = yield from self._settings(session)
         uid = settings.get("server_uuid") or settings.get("server_uid") or ""
         return f"{uid}/{self.database}" if uid else ""
