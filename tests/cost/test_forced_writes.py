@@ -56,8 +56,6 @@ SHAPES = [
     ("sqlite", "sqlite"),
     ("postgres", "postgres", "postgres"),
 ]
-# Where the journal is: in the first branch's database, or in another one of that kind.
-JOURNALS = ["first", "postgres", "mariadb", "sqlite"]
 CASES = [(shape, "first") for shape in SHAPES] + [
     (("postgres", "postgres"), "postgres"),
     (("postgres", "mariadb"), "sqlite"),
