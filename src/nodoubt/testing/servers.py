@@ -14,9 +14,11 @@ directories, even if the process that started the server is killed.
 Must not: need a database driver (databases are made with the clients that come with the servers), touch
 a server it has not started, or be used for data that anybody wants to keep. Linux only.
 
-Where the machine has memory to spare, the directories are in it (/dev/shm): a SIGKILL takes nothing from a file
-there, and a hundred databases' worth of small files is made, flushed and removed ten times as fast. The flushes are
-still asked for, and can be counted; to have them cost what they cost, say `under="/var/tmp"`.
+Where the machine has memory to spare, PostgreSQL's directories are in it (/dev/shm): what a SIGKILL takes is what the
+server had not written yet, there as on a disk, and a hundred databases' worth of small files is made, flushed and
+removed ten times as fast. The flushes are still asked for, and can be counted; to have them cost what they cost, say
+`under="/var/tmp"`. MariaDB's are on disk: in memory it maps its log, and then a SIGKILL loses nothing at all
+(measured: of six acknowledged XA ROLLBACKs six were forgotten on disk, none in memory).
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class Server(ABC):
     defaults: ClassVar[Mapping[str, Setting]]
     accounts: ClassVar[tuple[str, ...]]  # who may run it when we are root, best first
     kind: ClassVar[str]
+    in_memory: ClassVar[bool] = True  # may live there, if there is plenty
 
     def __init__(self, settings: Mapping[str, Setting] | None = None, *, under: str | Path | None = None) -> None:
         self._under = None if under is None else Path(under)
@@ -101,7 +104,7 @@ class Server(ABC):
         if self._directory is not None:
             self._launch()
             return self
-        self._directory = _fresh_directory(self.kind, self._account(), self._under)
+        self._directory = _fresh_directory(self.kind, self._account(), self._under or _place(in_memory=self.in_memory))
         self._guard = Guard(self._directory)
         try:
             _copy(_template(type(self)), self.data)
@@ -355,6 +358,7 @@ class MariaDBServer(Server):
 
     kind = "MariaDB"
     accounts = ("mysql", "nobody")
+    in_memory = False  # see the module
     defaults: ClassVar[Mapping[str, Setting]] = {
         "skip-log-bin": None,
         "skip-ssl": None,
@@ -398,7 +402,9 @@ class MariaDBServer(Server):
         ]
         return [
             _mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.data}", f"--bind-address={self.host}",
-            f"--port={self.port}", "--socket=server.sock", "--pid-file=server.pid", *options,
+            f"--port={self.port}", "--socket=server.sock", "--pid-file=server.pid",
+            f"--tmpdir={self.data.parent}",  # a starting server removes what looks like a temporary table, anybody's
+            *options,
         ]  # fmt: skip
 
     def _ready(self) -> bool:
@@ -493,7 +499,7 @@ def _template(kind: type[Server]) -> Path:
     with _templates_lock:
         if kind not in _templates:
             account = kind._account()
-            directory = _fresh_directory(f"{kind.kind}-template", account, None)
+            directory = _fresh_directory(f"{kind.kind}-template", account, _place(in_memory=kind.in_memory))
             guard = Guard(directory)
             atexit.register(guard.close)
             kind._make_template(directory / "data", account)
@@ -501,16 +507,16 @@ def _template(kind: type[Server]) -> Path:
         return _templates[kind]
 
 
-def _fresh_directory(kind: str, account: pwd.struct_passwd | None, under: Path | None) -> Path:
-    directory = Path(tempfile.mkdtemp(prefix=f"nodoubt-{kind.lower()}-", dir=under or _place()))
+def _fresh_directory(kind: str, account: pwd.struct_passwd | None, under: Path) -> Path:
+    directory = Path(tempfile.mkdtemp(prefix=f"nodoubt-{kind.lower()}-", dir=under))
     if account is not None:
         os.chown(directory, account.pw_uid, account.pw_gid)
     return directory
 
 
-def _place() -> Path:
+def _place(*, in_memory: bool) -> Path:
     """Where directories go by themselves: into memory if there is plenty, unless TMPDIR says where they shall go."""
-    if "TMPDIR" in os.environ or not os.access(MEMORY_FILES, os.W_OK | os.X_OK):
+    if not in_memory or "TMPDIR" in os.environ or not os.access(MEMORY_FILES, os.W_OK | os.X_OK):
         return Path(tempfile.gettempdir())
     room = os.statvfs(MEMORY_FILES)
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
