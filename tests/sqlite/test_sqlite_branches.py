@@ -283,8 +283,16 @@ def test_a_staged_branch_of_one_resource_prepares(world: World, session: Any) ->
 # ---- locks
 
 
+def test_a_table_is_locked_even_if_no_row_of_it_was_written(world: World, session: Any) -> None:
+    """`delete from empty` says that there is to be nothing: a row that comes before the commit makes it untrue."""
+    world.run(session, "create table empty(a)")
+    world.stage(session, "delete from empty")
+    assert world.rows(session, "select tbl, mode from nodoubt_locks") == [("empty", "X")]
+    assert shell(world.path, "insert into empty values (1)").returncode != 0
+
+
 def test_a_plain_shell_cannot_write_a_locked_table(world: World, session: Any) -> None:
-    world.run(session, "create table free(a); create table child(a references t on delete cascade)")
+    world.run(session, "create table free(a); create table child(a references T on delete cascade)")
     prepared = world.stage(session, "insert into t values (2, 'y')")
     for sql in (
         "insert into t values (9, 'z')",
@@ -522,6 +530,17 @@ def test_a_hazard_keeps_the_branch_prepared_and_names_the_table(world: World, se
     world.rollback(session, prepared)
     assert world.listed(session) == []
     assert shell(world.path, "select * from t").stdout == shown
+
+
+def test_a_conflict_clause_of_the_table_does_not_hide_a_hazard(world: World, session: Any) -> None:
+    """Without OR ABORT, the row of a stranger would be replaced, or ours ignored, without a word."""
+    for policy in ("replace", "ignore"):
+        world.run(session, f"create table {policy}d(id integer primary key, a unique on conflict {policy})")
+        prepared = world.stage(session, f"insert into {policy}d values (1, 'ours')")
+        shell(world.path, f".dbconfig enable_trigger off\ninsert into {policy}d values (9, 'ours')")
+        with pytest.raises(Hazard):
+            world.commit(session, prepared)
+        assert world.rows(session, f"select id from {policy}d") == [(9,)]
 
 
 def test_a_vacuum_that_renumbers_rows_is_a_hazard(world: World, session: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nodoubt.ports import Refused
 from nodoubt.resources.sqlite import record as format_
 from nodoubt.resources.sqlite.record import RawText, Record, TableRedo, UnreadableRecord, decode, digest, encode
 
@@ -81,6 +82,13 @@ def test_every_value_comes_back_with_its_type(rows: list[tuple[object, ...]], ke
 def test_a_digest_tells_types_apart() -> None:
     digests = {digest([(value,)]) for value in (1, 1.0, "1", b"1", RawText(b"1"), None, "", b"")}
     assert len(digests) == 8
+
+
+def test_a_record_is_read_back_before_anything_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = msgspec.msgpack.Encoder(enc_hook=lambda value: value.stored)  # text becomes a blob
+    monkeypatch.setattr(format_, "_encoder", wrong)
+    with pytest.raises(Refused, match="cannot be recorded exactly"):
+        encode(EXAMPLE)
 
 
 def test_another_version_is_refused_by_its_number() -> None:

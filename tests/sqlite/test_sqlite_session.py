@@ -156,6 +156,28 @@ def test_kill_makes_a_call_in_progress_fail_at_once(world: World, what: str) -> 
     assert not session.usable
     with pytest.raises(SessionLost):
         world.run(session, "select 1")
+    until(lambda: closed(session.connection), "its own thread closes it")
+
+
+def closed(connection: Connection) -> bool:
+    try:
+        return connection.in_transaction is None
+    except apsw.ConnectionClosedError:
+        return True
+
+
+def test_an_interrupt_that_sqlite_has_forgotten_is_noticed_all_the_same(world: World) -> None:
+    """One that comes between two statements is lost; the next statement may run for hours."""
+    session = world.session()
+
+    def work(connection: Connection) -> None:
+        threading.Timer(0.02, setattr, (connection, "killed", True)).start()
+        connection.query(SLOW)
+
+    begun = time.monotonic()
+    with pytest.raises(SessionLost):
+        world.ask(session, "call", work)
+    assert time.monotonic() - begun < 2
 
 
 def test_a_killed_session_lets_go_of_the_file(world: World) -> None:
@@ -349,6 +371,20 @@ def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
     assert {s.run("pragma journal_mode; pragma synchronous")[1].scalar() for s in sessions} == {2}
     for session in sessions:
         session.close()
+
+
+def test_a_new_file_that_somebody_has_locked_is_waited_for(tmp_path: Path) -> None:
+    """SQLite does not wait for the lock that it takes to enter WAL."""
+    path = tmp_path / "new.db"
+    with contextlib.closing(apsw.Connection(str(path))) as holder, ThreadPoolExecutor(1) as thread:
+        holder.execute("begin immediate").fetchall()
+        opening = thread.submit(connect, url_of(path))
+        time.sleep(0.05)
+        assert not opening.done()
+        holder.execute("rollback").fetchall()
+        session = opening.result(10)
+    assert session.run("pragma journal_mode")[0].scalar() == "wal"
+    session.close()
 
 
 @pytest.mark.parametrize("content", ["directory missing", "not a database"])

@@ -114,6 +114,20 @@ CASES: dict[str, Case] = {
         ),
         ["delete from p where id = 1", "update p set id = 20 where id = 2"],
     ),
+    "a parent that changes under its children": (
+        (
+            "create table p(id integer primary key, a); create table t(a references p on delete cascade);"
+            "insert into p values (1, 'x'); insert into t values (1), (1)"
+        ),
+        ["update p set a = 'y'"],
+    ),
+    "a row that has never met its check": (
+        (
+            "create table t(a check (a > 0), b); pragma ignore_check_constraints = on;"
+            "insert into t values (-1, 1); pragma ignore_check_constraints = off"
+        ),
+        ["update t set b = 2"],
+    ),
     "deferred references, kept in the end": (
         "create table p(id integer primary key); create table t(a references p deferrable initially deferred)",
         ["insert into t values (5)", "insert into p values (5)"],
@@ -188,6 +202,7 @@ def test_what_was_staged_is_what_a_plain_transaction_leaves(world: World, case: 
     session, other = world.session(), world.session()
     world.run(session, given)
     before = contents(lambda sql: world.rows(other, sql))
+    integrity = world.rows(session, "pragma integrity_check")
 
     work = world.begin(session)
     world.do(session, work, *statements)
@@ -200,7 +215,7 @@ def test_what_was_staged_is_what_a_plain_transaction_leaves(world: World, case: 
     world.commit(other, prepared)
     assert contents(lambda sql: world.rows(session, sql)) == seen
     assert world.listed(session) == []
-    assert world.rows(session, "pragma integrity_check") == [("ok",)]
+    assert world.rows(session, "pragma integrity_check") == integrity
     assert world.rows(session, "pragma foreign_key_check") == []
 
 
@@ -426,7 +441,19 @@ def test_a_replay_that_differs_stops_the_prepare(world: World, monkeypatch: pyte
     work = world.begin(session)
     world.do(session, work, "insert into t values (1), (2)")
     monkeypatch.setattr(redo, "_insert", lambda *_: None)
-    with pytest.raises(Refused, match="does not give the same rows"):
+    with pytest.raises(Refused, match="does not give the same rows in t"):
         world.drive(world.resource.prepare(session, work))
     assert session.usable
     assert world.listed(session) == []
+
+
+def test_a_replay_that_counts_differently_stops_the_prepare(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nodoubt.resources.sqlite import redo
+
+    session = world.session()
+    world.run(session, "create table t(id integer primary key autoincrement, a); insert into t(a) values (1)")
+    work = world.begin(session)
+    world.do(session, work, "update t set id = 9")
+    monkeypatch.setattr(redo, "_count", lambda *_: None)
+    with pytest.raises(Refused, match="does not give the same rows in sqlite_sequence"):
+        world.drive(world.resource.prepare(session, work))

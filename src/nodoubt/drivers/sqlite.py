@@ -119,8 +119,8 @@ class Connection:
     def execute(self, statement: str, params: Parameters) -> Reply:
         """The user's statement, `?` or `:name`; of several, the last one's reply. Raises apsw's own errors.
 
-        It is always compiled anew: a statement from the cache would skip the authorizer, and one compiled before the
-        hook was there deletes a whole table without telling it.
+        It is always compiled anew: one compiled without the authorizer would skip it, and one compiled before the hook
+        was there deletes a whole table without telling it. (SQLite expires what is cached; we do not rely on that.)
         """
         self._stop_if_killed()
         try:

@@ -45,6 +45,7 @@ _READING_PRAGMAS = frozenset(
 _PRAGMAS_WITH_NAMES = frozenset({"foreign_key_list", "index_info", "index_list", "index_xinfo"}) | frozenset(
     {"table_info", "table_list", "table_xinfo"}
 )
+_SCHEMA_TABLES = frozenset({"sqlite_master", "sqlite_schema"})
 _STORED_PRAGMAS = frozenset({"application_id", "user_version"})  # part of the file, rolled back with a transaction
 
 TRANSACTION = "BEGIN, COMMIT and ROLLBACK belong to the coordinator: leave the block to end the transaction"
@@ -53,8 +54,8 @@ ATTACH = "{0} inside a transaction: only the file itself takes part. Make the ot
 PRAGMA = "PRAGMA {0} inside a transaction: it would change the connection, or the file, beyond the transaction"
 TEMPORARY = "temporary tables, views and triggers belong to a connection, not to the file, and cannot take part"
 DEFINITION = (
-    "{0} changes the schema, and that cannot be prepared: run it in a transaction of a coordinator with this one "
-    "database only, or as a migration"
+    "{0} changes what SQLite itself keeps of the file, such as its schema, and that cannot be prepared: run it in a "
+    "transaction of a coordinator with this one database only, or as a migration"
 )
 
 
@@ -120,7 +121,9 @@ class Branch:
         if self.schema is not None and table in self.schema.barred:
             raise UsageError(f"cannot stage a write: {self.schema.barred[table]}")
         if self.schema is not None and table.startswith("sqlite_"):
-            raise UsageError(DEFINITION.format(f"a write to {table}"))
+            # SQLite asks for the row in its schema first, and says only then which statement wants it.
+            what = "DDL (CREATE, DROP, ALTER)" if table in _SCHEMA_TABLES else f"a write to {table}"
+            raise UsageError(DEFINITION.format(what))
         self.writes.add(table)
 
     def _pragma(self, name: str, value: str | None) -> None:
