@@ -3,6 +3,11 @@
 A prepared branch is a record in the file, with locks that the file itself keeps (guard triggers), so it survives any
 crash, and any process can finish it. One flush to prepare, one to commit.
 
+A staged branch locks the whole table it writes, and keeps others from writing the tables it has read, until it ends: a
+staging that waits for days is better kept out of a busy SQLite file.
+
+To take nodoubt out of a file, end what is prepared, drop the triggers `nodoubt_guard_*`, then the tables `nodoubt_*`.
+
 What this cannot see, all of it done by somebody else to the same file between prepare and commit:
 
 - a write with triggers switched off to a row of a locked table that the branch did not touch;

@@ -3,8 +3,9 @@
 SQLite cannot lock a table beyond a transaction. A guard is a BEFORE trigger on a user's table that fails with our
 message while `nodoubt_locks` names the table: triggers are in the file, so a plain sqlite3 shell meets them too.
 Guards are created by the first prepare that locks a table (one change of the schema, once per table), in that
-prepare's own transaction, and then stay: an ordinary write pays a look-up in a small table for each row (see
-the documentation for the measured cost); tables that are never staged pay nothing.
+prepare's own transaction, and then stay: every ordinary write pays a look-up in a small table for each row. Measured:
+0.15 to 0.2 microseconds a row, which a transaction of a few rows does not notice, and which makes a bulk insert without
+flushes 1.8 times, a bulk update of a narrow table 5 times as long. Tables that are never staged pay nothing.
 
 Must not: put a trigger on a shadow table (SQLite then recurses to death on an FTS5 table).
 """
