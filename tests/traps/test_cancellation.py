@@ -16,6 +16,7 @@ import pytest
 
 from kit import Database, Face, opened
 from nodoubt import State, UnknownTransaction
+from nodoubt.engine.shell import AsyncShell
 from nodoubt.errors import OutcomeConflict
 from traps.scenes import at_rest, balances, context, databases, joined
 from traps.steps import at_step, every_step
@@ -87,6 +88,7 @@ async def test_cancelled_at_any_step_a_transaction_leaves_one_outcome_and_clean_
             async with joined("async", some) as db:
                 acted = await cancelled_at(db, at, how, work, name)
                 assert nothing_is_lost(db), f"step {at}"
+                assert await is_whole(watcher, some, name), f"step {at}"
                 assert (await watcher.recover(grace=0)).trouble == {}
                 assert (await watcher.recover(grace=0)).clean
                 await end(watcher, name)
@@ -101,6 +103,40 @@ async def test_cancelled_at_any_step_a_transaction_leaves_one_outcome_and_clean_
                 break
         assert outcomes == {0, 1}
         assert await watcher.quarantined() == []
+
+
+async def is_whole(watcher: Face, some: list[Database], name: str) -> bool:
+    """Before any sweep: staged as a whole, or ended as a whole. From the first PREPARE on nobody is interrupted."""
+    prepared = sum(len(d.prepared()) for d in some)
+    try:
+        state = (await watcher.status(name)).state
+    except UnknownTransaction:
+        return prepared == 0
+    return prepared == (len(some) if state is State.PREPARED else 0)
+
+
+@pytest.mark.parametrize("work", [at_once, staged])
+async def test_without_the_shield_a_cancelled_caller_leaves_branches_in_doubt(
+    work: Any, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: the phases run in the caller's own task. Recovery has to clean up, a grace later."""
+
+    async def unshielded(self: AsyncShell, script: Any) -> Any:
+        return await self.run(script)
+
+    some = databases("postgres+sqlite", request, tmp_path)
+    torn = 0
+    async with opened("async", some) as watcher:
+        monkeypatch.setattr(AsyncShell, "shielded", unshielded)
+        for at in every_step():
+            async with joined("async", some) as db:
+                acted = await cancelled_at(db, at, in_the_middle, work, f"order-{at}")
+            torn += not await is_whole(watcher, some, f"order-{at}")
+            await watcher.recover(grace=0)
+            await end(watcher, f"order-{at}")
+            if not acted:
+                break
+    assert torn, "the mutant is not caught"
 
 
 async def end(watcher: Face, name: str) -> None:
