@@ -19,13 +19,14 @@ import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from ..script import Do, Script, Watch, adrive, drive
 from .context import log
 
 R = TypeVar("R")
 T = TypeVar("T")
+P = ParamSpec("P")
 
 THREADS_MAX = 1024  # a bound against a leak, not a size: threads are made as they are needed
 BATCH_MAX = 64
@@ -98,6 +99,32 @@ def _threads_anew() -> None:
 os.register_at_fork(after_in_child=_threads_anew)
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that, once shut down, leave what is submitted to the caller's own.
+
+    A block can outlive its coordinator, and still has to roll back what it began.
+    """
+
+    _over = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._over = True
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            if not self._over:
+                raise  # no thread can be started: it waits in the queue for one that can
+        done: Future[T] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+
 class ThreadShell:
     """Runs scripts with blocking calls; what runs at the same time runs in threads."""
 
@@ -106,7 +133,7 @@ class ThreadShell:
         _SHELLS.add(self)
 
     def _start(self) -> None:
-        self._executor = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="nodoubt")
+        self._executor = _Threads(THREADS_MAX, thread_name_prefix="nodoubt")
         self._watch = Watchdog()
         self._behind: set[Future[Any]] = set()
         self._stop = threading.Event()
