@@ -400,6 +400,11 @@ class MariaDBServer(Server):
             f"--{name}" if value is None else f"--{name}={int(value) if isinstance(value, bool) else value}"
             for name, value in self.settings.items()
         ]
+        if MEMORY_FILES.exists() and os.stat(self.data).st_dev == os.stat(MEMORY_FILES).st_dev:
+            raise ServerError(
+                f"a MariaDB in {MEMORY_FILES} maps its log and loses nothing when it is killed, so a crash test proves "
+                f"nothing there: put it on a disk (under=..., or TMPDIR), not in {self.directory}"
+            )
         return [
             _mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.data}", f"--bind-address={self.host}",
             f"--port={self.port}", "--socket=server.sock", "--pid-file=server.pid",
