@@ -72,13 +72,13 @@ class _Base:
         """One turn of what runs behind: write the ends, sweep, and now and then forget what is old."""
         if self._not_ready is not None:
             return
-        yield from ends.flush(self._ctx)
+        yield from ends.flush_or_keep(self._ctx)
         yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
         yield from self._retire_now_and_then()
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._ready()
-        yield from ends.flush(ctx)
+        yield from ends.flush_or_keep(ctx)
         report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
         yield from self._retire_now_and_then()
         return report
@@ -159,7 +159,7 @@ class Coordinator(_Base):
         try:
             self._shell.run(self._open_script())
         except BaseException:
-            self._close_pools()
+            self._ctx.drop_idle()  # not closed: whoever waits for a server to boot opens it again
             raise
         self._opened = True
         if self._recovery:
@@ -346,7 +346,7 @@ class AsyncCoordinator(_Base):
         try:
             await self._shell.run(self._open_script())
         except BaseException:
-            await self._close_pools()
+            self._ctx.drop_idle()  # not closed: whoever waits for a server to boot opens it again
             raise
         self._opened = True
         if self._recovery:

@@ -39,7 +39,10 @@ class Do:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Run the scripts at the same time; the result is a tuple of `Outcome`, in their order. Never raises."""
+    """Run the scripts at the same time; the result is a tuple of `Outcome`, in their order.
+
+    Raises only what is no `Exception` (an interrupt), and only once all have ended.
+    """
 
     scripts: Sequence[Script[Any]]
 
@@ -125,7 +128,11 @@ def _perform(effect: Effect, executor: Executor, watch: Watch) -> Any:
             # The last one runs here: N branches need N - 1 threads, and one branch none.
             others: list[Future[Outcome[Any]]] = [executor.submit(run, one) for one in scripts[:-1]]
             last = run(scripts[-1])
-            return (*(other.result() for other in others), last)
+            outcomes = (*(other.result() for other in others), last)
+            for outcome in outcomes:
+                if outcome.error is not None and not isinstance(outcome.error, Exception):
+                    raise outcome.error  # an interrupt is no answer: it goes to whoever waits, once all have ended
+            return outcomes
         case Pause(seconds):
             time.sleep(seconds)
             return None
@@ -179,7 +186,5 @@ async def _aperform(effect: Effect) -> Any:
 async def _aoutcome(script: Script[R]) -> Outcome[R]:
     try:
         return Outcome(await adrive(script))
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
+    except Exception as error:
         return Outcome(None, error)

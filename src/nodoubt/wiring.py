@@ -163,7 +163,7 @@ def _pool(name: str, url: Url, settings: Settings, size: int, shell: ThreadShell
     def connect() -> Session:
         return connecting(url, connect_timeout_s=settings.connect_s)
 
-    return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s)
+    return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s, call=shell.call)
 
 
 def _driver(url: Url) -> Callable[..., Session]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from nodoubt.engine.context import bounded
-from nodoubt.engine.shell import AsyncShell, ThreadShell
-from nodoubt.script import Do, Every, Pause, Script, do, every
+from nodoubt.script import Do, Every, Pause, Script, Watch, adrive, do, drive, every
 
 
 class Thing:
@@ -33,11 +33,12 @@ Runner = Callable[[Callable[[Thing], Script[Any]]], Any]
 
 
 def run_sync(make: Callable[[Thing], Script[Any]]) -> Any:
-    return ThreadShell().run(make(Thing()))
+    with ThreadPoolExecutor() as executor:
+        return drive(make(Thing()), executor=executor, watch=Watch())
 
 
 def run_async(make: Callable[[Thing], Script[Any]]) -> Any:
-    return asyncio.run(AsyncShell().run(make(AThing())))
+    return asyncio.run(adrive(make(AThing())))
 
 
 both = pytest.mark.parametrize("run", [run_sync, run_async])

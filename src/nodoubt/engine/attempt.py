@@ -71,8 +71,19 @@ class Attempt:
     pid: int = field(default_factory=os.getpid)
     cause: BaseException | None = None  # what made it fail, for the caller's traceback
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a copy that a fork has made: the parent's sessions are not ours to use, or to close."""
+        return self.pid != os.getpid()
+
+    def forsake(self) -> None:
+        """In the child of a fork: drop the handles without a word to the servers."""
+        self.closed = True
+        for branch in self.branches.values():
+            branch.let_go()
+
     def require_open(self) -> None:
-        if self.pid != os.getpid():
+        if self.inherited:
             raise ClosedTransaction("this transaction belongs to the parent process: begin another one here")
         if self.closed:
             raise ClosedTransaction(f"the block of {self.name or self.id!r} has ended; begin another transaction")
@@ -134,16 +145,18 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
     for tries_left in reversed(range(BEGIN_TRIES_MAX)):
         branch.session = yield Do(participant.pool, "acquire")
         try:
-            yield from bounded(
-                participant.resource.begin(branch.session, branch.work, before=before),
-                left_s(ctx, attempt),
-                ctx.clock,
-            )
+            # The block may have ended while we waited, and nobody will look at this branch again.
+            attempt.require_open()
+            within_s = min(left_s(ctx, attempt), ctx.settings.prepare_s)
+            script = participant.resource.begin(branch.session, branch.work, before=before)
+            yield from bounded(script, within_s, ctx.clock)
+            attempt.require_open()
             return
         except (SessionLost, Unclear) as error:
             # A server that restarted leaves dead sessions in the pool. Nothing has begun; with a row that may have
             # been written the begin must fail instead, and fence itself.
             branch.let_go(kill=True)
+            attempt.require_open()
             participant.pool.drop_idle()
             if tries_left == 0 or before:
                 raise ResourceUnavailable(f"{participant.name} lost the connection at begin: {error}") from error
@@ -164,6 +177,7 @@ def execute(ctx: Context, attempt: Attempt, name: str, statement: str, params: A
     branch = attempt.branches.get(name)
     if branch is None:
         branch = yield from open_branch(ctx, attempt, name)
+        attempt.require_open()
     work = branch.work
     if work.doomed is not None:
         raise BranchDoomed(

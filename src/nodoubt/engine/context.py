@@ -15,8 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import NoDoubtError, UsageError
-from ..ports import Clock, Journal, Notice, Observer, Pool, Resource, Session, SessionLost, Unclear
+from ..errors import NoDoubtError, ResourceRefused, ResourceUnavailable, UsageError
+from ..ports import (
+    Clock,
+    Journal,
+    Notice,
+    Observer,
+    Pool,
+    Refused,
+    Resource,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Unclear,
+)
 from ..script import Do, Effect, Every, Pause, Script
 from ..xid import Xid
 
@@ -38,6 +50,7 @@ class Settings:
     prepare_s: float = 10.0
     decide_s: float = 30.0
     apply_s: float = 30.0
+    answer_s: float = 10.0  # for one question to a database, recovery's included
     grace_s: float = 60.0  # an undecided branch older than this may be fenced; longer than prepare_s and decide_s
     sweep_s: float = 10.0
     deadline_s: float = 24 * 3600.0
@@ -65,6 +78,14 @@ class Participant:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class FailedBegin:
+    """A begin that failed in this process. `harmless`: surely nothing of it can come alive any more."""
+
+    attempt: str
+    harmless: bool
+
+
 @dataclass(slots=True)
 class Context:
     """One coordinator's world."""
@@ -83,7 +104,8 @@ class Context:
     ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
     first_seen: dict[Xid, float] = field(default_factory=dict)
     closing: bool = False
-    failed_begins: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    failed_begins: OrderedDict[str, FailedBegin] = field(default_factory=OrderedDict)
+    names_seen: dict[str, float] = field(default_factory=dict)  # undecided names without a branch, since when
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -108,14 +130,22 @@ class Context:
     def by_id(self, resource_id: str) -> Participant | None:
         return next((p for p in self.participants.values() if p.resource_id == resource_id), None)
 
+    def drop_idle(self) -> None:
+        """End every session that is not in use."""
+        for participant in self.participants.values():
+            participant.pool.drop_idle()
+            participant.reserve.drop_idle()
+        self.journal_pool.drop_idle()
+
     def forget(self) -> None:
         """In the child of a fork: nothing here is this process's work."""
         self.lock = threading.Lock()
         self.live, self.ended = set(), []
 
-    def remember_failed_begin(self, name: str, attempt: str) -> None:
+    def remember_failed_begin(self, name: str, attempt: str, *, harmless: bool) -> None:
+        """So that the caller's `except` block can roll it back, and nobody else's attempt of that name."""
         with self.lock:
-            self.failed_begins[name] = attempt
+            self.failed_begins[name] = FailedBegin(attempt, harmless)
             while len(self.failed_begins) > REMEMBERED_BEGINS_MAX:
                 self.failed_begins.popitem(last=False)
 
@@ -134,6 +164,11 @@ def using(pool: Pool, body: Callable[[Session], Script[R]]) -> Script[R]:
         raise
     finally:
         pool.release(session)
+
+
+def asked(ctx: Context, pool: Pool, body: Callable[[Session], Script[R]]) -> Script[R]:
+    """`using`, bounded by `answer_s`: a server that has stopped answering holds up nobody for longer."""
+    return bounded(using(pool, body), ctx.settings.answer_s, ctx.clock)
 
 
 def bounded(script: Script[R], within_s: float, clock: Clock) -> Script[R]:
@@ -163,6 +198,22 @@ def bounded(script: Script[R], within_s: float, clock: Clock) -> Script[R]:
         script.close()
 
 
+def plainly(script: Script[R]) -> Script[R]:
+    """The same script for somebody outside: what a port raises comes out in the words of `errors`.
+
+    Wherever an outcome hangs on it, it has been dealt with before; what comes this far was a question, or a begin.
+    """
+    try:
+        return (yield from script)
+    except Refused as error:
+        kind = ResourceUnavailable if error.retry else ResourceRefused
+        raise kind(f"a database refuses; nothing was decided: {error}") from error
+    except StatementFailed as error:
+        raise ResourceRefused(f"a database refuses; nothing was decided: {error}") from error
+    except (Unclear, SessionLost) as error:
+        raise ResourceUnavailable(f"a database gave no answer; ask again, or look at the status: {error}") from error
+
+
 def chunks(items: Sequence[R], size: int) -> list[Sequence[R]]:
     """The items in pieces of at most `size`."""
     return [items[i : i + size] for i in range(0, len(items), size)]
@@ -179,9 +230,11 @@ __all__ = [
     "NoDoubtError",
     "Participant",
     "Settings",
+    "asked",
     "backoff",
     "bounded",
     "chunks",
     "log",
+    "plainly",
     "using",
 ]

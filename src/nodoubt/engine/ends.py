@@ -12,14 +12,29 @@ from ..errors import NoDoubtError
 from ..ports import Session
 from ..script import Script, every
 from ..xid import Xid
-from .context import ENDED_MAX, Context, Participant, using
+from .context import ENDED_MAX, Context, Participant, asked, log
+
+FORGET_BATCHES_MAX = 1000  # of receipts, per resource and clean-up
 
 
 def flush(ctx: Context) -> Script[None]:
-    """Write the ends of all attempts that have proved themselves, in one forced write; then their receipts may go.
+    """Write the ends of all attempts that have proved themselves, many in one forced write; then their receipts may go.
 
     If the write fails they stay in memory; if the process dies, the next sweep proves them again.
     """
+    while ctx.ended:
+        yield from _flush_some(ctx)
+
+
+def flush_or_keep(ctx: Context) -> Script[None]:
+    """The same for somebody who has other things to do than to wait for the journal."""
+    try:
+        yield from flush(ctx)
+    except NoDoubtError as error:
+        log.warning("the ends of %d transactions wait for the journal: %s", len(ctx.ended), error)
+
+
+def _flush_some(ctx: Context) -> Script[None]:
     with ctx.lock:
         ended, ctx.ended = ctx.ended[:ENDED_MAX], ctx.ended[ENDED_MAX:]
     if not ended:
@@ -29,22 +44,22 @@ def flush(ctx: Context) -> Script[None]:
         return ctx.journal.end(session, [attempt for attempt, _ in ended])
 
     try:
-        yield from using(ctx.journal_pool, body)
+        yield from asked(ctx, ctx.journal_pool, body)
     except NoDoubtError:
         with ctx.lock:
             ctx.ended = ended + ctx.ended
         raise
     xids = [xid for _, branches in ended for xid in branches]
-    yield from every([_forget(participant, xids) for participant in ctx.participants.values()])
+    yield from every([_forget(ctx, participant, xids) for participant in ctx.participants.values()])
     for attempt, _ in ended:
         ctx.notice("P10", attempt, "ended")
 
 
-def _forget(participant: Participant, xids: Sequence[Xid]) -> Script[int]:
+def _forget(ctx: Context, participant: Participant, xids: Sequence[Xid]) -> Script[int]:
     def body(session: Session) -> Script[int]:
         return participant.resource.forget(session, xids)
 
-    return using(participant.reserve, body)
+    return asked(ctx, participant.reserve, body)
 
 
 def retire(ctx: Context) -> Script[int]:
@@ -56,7 +71,7 @@ def retire(ctx: Context) -> Script[int]:
         return ctx.journal.retire(session, cut, ENDED_MAX)
 
     while True:
-        attempts = yield from using(ctx.journal_pool, body)
+        attempts = yield from asked(ctx, ctx.journal_pool, body)
         gone += len(attempts)
         if len(attempts) < ENDED_MAX:
             break
@@ -65,7 +80,15 @@ def retire(ctx: Context) -> Script[int]:
         def receipts(session: Session) -> Script[int]:
             return participant.resource.forget(session, (), older_than=cut)
 
-        return using(participant.reserve, receipts)
+        return asked(ctx, participant.reserve, receipts)
 
-    yield from every([old(participant) for participant in ctx.participants.values()])
+    for participant in ctx.participants.values():
+        for _ in range(FORGET_BATCHES_MAX):
+            try:
+                some = yield from old(participant)
+            except NoDoubtError as error:
+                log.warning("old receipts on %s are kept for now: %s", participant.name, error)
+                break
+            if some == 0:
+                break
     return gone

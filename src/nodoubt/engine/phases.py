@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import InDoubt, JournalUnavailable, NoDoubtError, TransactionAborted
+from ..errors import DuplicateTransaction, InDoubt, JournalUnavailable, NoDoubtError, TransactionAborted
 from ..ports import BelowFloor, Conflict, Prepared, Refused, Session, SessionLost
 from ..protocol.commands import (
     Answer,
@@ -42,10 +42,10 @@ from ..protocol.events import (
 )
 from ..protocol.records import Decision, Staging, Verdict
 from ..script import Pause, Script, every
-from . import register
+from . import ends, register
 from .attempt import Attempt, Branch, undo
 from .branches import End, carry_out
-from .context import Context, backoff, bounded, log, using
+from .context import ENDED_MAX, Context, asked, backoff, bounded, log, using
 
 
 @dataclass(slots=True)
@@ -83,6 +83,8 @@ def to_end(ctx: Context, course: Course) -> Script[None]:
             yield from _turn(ctx, course)
     finally:
         _drop(ctx, course)
+    if len(ctx.ended) >= ENDED_MAX:
+        yield from ends.flush_or_keep(ctx)  # without recovery in the background nobody else would
 
 
 def _turn(ctx: Context, course: Course) -> Script[None]:
@@ -158,8 +160,23 @@ def _list(ctx: Context, course: Course, staging: Staging, *, forced: bool) -> Sc
         yield from bounded(using(ctx.journal_pool, body), ctx.settings.decide_s, ctx.clock)
     except NoDoubtError as error:
         course.attempt.cause = error
+        if isinstance(error, Conflict) and (yield from _taken(ctx, course.attempt)):
+            course.attempt.cause = DuplicateTransaction(course.attempt.name, state="live, or ended and still reserved")
         return NotListed(str(error))
     return Listed()
+
+
+def _taken(ctx: Context, attempt: Attempt) -> Script[bool]:
+    """Whether the row was refused because somebody else lives under the name, or because this attempt was fenced."""
+
+    def body(session: Session) -> Script[Staging | None]:
+        return ctx.journal.find(session, attempt.name)
+
+    try:
+        found = yield from asked(ctx, ctx.journal_pool, body)
+    except NoDoubtError:
+        return False
+    return found is not None and found.attempt != attempt.id
 
 
 def _answered(ctx: Context, course: Course, command: Command) -> Script[Event]:
@@ -331,6 +348,8 @@ def raise_for(course: Course) -> None:
     attempt, machine = course.attempt, course.machine
     match course.answer:
         case Answer.ABORTED:
+            if isinstance(attempt.cause, DuplicateTransaction):
+                raise attempt.cause
             if isinstance(attempt.cause, register.NotDecided):
                 raise JournalUnavailable(
                     f"the journal cannot be reached, so {attempt.name or attempt.id!r} was rolled back: {machine.why}"

@@ -11,6 +11,7 @@ Must not: send anything to reset a session (it would halve throughput, and on Ma
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -21,8 +22,10 @@ from typing import Any
 
 from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable
 from ..ports import Session, SessionLost, StatementFailed
+from ..script import Do
 
 CHECK_AFTER_IDLE_S = 5.0
+CHECK_WITHIN_S = 2.0
 _PARENTS: list[object] = []  # sessions inherited by a fork: kept, so that no finalizer closes the parent's socket
 _POOLS: weakref.WeakSet[ThreadPool | AsyncPool] = weakref.WeakSet()
 
@@ -38,9 +41,19 @@ os.register_at_fork(after_in_child=_forget_parents)
 class ThreadPool:
     """Sessions for threads."""
 
-    def __init__(self, name: str, connect: Callable[[], Session], *, size: int, acquire_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Session],
+        *,
+        size: int,
+        acquire_s: float,
+        call: Callable[[Do], Any] | None = None,
+    ) -> None:
+        """`call`: makes a call that is cut off after its `within_s`; see `shell.ThreadShell.call`."""
         self.name, self.size, self.acquire_s = name, size, acquire_s
         self._connect = connect
+        self._call = call or (lambda do: getattr(do.target, do.verb)(*do.args))
         self._start()
         _POOLS.add(self)
 
@@ -66,7 +79,7 @@ class ThreadPool:
                     session, idle_since = self._idle.pop() if self._idle else (None, 0.0)
                 if session is None:
                     session = self._open()
-                elif time.monotonic() - idle_since > CHECK_AFTER_IDLE_S and not _alive(session):
+                elif time.monotonic() - idle_since > CHECK_AFTER_IDLE_S and not self._alive(session):
                     session.kill()
                     continue
                 with self._lock:
@@ -86,8 +99,18 @@ class ThreadPool:
                 return
             turn = threading.Event()
             self._waiting.append(turn)
-        if turn.wait(max(until - time.monotonic(), 0)):
-            return  # the place was handed over, counted
+        try:
+            if turn.wait(max(until - time.monotonic(), 0)):
+                return  # the place was handed over, counted
+        except BaseException:
+            # Ctrl-C: a turn left in the queue would be handed a place that nobody ever gives back.
+            with self._lock:
+                handed_over = turn.is_set()
+                if not handed_over:
+                    self._waiting.remove(turn)
+            if handed_over:
+                self._leave_place()
+            raise
         with self._lock:
             if turn.is_set():
                 return
@@ -111,6 +134,13 @@ class ThreadPool:
             raise
         except Exception as error:
             raise ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done") from error
+
+    def _alive(self, session: Session) -> bool:
+        try:
+            self._call(Do(session, "run", ("SELECT 1",), CHECK_WITHIN_S))
+        except (StatementFailed, SessionLost):
+            return False
+        return session.usable
 
     def release(self, session: Session) -> None:
         """Take a session back. Never raises, never waits."""
@@ -146,14 +176,6 @@ class ThreadPool:
 
     def timed_out(self, seconds: float) -> Exception:
         return PoolExhausted(f"no connection to {self.name} within {seconds:.3g} s")
-
-
-def _alive(session: Session) -> bool:
-    try:
-        session.run("SELECT 1")
-    except (StatementFailed, SessionLost):
-        return False
-    return session.usable
 
 
 class AsyncPool:
@@ -206,7 +228,8 @@ class AsyncPool:
             if turn.done() and not turn.cancelled():
                 self._leave_place()  # the place came just as we gave up
             else:
-                self._waiting.remove(turn)
+                with contextlib.suppress(ValueError):  # released in the same tick, it has been taken out already
+                    self._waiting.remove(turn)
             if not isinstance(error, TimeoutError):
                 raise
             raise PoolExhausted(
@@ -232,10 +255,11 @@ class AsyncPool:
 
     async def _alive(self, session: Any) -> bool:
         try:
-            await session.run("SELECT 1")
+            async with asyncio.timeout(CHECK_WITHIN_S):
+                await session.run("SELECT 1")
         except BaseException as error:
             session.kill()
-            if not isinstance(error, (StatementFailed, SessionLost)):
+            if not isinstance(error, (StatementFailed, SessionLost, TimeoutError)):
                 raise
             return False
         return bool(session.usable)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ..errors import JournalUnavailable, NoDoubtError, ResourceUnavailable, UnknownTransaction
+from ..errors import JournalUnavailable, NoDoubtError, ResourceRefused, ResourceUnavailable, UnknownTransaction
 from ..ports import Prepared, Refused, Session, Unclear
 from ..protocol.records import Mode, Staging, Standing, Verdict
 from ..script import Pause, Script
 from ..xid import Xid, is_attempt
-from .context import Context, Participant, backoff, using
+from .context import Context, Participant, asked, backoff
 
 R = TypeVar("R")
 PAGE_MAX = 500
@@ -52,8 +52,12 @@ class TransactionRecord:
 def ask(ctx: Context, body: Callable[[Session], Script[R]]) -> Script[R]:
     """Ask the journal, for somebody who must be told in plain words when it does not answer: `JournalUnavailable`."""
     try:
-        return (yield from using(ctx.journal_pool, body))
-    except (Refused, Unclear, ResourceUnavailable) as error:
+        return (yield from asked(ctx, ctx.journal_pool, body))
+    except Refused as error:
+        if not error.retry:
+            raise ResourceRefused(f"the journal's database refuses, and nothing was changed: {error}") from error
+        raise JournalUnavailable(f"the journal is busy, and nothing was changed; try again: {error}") from error
+    except (Unclear, ResourceUnavailable) as error:
         why = f"the journal cannot be asked now, and nothing was changed; try again: {error}"
         raise JournalUnavailable(why) from error
 
@@ -94,19 +98,29 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
 
 def _by_receipt(ctx: Context, attempt: str) -> Script[TransactionRecord]:
     if is_attempt(attempt):
+        silent: NoDoubtError | None = None
         for participant in ctx.participants.values():
             for number in range(len(ctx.participants)):
-                if (yield from _has_receipt(participant, Xid(ctx.cluster, attempt, number))):
+                try:
+                    found = yield from _has_receipt(ctx, participant, Xid(ctx.cluster, attempt, number))
+                except NoDoubtError as error:
+                    silent = error
+                    break
+                if found:
                     names = (participant.name,)
                     return TransactionRecord("", attempt, Mode.ONCE, State.COMMITTED, names, complete=True)
+        if silent is not None:
+            raise ResourceUnavailable(
+                f"not every database says whether {attempt} committed there: {silent}"
+            ) from silent
     raise UnknownTransaction(attempt)
 
 
-def _has_receipt(participant: Participant, xid: Xid) -> Script[bool]:
+def _has_receipt(ctx: Context, participant: Participant, xid: Xid) -> Script[bool]:
     def body(session: Session) -> Script[bool]:
         return participant.resource.receipt(session, xid)
 
-    return using(participant.reserve, body)
+    return asked(ctx, participant.reserve, body)
 
 
 def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
@@ -120,7 +134,7 @@ def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
         return participant.resource.prepared(session, ctx.cluster)
 
     try:
-        listed = yield from using(participant.reserve, body)
+        listed = yield from asked(ctx, participant.reserve, body)
     except NoDoubtError:
         return True
     return any(one.xid == Xid(ctx.cluster, staging.attempt, ref.number) for one in listed)

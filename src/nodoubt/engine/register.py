@@ -15,7 +15,7 @@ from ..errors import NoDoubtError
 from ..ports import BelowFloor, Conflict, Refused, Session, Unclear
 from ..protocol.records import Decision, Standing
 from ..script import Do, Pause, Script
-from .context import Context, backoff, using
+from .context import Context, backoff, bounded, using
 
 
 class NotDecided(NoDoubtError):
@@ -32,7 +32,7 @@ def write(ctx: Context, decisions: Sequence[Decision]) -> Script[list[NoDoubtErr
         return ctx.journal.insert(session, decisions)
 
     try:
-        yield from using(ctx.journal_pool, together)
+        yield from bounded(using(ctx.journal_pool, together), _try_s(ctx), ctx.clock)
     except Refused as error:
         if len(decisions) == 1:
             return [error]
@@ -50,7 +50,11 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
     until = ctx.clock.elapsed() + ctx.settings.decide_s
     maybe_written = False
     for pause_s in backoff():
-        error: NoDoubtError | None = yield Do(ctx.register_batch, "submit", (decision,))
+        error: NoDoubtError | None
+        try:
+            error = yield Do(ctx.register_batch, "submit", (decision,))
+        except NoDoubtError as trouble:
+            error = trouble
         if error is None:
             return decision
         if isinstance(error, BelowFloor):
@@ -87,8 +91,13 @@ def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]
     raise AssertionError("backoff does not end")
 
 
+def _try_s(ctx: Context) -> float:
+    """How long one try may take: a server that has stopped answering must not use up the time of all."""
+    return min(ctx.settings.answer_s, ctx.settings.decide_s)
+
+
 def _confirm_once(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
     def body(session: Session) -> Script[dict[str, Standing]]:
         return ctx.journal.confirm(session, sorted(attempts))
 
-    return (yield from using(ctx.journal_pool, body))
+    return (yield from bounded(using(ctx.journal_pool, body), _try_s(ctx), ctx.clock))

@@ -21,8 +21,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from ..ports import Unclear
 from ..script import Do, Script, Watch, adrive, drive
-from .context import log
+from .context import log, plainly
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -30,6 +31,7 @@ P = ParamSpec("P")
 
 THREADS_MAX = 1024  # a bound against a leak, not a size: threads are made as they are needed
 BATCH_MAX = 64
+DEADLINES_SPARE = 1000
 CLOSE_WAIT_S = 60.0
 
 
@@ -63,6 +65,10 @@ class Watchdog(Watch):
     def _watch(self, number: int, deadline: float, do: Do) -> None:
         with self._wake:
             self._open[number] = False
+            if len(self._deadlines) > 2 * len(self._open) + DEADLINES_SPARE:
+                # Calls that are over lie below one that is not; each would keep its session alive.
+                self._deadlines = [one for one in self._deadlines if one[1] in self._open]
+                heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (deadline, number, do))
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._sleep, name="nodoubt-watchdog", daemon=True)
@@ -133,20 +139,30 @@ class ThreadShell:
         _SHELLS.add(self)
 
     def _start(self) -> None:
-        self._executor = _Threads(THREADS_MAX, thread_name_prefix="nodoubt")
+        # What is waited for has threads of its own: in one pool, waiting parents could leave none for their children.
+        self._children = _Threads(THREADS_MAX, thread_name_prefix="nodoubt-part")
+        self._parents = _Threads(THREADS_MAX, thread_name_prefix="nodoubt")
         self._watch = Watchdog()
         self._behind: set[Future[Any]] = set()
         self._stop = threading.Event()
         self._loops: list[threading.Thread] = []
 
     def run(self, script: Script[R]) -> R:
-        return drive(script, executor=self._executor, watch=self._watch)
+        """Run it for the caller, who may be interrupted in it."""
+        return self._drive(plainly(script))
+
+    def _drive(self, script: Script[R]) -> R:
+        return drive(script, executor=self._children, watch=self._watch)
+
+    def call(self, do: Do) -> Any:
+        """One call, cut off after its `within_s`."""
+        return self._watch.call(do)
 
     def shielded(self, script: Script[R]) -> R:
         """Only the main thread is interrupted by Ctrl-C: there the script runs in another, and is waited for."""
         if threading.current_thread() is not threading.main_thread():
             return self.run(script)
-        future = self._executor.submit(self.run, script)
+        future: Future[R] = self._parents.submit(self.run, script)
         try:
             return future.result()
         except KeyboardInterrupt:
@@ -157,7 +173,7 @@ class ThreadShell:
 
     def behind(self, script: Script[Any]) -> None:
         """Run it in the background; `close` waits for it."""
-        future = self._executor.submit(self.run, script)
+        future: Future[Any] = self._parents.submit(self.run, script)
         self._behind.add(future)
         future.add_done_callback(self._behind.discard)
 
@@ -184,10 +200,11 @@ class ThreadShell:
             wait_for(list(self._behind), timeout=CLOSE_WAIT_S)
 
     def close(self) -> None:
-        self._executor.shutdown(wait=False)
+        self._parents.shutdown(wait=False)
+        self._children.shutdown(wait=False)
 
     def batch(self, write: Callable[[list[Any]], Script[list[Any]]]) -> ThreadBatch[Any]:
-        return ThreadBatch(self.run, write)
+        return ThreadBatch(self._drive, write)
 
 
 class _Entry(Generic[T]):
@@ -221,14 +238,26 @@ class ThreadBatch(Generic[T]):
             self._waiting.append(entry)
             mine, self._busy = not self._busy, True
         if not mine:
-            entry.turn.wait()
+            self._wait_for_turn(entry)
         if not entry.answered:
-            self._write_for_all()
+            self._write_for_all(entry)
         if entry.error is not None:
             raise entry.error
         return entry.answer
 
-    def _write_for_all(self) -> None:
+    def _wait_for_turn(self, entry: _Entry[T]) -> None:
+        try:
+            entry.turn.wait()
+        except BaseException:
+            # Ctrl-C: nobody will come back for this entry, so it must not be the one who writes next.
+            with self._lock:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+            if entry.turn.is_set() and not entry.answered:
+                self._pass_on()
+            raise
+
+    def _write_for_all(self, own: _Entry[T]) -> None:
         with self._lock:
             batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
         try:
@@ -237,14 +266,20 @@ class ThreadBatch(Generic[T]):
                 entry.answer = answer
         except BaseException as error:
             for entry in batch:
-                entry.error = error
+                mine = entry is own or isinstance(error, Exception)
+                entry.error = error if mine else Unclear("whoever was writing this was interrupted")
         with self._lock:
             for entry in batch:
                 entry.answered = True
-            following = self._waiting[0] if self._waiting else None
-            self._busy = following is not None
+        self._pass_on()
         for entry in batch:
             entry.turn.set()
+
+    def _pass_on(self) -> None:
+        """Let the next who waits write, if anybody does."""
+        with self._lock:
+            following = self._waiting[0] if self._waiting else None
+            self._busy = following is not None
         if following is not None:
             following.turn.set()
 
@@ -263,11 +298,12 @@ class AsyncShell:
         self._loops: list[asyncio.Task[None]] = []
 
     async def run(self, script: Script[R]) -> R:
-        return await adrive(script)
+        """Run it for the caller, who may be cancelled in it."""
+        return await adrive(plainly(script))
 
     async def shielded(self, script: Script[R]) -> R:
         """In a task of its own: whoever cancels the caller does not reach it, and `stop` waits for it."""
-        return await asyncio.shield(self._spawn(adrive(script)))
+        return await asyncio.shield(self._spawn(adrive(plainly(script))))
 
     def behind(self, script: Script[Any]) -> None:
         self._spawn(adrive(script))

@@ -14,7 +14,7 @@ from ..ports import Identity, Session, Unclear
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster
 from . import questions
-from .context import Context, Participant, log, using
+from .context import Context, Participant, asked, log
 
 
 def setup(ctx: Context) -> Script[None]:
@@ -34,7 +34,7 @@ def setup(ctx: Context) -> Script[None]:
             assert identity is not None
             _require_same_journal(participant, identity, cluster)
 
-        return using(participant.pool, body)
+        return asked(ctx, participant.pool, body)
 
     outcomes = yield from every([one(participant) for participant in ctx.participants.values()])
     for outcome in outcomes:
@@ -94,7 +94,7 @@ def verify(ctx: Context, participant: Participant) -> Script[Identity]:
             )
         return identity
 
-    return (yield from _with_lineage(ctx, participant, using(participant.pool, body)))
+    return (yield from _with_lineage(ctx, participant, asked(ctx, participant.pool, body)))
 
 
 def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
@@ -103,7 +103,7 @@ def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
     def body(session: Session) -> Script[Identity]:
         return _identity(participant, session)
 
-    yield from _with_lineage(ctx, participant, using(participant.reserve, body))
+    yield from _with_lineage(ctx, participant, asked(ctx, participant.reserve, body))
 
 
 def _identity(participant: Participant, session: Session) -> Script[Identity]:
@@ -118,9 +118,9 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identi
 
     What the participant should have witnessed is read before it, the epoch after it.
     """
-    registered = yield from using(ctx.journal_pool, ctx.journal.registered)
+    registered = yield from asked(ctx, ctx.journal_pool, ctx.journal.registered)
     identity = yield from reading
-    epoch = yield from using(ctx.journal_pool, ctx.journal.epoch)
+    epoch = yield from asked(ctx, ctx.journal_pool, ctx.journal.epoch)
     if identity.epoch > epoch:
         raise JournalRestored(
             f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {epoch}: the journal was "
@@ -146,8 +146,8 @@ def _witness(ctx: Context, participant: Participant, identity: Identity) -> Scri
         seen = Identity(identity.resource_id, identity.cluster, identity.server, ctx.epoch)
         return ctx.journal.register(session, participant.name, seen)
 
-    yield from using(participant.pool, there)
-    yield from using(ctx.journal_pool, here)
+    yield from asked(ctx, participant.pool, there)
+    yield from asked(ctx, ctx.journal_pool, here)
     participant.resource_id, participant.barred = identity.resource_id, ""
     for warning in participant.warnings:
         log.warning("%s: %s", participant.name, warning)
@@ -160,7 +160,7 @@ def adopt(ctx: Context, name: str) -> Script[None]:
     def journal(session: Session) -> Script[tuple[str, int]]:
         return (yield from ctx.journal.cluster(session)), (yield from ctx.journal.epoch(session))
 
-    cluster, epoch = yield from using(ctx.journal_pool, journal)
+    cluster, epoch = yield from asked(ctx, ctx.journal_pool, journal)
 
     def body(session: Session) -> Script[Identity]:
         old = yield from participant.resource.identity(session)
@@ -169,12 +169,12 @@ def adopt(ctx: Context, name: str) -> Script[None]:
         yield from participant.resource.adopt(session, identity)
         return identity
 
-    identity = yield from using(participant.pool, body)
+    identity = yield from asked(ctx, participant.pool, body)
 
     def register(session: Session) -> Script[None]:
         return ctx.journal.register(session, name, identity)
 
-    yield from using(ctx.journal_pool, register)
+    yield from asked(ctx, ctx.journal_pool, register)
 
 
 def _require_same_journal(participant: Participant, identity: Identity, cluster: str) -> None:

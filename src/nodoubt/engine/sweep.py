@@ -20,7 +20,7 @@ from ..script import Script, every
 from ..xid import Xid
 from . import ends, register, start
 from .branches import End, carry_out
-from .context import Context, Participant, chunks, log, using
+from .context import Context, Participant, asked, chunks, log
 
 PAGE_MAX = 500
 AT_ONCE_MAX = 16
@@ -81,7 +81,7 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
     for one in by_xid.values():
         found.setdefault(one.prepared.xid.attempt, []).append(one)
     _forget_gone(ctx, by_xid, complete=not report.trouble)
-    mine = set(ctx.live) if courteous else set()
+    mine = {attempt for attempt, _ in ctx.ended} | (ctx.live if courteous else set())
     for part in chunks(sorted(set(found) - mine), PAGE_MAX):
         yield from _settle_listed(ctx, report, {attempt: found[attempt] for attempt in part}, reached, grace_s)
     yield from _settle_unlisted(ctx, report, set(found) | mine, reached, grace_s)
@@ -96,7 +96,7 @@ def _list(ctx: Context, participant: Participant) -> Script[tuple[Prepared, ...]
     def body(session: Session) -> Script[tuple[Prepared, ...]]:
         return participant.resource.prepared(session, ctx.cluster)
 
-    return (yield from using(participant.reserve, body))
+    return (yield from asked(ctx, participant.reserve, body))
 
 
 def _forget_gone(ctx: Context, listed: Collection[Xid], *, complete: bool) -> None:
@@ -122,8 +122,8 @@ def _settle_listed(
         def staged_rows(session: Session) -> Script[dict[str, Staging]]:
             return ctx.journal.staged(session, attempts)
 
-        stagings = yield from using(ctx.journal_pool, staged_rows)
-        floor = yield from using(ctx.journal_pool, ctx.journal.floor)
+        stagings = yield from asked(ctx, ctx.journal_pool, staged_rows)
+        floor = yield from asked(ctx, ctx.journal_pool, ctx.journal.floor)
     except NoDoubtError as error:
         report.trouble["journal"] = str(error)
         return
@@ -161,6 +161,8 @@ def _known(
 def _known_undecided(ctx: Context, staging: Staging, found: Sequence[_Found], reached: set[str]) -> Known:
     if staging.deadline <= ctx.clock.now():
         return Known.STAGED_DUE
+    if staging.begin_by > ctx.clock.now():
+        return Known.STAGED  # its row went before its work, which has that long
     last = next((ref for ref in staging.branches if ref.number == staging.last), None)
     # Only a listing that was made can show that the last branch is not prepared: its server may just be down.
     if last is None or last.resource_id not in reached:
@@ -176,27 +178,44 @@ def _settle_unlisted(
 
     Left alone they would look alive for ever, and hold retention's floor down.
     """
-    after = ""
+    after, seen = "", set[str]()
     while True:
 
         def page(session: Session, after: str = after) -> Script[list[Staging]]:
             return ctx.journal.undecided(session, after, PAGE_MAX)
 
         try:
-            stagings = yield from using(ctx.journal_pool, page)
+            stagings = yield from asked(ctx, ctx.journal_pool, page)
             for staging in stagings:
                 if staging.attempt in others:
                     continue
-                age = Age.OLD if ctx.clock.now() - staging.created_at >= grace_s else Age.YOUNG
+                seen.add(staging.attempt)
+                # Since this sweeper first saw it: its own clock may be wrong, and the listing is older than the name.
+                first = ctx.names_seen.setdefault(staging.attempt, ctx.clock.elapsed())
+                age = Age.OLD if ctx.clock.elapsed() - first >= grace_s else Age.YOUNG
                 row = what_to_do(_known_undecided(ctx, staging, (), reached), Seen.ABSENT, age)
-                if row.action is Action.FENCE:
+                if row.action is Action.FENCE and not (yield from _listed_by_now(ctx, staging)):
                     yield from register.decide(ctx, _abort(ctx, staging.attempt, staging, (), row.why))
         except NoDoubtError as error:
             report.trouble["journal"] = str(error)
             return
         if len(stagings) < PAGE_MAX:
+            ctx.names_seen = {attempt: at for attempt, at in ctx.names_seen.items() if attempt in seen}
             return
         after = stagings[-1].attempt
+
+
+def _listed_by_now(ctx: Context, staging: Staging) -> Script[bool]:
+    """Whether a branch of it is prepared after all: the sweep's listing may be older than its last prepare."""
+    if staging.deadline <= ctx.clock.now():
+        return False
+    for ref in staging.branches:
+        participant = ctx.by_id(ref.resource_id)
+        if participant is not None:
+            listed = yield from _list(ctx, participant)
+            if any(one.xid.attempt == staging.attempt for one in listed):
+                return True
+    return False
 
 
 def _settle(
@@ -295,7 +314,7 @@ def _prove_open(ctx: Context, report: SweepReport, reached: set[str], mine: set[
             return ctx.journal.open_commits(session, after, PAGE_MAX)
 
         try:
-            standings = yield from using(ctx.journal_pool, page)
+            standings = yield from asked(ctx, ctx.journal_pool, page)
         except NoDoubtError as error:
             report.trouble["journal"] = str(error)
             return
@@ -338,13 +357,13 @@ def _prove_branch(
         return participant.resource.prepared(session, ctx.cluster)
 
     for seen in (Seen.ABSENT, Seen.ABSENT_STILL):
-        if (yield from using(participant.reserve, receipt)):
+        if (yield from asked(ctx, participant.reserve, receipt)):
             return True
-        for prepared in (yield from using(participant.reserve, listed)):
+        for prepared in (yield from asked(ctx, participant.reserve, listed)):
             if prepared.xid == xid:
                 yield from _confirmed_commit(ctx, report, participant, prepared)
                 return False  # the next sweep looks for its receipt
-        if (yield from using(participant.reserve, receipt)):
+        if (yield from asked(ctx, participant.reserve, receipt)):
             return True  # it was committed between the two looks
         standing = (yield from register.confirm(ctx, [decision.attempt])).get(decision.attempt)
         known = Known.COMMIT
@@ -383,7 +402,7 @@ def _quarantine(ctx: Context, report: SweepReport, attempt: str, branch: int, re
         entry = Quarantined(attempt, branch, resource, why, ctx.clock.now())
         return ctx.journal.quarantine(session, entry)
 
-    yield from using(ctx.journal_pool, body)
+    yield from asked(ctx, ctx.journal_pool, body)
 
 
 __all__ = ["SweepReport", "sweep"]

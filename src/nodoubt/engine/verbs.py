@@ -13,6 +13,7 @@ from typing import Literal
 from ..errors import (
     ClosedTransaction,
     DuplicateTransaction,
+    Heuristic,
     JournalUnavailable,
     NoDoubtError,
     OutcomeConflict,
@@ -22,16 +23,16 @@ from ..errors import (
     UnknownTransaction,
     UsageError,
 )
-from ..ports import Conflict, Prepared, Refused, Session, SessionLost, Unclear, Work
+from ..ports import Conflict, Prepared, Refused, Session, Unclear, Work
 from ..protocol.commands import Answer
 from ..protocol.commit import CommitMachine, Phase, Plan, Share
 from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, new_attempt
-from . import ends, questions, register, start
+from . import questions, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
-from .context import ENDED_MAX, Context, bounded, log, using
+from .context import Context, FailedBegin, asked, bounded
 from .phases import Course, raise_for, to_answer, to_end
 from .questions import State
 
@@ -85,36 +86,58 @@ def begin_staged(
     attempt = Attempt(new_attempt(), name, Mode.STAGED, _until(ctx, timeout_s), timeout_s)
     attempt.deadline = ctx.clock.now() + lasts_s
     attempt.metadata = dict(metadata or {})
-    only = next(iter(ctx.participants.values())) if ctx.single else None
-    early = only is not None and only.holds_journal and only.resource.traits.unforced_rows
-    if reuse or not early:
-        attempt.replace = yield from _require_free(ctx, name, reuse)
-    if only is not None and early:
-        yield from start.admit(ctx, only)
-        ref = BranchRef(0, only.name, only.resource_id)
-        attempt.early = _staging(ctx, attempt, (ref,), 0)
-        try:
-            yield from open_branch(ctx, attempt, only.name)
-        except Conflict:
-            raise DuplicateTransaction(name, state="live, or ended and still reserved") from None
-        except (NoDoubtError, SessionLost):
+    try:
+        yield from _list_early(ctx, attempt, reuse=reuse)
+    except Exception as error:
+        if attempt.early is None or isinstance(error, DuplicateTransaction):
+            ctx.remember_failed_begin(name, attempt.id, harmless=True)
+        else:
             yield from fence_failed_begin(ctx, attempt, "its begin failed")
-            raise
+        raise
+    except BaseException:
+        # Cancelled: nothing may be waited for now. A rollback of this name fences it first; so does recovery.
+        ctx.remember_failed_begin(name, attempt.id, harmless=attempt.early is None)
+        raise
     return attempt
 
 
+def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
+    """See that the name is free. Where X is all there is, the row goes before the work, and X's prepare flushes it."""
+    only = next(iter(ctx.participants.values())) if ctx.single else None
+    early = only is not None and only.holds_journal and only.resource.traits.unforced_rows
+    if reuse or not early or attempt.name in ctx.failed_begins:
+        attempt.replace = yield from _require_free(ctx, attempt.name, reuse)
+    if only is None or not early:
+        return
+    yield from start.admit(ctx, only)
+    attempt.early = _staging(ctx, attempt, (BranchRef(0, only.name, only.resource_id),), 0, working=True)
+    try:
+        yield from open_branch(ctx, attempt, only.name)
+    except Conflict:
+        raise DuplicateTransaction(attempt.name, state="live, or ended and still reserved") from None
+
+
 def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
-    """The ended attempt to replace, if there is one and `reuse` allows it. Advice: the row's key has the last word."""
+    """The ended attempt to replace, if there is one and it may be. Advice: the row's key has the last word.
+
+    It may be if the caller says `reuse`, or if it is a begin of this very process that failed: that one never was.
+    """
     found = yield from questions.find(ctx, name)
     if found is None:
         return None
     stands = (yield from questions.look(ctx, [found.attempt])).get(found.attempt)
-    if stands is None or not reuse:
+    failed = ctx.failed_begins.get(name)
+    own = failed is not None and failed.attempt == found.attempt
+    if stands is None or not (reuse or (own and stands.decision.verdict is Verdict.ABORT)):
         raise DuplicateTransaction(name, state="live" if stands is None else "ended, and its name still reserved")
     return found.attempt
 
 
-def _staging(ctx: Context, attempt: Attempt, refs: tuple[BranchRef, ...], last: int | None) -> Staging:
+def _staging(
+    ctx: Context, attempt: Attempt, refs: tuple[BranchRef, ...], last: int | None, *, working: bool = False
+) -> Staging:
+    now = ctx.clock.now()
+    begin_by = attempt.deadline if attempt.timeout_s is None else now + attempt.timeout_s
     return Staging(
         attempt.name,
         attempt.id,
@@ -123,7 +146,8 @@ def _staging(ctx: Context, attempt: Attempt, refs: tuple[BranchRef, ...], last: 
         attempt.deadline,
         ctx.owner,
         attempt.metadata,
-        ctx.clock.now(),
+        now,
+        begin_by if working else 0.0,
     )
 
 
@@ -135,6 +159,9 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
 
     Raises what `raise_for` raises; what was prepared is then taken back behind.
     """
+    if attempt.inherited:
+        attempt.forsake()
+        raise ClosedTransaction("this transaction belongs to the parent process, which alone may end it")
     attempt.closed = True
     staged = attempt.mode is Mode.STAGED
     try:
@@ -154,8 +181,10 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
         attempt, CommitMachine(_plan(ctx, attempt, shares)), {b.number: b for b in attempt.branches.values()}
     )
     yield from to_answer(ctx, course, StageAsked() if staged else CommitAsked())
-    if staged and course.answer is not Answer.STAGED:
-        ctx.remember_failed_begin(attempt.name, attempt.id)
+    if course.answer is Answer.STAGED:
+        ctx.failed_begins.pop(attempt.name, None)
+    elif staged and course.answer is not Answer.COMMITTED:
+        ctx.remember_failed_begin(attempt.name, attempt.id, harmless=course.answer is Answer.ABORTED)
     return course
 
 
@@ -223,18 +252,8 @@ def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
 def complete(ctx: Context, course: Course) -> Script[Result]:
     """Do what is left after the answer, then report it."""
     yield from to_end(ctx, course)
-    if len(ctx.ended) >= ENDED_MAX:
-        yield from _flush_or_keep(ctx)
     raise_for(course)
     return result_of(course)
-
-
-def _flush_or_keep(ctx: Context) -> Script[None]:
-    """Without recovery in the background nobody else would; if the journal is away, they keep."""
-    try:
-        yield from ends.flush(ctx)
-    except NoDoubtError as error:
-        log.warning("the ends of %d transactions wait for the journal: %s", len(ctx.ended), error)
 
 
 def result_of(course: Course) -> Result:
@@ -247,25 +266,33 @@ def result_of(course: Course) -> Result:
 
 def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
     """The block has failed: take the work back. A name that was listed early is fenced, so it cannot come alive."""
+    if attempt.inherited:
+        attempt.forsake()
+        return
     attempt.closed = True
     yield from undo_all(ctx, attempt)
     if attempt.mode is Mode.STAGED:
         if attempt.early is not None:
             yield from fence_failed_begin(ctx, attempt, "its work failed")
         else:
-            ctx.remember_failed_begin(attempt.name, attempt.id)
+            ctx.remember_failed_begin(attempt.name, attempt.id, harmless=True)
     ctx.live.discard(attempt.id)
 
 
 def fence_failed_begin(ctx: Context, attempt: Attempt, why: str) -> Script[None]:
-    """Make sure that this attempt's row, should it stand, says ABORT. If the journal is away, the deadline will."""
-    ctx.remember_failed_begin(attempt.name, attempt.id)
+    """Make sure that this attempt's row, should it stand, says ABORT. If the journal is away, a rollback will."""
+    ctx.remember_failed_begin(attempt.name, attempt.id, harmless=False)
     refs = attempt.early.branches if attempt.early is not None else ()
-    wanted = Decision(attempt.id, Verdict.ABORT, Mode.STAGED, attempt.name, refs, None, ctx.owner, why, ctx.clock.now())
     try:
-        yield from register.decide(ctx, wanted)
+        stands = yield from register.decide(ctx, _abort(ctx, attempt.id, attempt.name, refs, why))
     except NoDoubtError as error:
         attempt.cause = attempt.cause or error
+        return
+    ctx.remember_failed_begin(attempt.name, attempt.id, harmless=stands.verdict is Verdict.ABORT)
+
+
+def _abort(ctx: Context, attempt: str, name: str, refs: tuple[BranchRef, ...], why: str) -> Decision:
+    return Decision(attempt, Verdict.ABORT, Mode.STAGED, name, refs, None, ctx.owner, why, ctx.clock.now())
 
 
 # ---- finish by name -------------------------------------------------------------------------------
@@ -277,10 +304,10 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
     Raises `UnknownTransaction`, `StillBeginning`, `OutcomeConflict`, `InDoubt`, `JournalUnavailable`.
     """
     check_name(name)
+    if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
+        return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
     staging = yield from questions.find(ctx, attempt or name)
     if staging is None or (attempt is not None and staging.name != name):
-        if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
-            return Result(name, ctx.failed_begins[name], State.ABORTED, True)
         # The name may have been given to another attempt since; what was decided for this one still stands.
         told = None if attempt is None else (yield from _decided_before(ctx, name, attempt, wanted))
         if told is None:
@@ -291,7 +318,7 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
         if told is not None:
             return told
     branches = yield from _branches_of(ctx, staging)
-    if wanted is Verdict.COMMIT and not (yield from _last_listed(ctx, staging, branches)):
+    if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches)):
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
         if told is None:
             raise StillBeginning(name)
@@ -329,8 +356,6 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
 def complete_named(ctx: Context, course: Course, wanted: Verdict) -> Script[Result]:
     """Do what is left after the answer; the contrary outcome is an `OutcomeConflict`."""
     yield from to_end(ctx, course)
-    if len(ctx.ended) >= ENDED_MAX:
-        yield from _flush_or_keep(ctx)
     return named_result(course, wanted)
 
 
@@ -347,6 +372,20 @@ def named_result(course: Course, wanted: Verdict) -> Result:
 def _require_outcome(name: str, stands: Verdict, wanted: Verdict) -> None:
     if stands is not wanted:
         raise OutcomeConflict(name, stands="committed" if stands is Verdict.COMMIT else "aborted")
+
+
+def _roll_back_failed_begin(ctx: Context, name: str, failed: FailedBegin) -> Script[Result]:
+    """Quiet, so that an `except` block can always call it; about this process's own attempt and nobody else's."""
+    if not failed.harmless:
+        # Its row or its last prepare may have got lost on the way: only the register can say that it is over.
+        why = "its begin failed"
+        try:
+            stands = yield from register.decide(ctx, _abort(ctx, failed.attempt, name, (), why))
+        except NoDoubtError as error:
+            raise JournalUnavailable(f"the journal does not say whether {name!r} is aborted: {error}") from error
+        _require_outcome(name, stands.verdict, Verdict.ABORT)
+        ctx.remember_failed_begin(name, failed.attempt, harmless=True)
+    return Result(name, failed.attempt, State.ABORTED, True)
 
 
 def _decided_before(ctx: Context, name: str, attempt: str, wanted: Verdict) -> Script[Result | None]:
@@ -371,7 +410,9 @@ def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
     for ref in staging.branches:
         participant = ctx.by_id(ref.resource_id)
         if participant is None and ref.resource in ctx.participants:
-            yield from start.admit(ctx, ctx.participants[ref.resource])
+            participant = ctx.participants[ref.resource]
+        if participant is not None:
+            yield from start.admit(ctx, participant)  # whose lineage is in question decides nothing
             participant = ctx.by_id(ref.resource_id)
         if participant is None:
             raise UsageError(
@@ -385,27 +426,42 @@ def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
     return branches
 
 
-def _last_listed(ctx: Context, staging: Staging, branches: dict[int, Branch]) -> Script[bool]:
-    """Whether X is prepared; False if it is not because somebody has decided since the record was read."""
-    if staging.last is None:
+def _all_listed(ctx: Context, staging: Staging, branches: dict[int, Branch]) -> Script[bool]:
+    """Whether every branch is prepared; False if not, because somebody has decided since the record was read.
+
+    X must be: listed is flushed, its row alone need not be. The others were, before the row was written: one that is
+    not any more was ended by a stranger, or lost with its database, and a commit would break atomicity.
+    """
+    outcomes = yield from every([_is_listed(ctx, branch) for branch in branches.values()])
+    missing = [branch for branch, outcome in zip(branches.values(), outcomes, strict=True) if not outcome.get()]
+    if not missing:
         return True
-    last = branches[staging.last]
+    if (yield from questions.look(ctx, [staging.attempt])):
+        return False
+    if any(branch.number == staging.last for branch in missing):
+        raise StillBeginning(staging.name)
+    where = ", ".join(branch.participant.name for branch in missing)
+    raise Heuristic(
+        f"{staging.name!r} was prepared on {where}, and is not any more: somebody ended it there, or the database was "
+        "set back. Nothing was decided; look into it, then roll back what is left with rollback_distributed",
+        attempt=staging.attempt,
+        branches=tuple(branch.participant.name for branch in missing),
+    )
+
+
+def _is_listed(ctx: Context, branch: Branch) -> Script[bool]:
+    participant = branch.participant
 
     def body(session: Session) -> Script[tuple[Prepared, ...]]:
-        return last.participant.resource.prepared(session, ctx.cluster)
+        return participant.resource.prepared(session, ctx.cluster)
 
     try:
-        listed = yield from using(last.participant.reserve, body)
+        listed = yield from asked(ctx, participant.reserve, body)
     except (Refused, Unclear) as error:
-        why = f"{last.participant.name} cannot be asked whether its branch is prepared; nothing was changed: {error}"
+        why = f"{participant.name} cannot be asked whether its branch is prepared; nothing was changed: {error}"
         raise ResourceUnavailable(why) from error
-    found = next((one for one in listed if one.xid == last.work.xid), None)
-    if found is None:
-        if (yield from questions.look(ctx, [staging.attempt])):
-            return False
-        raise StillBeginning(staging.name)
-    last.prepared = found
-    return True
+    branch.prepared = next((one for one in listed if one.xid == branch.work.xid), branch.prepared)
+    return any(one.xid == branch.work.xid for one in listed)
 
 
 def wait_for_live(ctx: Context, within_s: float) -> Script[None]:

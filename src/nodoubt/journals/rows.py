@@ -21,7 +21,7 @@ Row = Sequence[Any]
 
 ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
-STAGING = ("name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at")
+STAGING = ("name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by")
 QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
 EVENT = ("attempt", "at", "what", "detail")
 RESOURCE = ("resource_id", "name", "cluster", "server", "epoch")
@@ -63,6 +63,7 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
         "owner": dialect.free_text(staging.owner),
         "metadata": dialect.text(json(staging.metadata)),
         "created_at": dialect.seconds(staging.created_at),
+        "begin_by": dialect.seconds(staging.begin_by),
         "undecided": dialect.attempt(staging.attempt),
     }
 
@@ -70,16 +71,16 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
 def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:
     """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
 
-    The lock holds the floor where it is until this transaction ends. If it is being raised, the SELECT waits, and
-    then sees the new one: a locking read sees what is committed, whatever the transaction's snapshot.
+    Together with the statements of `hold_floor` before it, it holds the floor where it is until this transaction ends.
+    If the floor is being raised it waits, and then sees the new one, or fails.
 
     `undecided`: NULL also where a decision is seen. One that is written at the same moment is not.
     """
     literal = dialect.attempt(attempt)
     no_decision = f" AND NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})"
-    return (
-        f"(SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
-        f"AND value <= {literal}{no_decision if undecided else ''}{dialect.share_lock})"
+    return dialect.read_floor(
+        f"SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
+        f"AND value <= {literal}{no_decision if undecided else ''}"
     )
 
 
@@ -110,6 +111,7 @@ def staging(row: Row) -> Staging:
         owner=text(row[5]),
         metadata=msgspec.json.decode(text(row[6]), type=dict[str, str]),
         created_at=float(row[7]),
+        begin_by=float(row[8]),
     )
 
 

@@ -66,6 +66,7 @@ class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: str = ""
     metadata: dict[str, str] = {}
     created_at: float = 0.0
+    begin_by: float = 0.0  # a row written before the work: until when that work may take
 
 
 class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

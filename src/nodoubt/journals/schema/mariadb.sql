@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_names (
     owner TEXT NOT NULL,
     metadata LONGTEXT NOT NULL,
     created_at DOUBLE NOT NULL,
+    begin_by DOUBLE NOT NULL,
     undecided VARBINARY(32) NULL, -- the attempt, until its decision is written: what a sweep must look at
     UNIQUE INDEX nodoubt_names_attempt (attempt),
     INDEX nodoubt_names_undecided (undecided),

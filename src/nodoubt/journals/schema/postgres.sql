@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS nodoubt.names (
     owner text NOT NULL,
     metadata text NOT NULL,
     created_at double precision NOT NULL,
+    begin_by double precision NOT NULL,
     undecided text COLLATE "C" -- the attempt, until its decision is written
 );
 

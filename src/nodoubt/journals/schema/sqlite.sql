@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_names (
     owner TEXT NOT NULL,
     metadata TEXT NOT NULL,
     created_at REAL NOT NULL,
+    begin_by REAL NOT NULL,
     undecided TEXT -- the attempt, until its decision is written
 ) STRICT, WITHOUT ROWID;
 

@@ -149,8 +149,13 @@ def witness(connection: Connection, epoch: int) -> None:
 
 
 def adopt(connection: Connection, new: Identity) -> None:
-    """Overwrite the identity: a human takes responsibility."""
+    """Overwrite the identity: a human takes responsibility.
+
+    What has witnessed a later epoch is set back with it, or `identity` would show that one for ever.
+    """
     with _forced(connection, "adoption"):
+        for table in ("nodoubt_receipts", "nodoubt_prepared"):
+            connection.query(f"UPDATE main.{table} SET epoch = ? WHERE epoch > ?", (new.epoch, new.epoch))
         connection.query(
             "INSERT OR REPLACE INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch) "
             "VALUES (1, ?, ?, ?, ?, ?)",
