@@ -115,7 +115,6 @@ def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
     participant = ctx.participant(name)
     if len(attempt.branches) >= BRANCHES_MAX:
         raise UsageError(f"a transaction has at most {BRANCHES_MAX} branches")
-    yield from start.admit(ctx, participant)
     work = Work(
         Xid(ctx.cluster, attempt.id, len(attempt.branches)),
         ctx.epoch,
@@ -127,8 +126,10 @@ def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
     attempt.branches[name] = branch
     branch.busy = True
     try:
+        yield from start.admit(ctx, participant)
         yield from _begin(ctx, attempt, branch)
     except BaseException as error:
+        # Swallowed by the user, it would leave a transaction that commits without this branch (I16).
         work.doomed = error
         raise
     finally:
