@@ -119,6 +119,19 @@ def test_the_open_commits_come_from_the_index_that_holds_nothing_else(place: Pla
         assert (f"range nodoubt_{index} nodoubt_{index}" if place.kind == "mariadb" else index) in how
 
 
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_commits_leave_no_list_of_themselves_on_the_floors_row(bench: Bench) -> None:
+    """A row that many share is marked with a multixact of them all, and each commit would make another."""
+    journal, shared = bench.journal, bench.journal.dialect.table("journal")
+    first, second = bench.session(), bench.session()
+    for session in (first, second):
+        rows = (*journal.decision_rows(decision()), *journal.staging_rows(staging(new_attempt())))
+        query(bench, ";\n".join((journal.dialect.begin_forced, *rows)), session)
+    for session in (first, second):
+        query(bench, "COMMIT", session)
+    assert str(query(bench, f"SELECT xmax FROM {shared} WHERE item = 'floor'").scalar()) == "0"
+
+
 def test_a_commit_that_hangs_delays_the_clean_up_for_a_moment_and_nobody_else_for_longer(
     place: Place, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

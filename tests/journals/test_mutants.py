@@ -28,8 +28,8 @@ OtherBench = Callable[[Any], Bench]
 class IgnoresConflicts(SqlJournal):
     """Takes the absence of an error for success."""
 
-    def decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        row, *more = super().decision_rows(decision)
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        row, *more = super()._decision_rows(decision)
         if self.dialect.kind == "mariadb":
             return row.replace("INSERT INTO", "INSERT IGNORE INTO", 1), *more
         return f"{row} ON CONFLICT DO NOTHING", *more
@@ -38,10 +38,10 @@ class IgnoresConflicts(SqlJournal):
 class Overwrites(SqlJournal):
     """The last one decides."""
 
-    def decision_rows(self, decision: Decision) -> tuple[str, ...]:
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
         table = self.dialect.table("decisions")
         forget = f"DELETE FROM {table} WHERE attempt = {self.dialect.attempt(decision.attempt)}"
-        return (forget, *super().decision_rows(decision))
+        return (forget, *super()._decision_rows(decision))
 
 
 class NeverRollsBack(SqlJournal):
@@ -62,8 +62,8 @@ class OneByOne(SqlJournal):
 class DecidesBelowTheFloor(SqlJournal):
     """Forgets that it has forgotten."""
 
-    def decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        row, *more = super().decision_rows(decision)
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        row, *more = super()._decision_rows(decision)
         checked = rows.above_floor(self.dialect, decision.attempt)
         assert checked in row
         return row.replace(checked, f"'{decision.attempt}'"), *more

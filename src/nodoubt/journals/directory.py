@@ -47,15 +47,16 @@ class Directory(Transactions):
         values = rows.staging_values(self.dialect, staging, attempt)
         insert = f"INSERT INTO {names} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
         event = self._event_rows([trail.of_staging(staging)])
+        hold = self.dialect.hold_floor()
         if replace is None:
-            return insert, event
+            return *hold, insert, event
         # Only an attempt that has been decided makes room; if it has not, its row stays and the INSERT conflicts.
         old = self.dialect.attempt(replace)
         make_room = (
             f"DELETE FROM {names} WHERE name = {self.dialect.key(staging.name)} AND attempt = {old} "
             f"AND EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = {old})"
         )
-        return make_room, insert, event
+        return *hold, make_room, insert, event
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
         """Raise `Conflict` if one of the attempts has been decided, else the error.

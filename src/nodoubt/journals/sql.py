@@ -141,15 +141,19 @@ class SqlJournal(Directory):
         """Write the decisions: all of them, durably, or none."""
         if not decisions:
             return
-        statements = [row for decision in decisions for row in self.decision_rows(decision)]
+        statements = [row for decision in decisions for row in self._decision_rows(decision)]
         try:
-            yield from self._write(session, *statements)
+            yield from self._write(session, *self.dialect.hold_floor(), *statements)
         except BelowFloor as error:
             # A record that stands says more than that it would be too old to be written now.
             yield from self._tell_decided(session, [decision.attempt for decision in decisions], error)
 
     def decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        """The INSERT, for any transaction in the journal's database, and that its name is decided.
+        """The statements of `insert`, for a transaction that somebody else begins and commits."""
+        return *self.dialect.hold_floor(), *self._decision_rows(decision)
+
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        """The decision, and that its name is decided.
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
