@@ -133,11 +133,10 @@ def test_commits_leave_no_list_of_themselves_on_the_floors_row(bench: Bench) -> 
 
 
 def test_a_commit_that_hangs_delays_the_clean_up_for_a_moment_and_nobody_else_for_longer(
-    place: Place, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    place: Place, bench: Bench
 ) -> None:
     if place.kind == "sqlite":
         return  # one writer at a time: whoever hangs delays everybody, by what SQLite is
-    monkeypatch.setattr("nodoubt.journals.dialects.FLOOR_WAIT_S", 1)
     bench.insert([abort(attempt_at(LONG_AGO))])
     hanging, session = bench.session(), bench.session()
     rows = bench.journal.decision_rows(decision(attempt=attempt_at(LONG_AGO + 1)))

@@ -19,7 +19,7 @@ from ..xid import is_attempt
 
 SETUP_LOCK = 0x6E6462  # PostgreSQL: every script that creates tables in the schema nodoubt takes this advisory lock
 SETUP_WAIT_S = 30  # MariaDB: for another session's setup of the same database
-FLOOR_WAIT_S = 2  # a clean-up, for the transactions that hold the floor; it comes again
+FLOOR_WAIT_S = 1  # a clean-up, for the transactions that hold the floor; it comes again
 TEXT_LENGTH_MAX = 8192  # of what people and programs say: reasons, owners, details. MariaDB's TEXT ends at 64 KiB
 
 
