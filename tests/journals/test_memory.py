@@ -90,10 +90,13 @@ def test_a_power_cut_takes_what_was_not_forced_unless_something_forced_came_afte
     bench.record([kept])
     bench.insert([decision()])
     bench.record([lost])
+    bench.stage(staging("listed, not flushed"), forced=False)
+    assert bench.find("listed, not flushed") is not None
     store.power_cut()
     store.power_cut()
     assert bench.events(kept.attempt) == [kept]
     assert bench.events(lost.attempt) == []
+    assert bench.find("listed, not flushed") is None
 
 
 @pytest.mark.parametrize("style", ["sync"])

@@ -29,7 +29,7 @@ from ..xid import check_name, is_attempt
 from . import trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 
-UNFORCED = frozenset({"record"})
+UNFORCED = frozenset({"record", "stage_unforced"})
 READING = frozenset(
     {"cluster", "epoch", "look", "open_commits", "floor", "find", "staged", "undecided", "list_staged", "registered"}
     | {"quarantined", "events", "retirable"}
@@ -250,6 +250,8 @@ class MemoryStore:
         state.names[staging.name] = staging
         state.events.append(trail.of_staging(staging))
 
+    _stage_unforced = _stage
+
     def _find(self, name: str) -> Staging | None:
         by_name = self.state.names.get(name)
         return by_name or next((one for one in self.state.names.values() if one.attempt == name), None)
@@ -449,7 +451,7 @@ class MemoryJournal:
     def stage(
         self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
     ) -> Script[None]:
-        return self._apply(session, "stage", staging, replace)
+        return self._apply(session, "stage" if forced else "stage_unforced", staging, replace)
 
     def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
         """As `decision_rows`."""
