@@ -7,6 +7,7 @@ shown here by taking the doom away. Their own tests: `tests/postgres/test_postgr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from kit import Database, FaceTransaction, opened
-from nodoubt import TransactionAborted
-from traps.scenes import UNTOUCHED, at_rest, balances, databases
+from nodoubt import ResourceUnavailable, TransactionAborted, UsageError
+from traps.scenes import UNTOUCHED, at_rest, balances, context, databases
 
 pytestmark = pytest.mark.anyio
 
@@ -77,3 +78,40 @@ async def test_without_the_doom_mariadb_commits_what_is_left_of_the_work(request
                 await half_done(tx, "a")
                 forgive(tx, "a")
     assert balances(pair) == [70, 130], "the mutant is not caught: half of the work should be there"
+
+
+# ---- a branch that cannot even begin --------------------------------------------------------------
+
+
+async def test_a_swallowed_refusal_to_begin_a_branch_aborts_everywhere(
+    mode: str, postgres: Any, request: Any, tmp_path: Path
+) -> None:
+    """The database went away, and is admitted anew when it is first used again."""
+    pair = databases("sqlite+postgres", request, tmp_path)
+    async with opened(mode, pair) as db:
+        for pool in (context(db).participants["b"].pool, context(db).participants["b"].reserve):
+            pool.drop_idle()
+        context(db).participants["b"].resource_id = ""
+        postgres.kill()
+        with pytest.raises(TransactionAborted, match="cannot connect"):
+            async with db.transaction() as tx:
+                await tx.execute("a", "update accounts set balance = 0")
+                with pytest.raises(ResourceUnavailable):
+                    await tx.execute("b", "update accounts set balance = 0")
+        postgres.restart()
+    assert untouched(pair)
+
+
+async def test_two_tasks_that_use_a_database_for_the_first_time_begin_one_branch(
+    request: Any, tmp_path: Path
+) -> None:
+    pair = databases("sqlite+postgres", request, tmp_path)
+    async with opened("async", pair) as db:
+        context(db).participants["b"].resource_id = ""
+        async with db.transaction() as tx:
+            update = "update accounts set balance = balance + 1 where id = 0"
+            both = await asyncio.gather(*(tx.execute("b", update) for _ in range(2)), return_exceptions=True)
+            assert sum(isinstance(one, UsageError) for one in both) == 1, both
+        pool: Any = context(db).participants["b"].pool
+        assert pool._count == 0 and not pool._ours
+    assert balances(pair) == [100, 101] and at_rest(pair)
