@@ -3,7 +3,7 @@
 CREATE SCHEMA IF NOT EXISTS nodoubt;
 
 -- cluster: minted once. epoch: raised at each start of a coordinator. floor: the oldest attempt that may still be
--- decided; every decision locks this row FOR SHARE, and a clean-up raises it before it deletes anything.
+-- decided; every decision holds it by a lock on this table, and a clean-up raises it before it deletes anything.
 CREATE TABLE IF NOT EXISTS nodoubt.journal (
     item text COLLATE "C" PRIMARY KEY,
     value text COLLATE "C" NOT NULL DEFAULT '',
