@@ -82,17 +82,17 @@ PLACES = [
 
 
 class Case(NamedTuple):
-    """One test: the `count`-th notice of a point, of a transaction of that way, with the coordinator of that mode."""
+    """One test: the `nth` notice of a point, of a transaction of that way, with the coordinator of that mode."""
 
     way: str
     point: str
     what: str
-    count: int
+    nth: int
     mode: str
     place: Place
 
     def __str__(self) -> str:
-        return f"{self.way} {self.point} {self.what} {self.count} {self.mode} {self.place}"
+        return f"{self.way} {self.point} {self.what} {self.nth} {self.mode} {self.place}"
 
 
 CASES = [
@@ -193,7 +193,7 @@ async def check(case: Case, servers: dict[str, Server], tmp_path: Path) -> None:
     for database in pair:
         database.create()
     journal = url(place.journal, "journal") if place.journal else None
-    nemesis = Nemesis(servers[place.victim], case.point, case.what, case.count)
+    nemesis = Nemesis(servers[place.victim], case.point, case.what, case.nth)
     try:
         async with opened(case.mode, pair, journal=journal, observer=nemesis) as db:
             said = await told(db, case.way, nemesis)
