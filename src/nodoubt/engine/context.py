@@ -50,6 +50,7 @@ class Settings:
     prepare_s: float = 10.0
     decide_s: float = 30.0
     apply_s: float = 30.0
+    begin_s: float = 3600.0  # for staged work without a timeout of its own, where its row goes before it
     answer_s: float = 10.0  # for one question to a database, recovery's included
     grace_s: float = 60.0  # an undecided branch older than this may be fenced; longer than prepare_s and decide_s
     sweep_s: float = 10.0

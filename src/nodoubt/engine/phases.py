@@ -299,12 +299,25 @@ def _settle(ctx: Context, branch: Branch) -> Script[Event]:
         left_s = until - ctx.clock.elapsed()
         try:
             verdict = yield from bounded(using(branch.participant.reserve, body), max(left_s, 0.001), ctx.clock)
-            return Decided(verdict, "its reply was lost, and its receipt's place is fenced")
         except NoDoubtError as error:
             if left_s <= pause_s:
                 return Undecided(f"{branch.participant.name} does not tell whether it committed: {error}")
+        else:
+            if verdict is Verdict.ABORT and _may_be_forgotten(ctx, branch):
+                return Undecided("it is so old that its receipt may have been removed")
+            return Decided(verdict, "its reply was lost, and its receipt's place is fenced")
         yield Pause(pause_s)
     raise AssertionError("backoff does not end")
+
+
+def _may_be_forgotten(ctx: Context, branch: Branch) -> bool:
+    """Whether a clean-up may have removed the receipt: then its absence means unknown, never aborted.
+
+    A process can be stopped for days between its commit and the lost reply. Half of the retention, for the clocks of those
+    who clean up may be others.
+    """
+    begun_at = int(branch.work.xid.attempt[:12], 16) / 1000  # a UUIDv7 begins with its time
+    return begun_at < ctx.clock.now() - ctx.settings.retention_s / 2
 
 
 def _fence(ctx: Context, course: Course, why: str) -> Script[Event]:

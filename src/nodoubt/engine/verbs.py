@@ -88,15 +88,12 @@ def begin_staged(
     attempt.metadata = dict(metadata or {})
     try:
         yield from _list_early(ctx, attempt, reuse=reuse)
-    except Exception as error:
+    except BaseException as error:
         if attempt.early is None or isinstance(error, DuplicateTransaction):
             ctx.remember_failed_begin(name, attempt.id, harmless=True)
         else:
+            # Cancelled, too: one bounded write more, or the name would look alive until its begin were overdue.
             yield from fence_failed_begin(ctx, attempt, "its begin failed")
-        raise
-    except BaseException:
-        # Cancelled: nothing may be waited for now. A rollback of this name fences it first; so does recovery.
-        ctx.remember_failed_begin(name, attempt.id, harmless=attempt.early is None)
         raise
     return attempt
 
@@ -110,6 +107,10 @@ def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
     if only is None or not early:
         return
     yield from start.admit(ctx, only)
+    if attempt.timeout_s is None:
+        # Until then a sweep takes the begin for alive; so the work must not take longer.
+        attempt.timeout_s = ctx.settings.begin_s
+        attempt.until = ctx.clock.elapsed() + attempt.timeout_s
     attempt.early = _staging(ctx, attempt, (BranchRef(0, only.name, only.resource_id),), 0, working=True)
     try:
         yield from open_branch(ctx, attempt, only.name)
@@ -137,7 +138,7 @@ def _staging(
     ctx: Context, attempt: Attempt, refs: tuple[BranchRef, ...], last: int | None, *, working: bool = False
 ) -> Staging:
     now = ctx.clock.now()
-    begin_by = attempt.deadline if attempt.timeout_s is None else now + attempt.timeout_s
+    begin_by = now + (attempt.timeout_s or 0.0)
     return Staging(
         attempt.name,
         attempt.id,
