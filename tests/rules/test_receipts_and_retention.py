@@ -1,0 +1,182 @@
+"""The rules of receipts and of retention. Each test is followed by the same scene without its rule.
+
+What a receipt is on each database, and how it is confirmed: `tests/postgres/test_postgres_recovery.py`,
+`tests/mariadb/test_mariadb_recovery.py`, `tests/sqlite/test_sqlite_branches.py`. The floor: `tests/journals`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import Database
+from nodoubt import Coordinator
+from nodoubt.engine import ends, phases, register, sweep
+from nodoubt.engine.context import Context
+from nodoubt.ports import BelowFloor, Unclear
+from nodoubt.protocol.records import Decision
+from nodoubt.protocol.recovery import Known
+from nodoubt.script import Script, every
+from nodoubt.testing.proxy import TcpProxy
+from rules.mutants import ABORTED, COMMITTED, GIVE, IN_DOUBT, SHORT, at_once, context, coordinator, staged, told
+from traps.scenes import MOVED, balances, databases
+
+DAY_S = 24 * 3600.0
+
+
+class Shifted:
+    """A clock that can be set ahead: the process was stopped for so long."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def now(self) -> float:
+        return time.time() + self.ahead_s
+
+    def elapsed(self) -> float:
+        return time.monotonic()
+
+
+# ---- receipts are removed only after a forced end record ------------------------------------------
+
+
+def the_end_cannot_be_recorded(request: Any, tmp_path: Path) -> tuple[int, list[int]]:
+    """And its process dies. How many branches the next sweep takes for broken."""
+    pair = databases("sqlite+postgres", request, tmp_path)
+    with coordinator(pair, f"sqlite:///{tmp_path}/journal.db") as db:
+        db.setup()
+        assert at_once(db) == COMMITTED
+
+        def away(*_: object) -> Script[None]:
+            raise Unclear("the journal gives no answer")
+            yield
+
+        context(db).journal.end = away  # type: ignore[method-assign]
+    with coordinator(pair, f"sqlite:///{tmp_path}/journal.db") as db:
+        return db.recover(grace=0).quarantined, balances(pair)
+
+
+def test_receipts_are_removed_only_after_a_forced_end_record(request: Any, tmp_path: Path) -> None:
+    assert the_end_cannot_be_recorded(request, tmp_path) == (0, MOVED)
+
+
+def test_receipts_that_go_before_the_end_is_recorded_make_a_sound_commit_look_broken(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = ends._flush_some
+
+    def receipts_first(ctx: Context) -> Script[None]:
+        xids = [xid for _, branches in ctx.ended for xid in branches]
+        yield from every([ends._forget(ctx, participant, xids) for participant in ctx.participants.values()])
+        yield from sound(ctx)
+
+    monkeypatch.setattr(ends, "_flush_some", receipts_first)
+    assert the_end_cannot_be_recorded(request, tmp_path) == (2, MOVED)
+
+
+# ---- past the retention an absent receipt means unknown, never aborted ----------------------------
+
+
+def the_reply_is_lost_and_asked_for_after_days(request: Any, tmp_path: Path) -> tuple[str, int]:
+    (one,) = databases("postgres", request, tmp_path)
+    clock = Shifted()
+    with TcpProxy.to(one.url) as proxy:
+        seen = [replace(one, url=proxy.url_for(one.url))]
+        with coordinator(seen, settings=SHORT, clock=clock) as db:
+            db.setup()
+            resource = context(db).participants["a"].resource
+            sound = resource.fence
+
+            def days_later(session: Any, xid: Any) -> Script[Any]:
+                clock.ahead_s = 8 * DAY_S
+                one.query("delete from nodoubt.receipts")  # as the clean-up does, by then
+                return (yield from sound(session, xid))
+
+            resource.fence = days_later  # type: ignore[method-assign]
+
+            def verb() -> None:
+                with db.transaction() as tx:
+                    tx["a"].execute(GIVE)
+                    proxy.cut_reply(b"INSERT INTO nodoubt.receipts")
+
+            return told(verb), one.balance()
+
+
+def test_past_the_retention_an_absent_receipt_means_unknown_never_aborted(request: Any, tmp_path: Path) -> None:
+    assert the_reply_is_lost_and_asked_for_after_days(request, tmp_path) == (IN_DOUBT, 130)
+
+
+def test_an_absent_receipt_taken_for_an_abort_at_any_age_tells_a_lie(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "_may_be_forgotten", lambda *_: False)
+    assert the_reply_is_lost_and_asked_for_after_days(request, tmp_path) == (ABORTED, 130)
+
+
+# ---- below the floor the answer is unknown: quarantine, never ABORT -------------------------------
+
+
+def a_branch_comes_back_whose_decision_is_forgotten(
+    request: Any, tmp_path: Path, mutate: Callable[[], None] = lambda: None
+) -> tuple[int, int, list[str]]:
+    """Its database was set back within an epoch, so its lineage shows nothing. Quarantined, rolled back, and left."""
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        staged(db)
+        backup = Path(pair[1].url.removeprefix("sqlite:///")).read_bytes()
+        assert db.commit_distributed("pay").complete
+        db.recover(grace=0)
+        forget_the_decision(db, pair)
+        for pool in (context(db).participants["b"].pool, context(db).participants["b"].reserve):
+            pool.drop_idle()
+        Path(pair[1].url.removeprefix("sqlite:///")).write_bytes(backup)
+        assert balances(pair) == [70, 100]
+        mutate()
+        report = db.recover(grace=0)
+        return report.quarantined, report.rolled_back, pair[1].prepared()
+
+
+def forget_the_decision(db: Coordinator, pair: list[Database]) -> None:
+    """The clean-up of some days later: the floor rises above the attempt, and its record goes."""
+    ctx = context(db)
+    staged(db, "newer")  # the floor never rises above the newest record
+    db.rollback_distributed("newer")
+    clock = Shifted()
+    clock.ahead_s = 8 * DAY_S
+    ctx.clock, sound = clock, ctx.clock
+    assert db._shell.run(ends.retire(ctx)) == 2
+    ctx.clock = sound
+
+
+def test_below_the_floor_the_answer_is_unknown_quarantine_never_abort(request: Any, tmp_path: Path) -> None:
+    quarantined, rolled_back, left = a_branch_comes_back_whose_decision_is_forgotten(request, tmp_path)
+    assert (quarantined, rolled_back, len(left)) == (1, 0, 1)
+
+
+def test_an_abort_presumed_below_the_floor_rolls_back_what_was_committed(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound_known, sound_decide = sweep._known, register.decide
+
+    def known(*args: Any) -> Known:
+        found = sound_known(*args)
+        return Known.NOTHING if found is Known.BELOW_FLOOR else found
+
+    def decide(ctx: Context, decision: Decision) -> Script[Decision]:
+        try:
+            return (yield from sound_decide(ctx, decision))
+        except BelowFloor:
+            return decision
+
+    def mutate() -> None:
+        monkeypatch.setattr(sweep, "_known", known)
+        monkeypatch.setattr(register, "decide", decide)
+
+    quarantined, rolled_back, left = a_branch_comes_back_whose_decision_is_forgotten(request, tmp_path, mutate)
+    assert (quarantined, rolled_back, left) == (0, 1, [])
