@@ -1,4 +1,6 @@
-"""The rules of a transaction that commits as its block ends. Each test is followed by the same scene without its rule."""
+"""The rules of a transaction that commits as its block ends. Each test is followed by the same scene without
+its rule.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +96,7 @@ class Looks(PostgresResource):
         return Verdict.COMMIT if (yield from self.receipt(session, xid)) else Verdict.ABORT
 
 
-def a_one_phase_commit_arrives_late(
-    resource: type[PostgresResource], request: Any, tmp_path: Path
-) -> tuple[str, int]:
+def a_one_phase_commit_arrives_late(resource: type[PostgresResource], request: Any, tmp_path: Path) -> tuple[str, int]:
     (one,) = databases("postgres", request, tmp_path)
     with TcpProxy.to(one.url) as proxy, coordinator([replace(one, url=proxy.url_for(one.url))], settings=SHORT) as db:
         db.setup()

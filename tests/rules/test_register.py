@@ -74,18 +74,17 @@ def the_decisions_reply_is_lost(request: Any, tmp_path: Path) -> tuple[str, bool
     """What was told, and whether COMMIT stands."""
     pair, own = databases("sqlite+sqlite", request, tmp_path), request.getfixturevalue("postgres").url()
     attempts: list[str] = []
-    with TcpProxy.to(own) as proxy:
-        with coordinator(pair, proxy.url_for(own), settings=SHORT) as db:
-            db.setup()
-            proxy.cut_reply(DECISION)
+    with TcpProxy.to(own) as proxy, coordinator(pair, proxy.url_for(own), settings=SHORT) as db:
+        db.setup()
+        proxy.cut_reply(DECISION)
 
-            def verb() -> None:
-                with db.transaction("pay") as tx:
-                    attempts.append(tx.attempt)
-                    tx["a"].execute(TAKE)
-                    tx["b"].execute(TAKE)
+        def verb() -> None:
+            with db.transaction("pay") as tx:
+                attempts.append(tx.attempt)
+                tx["a"].execute(TAKE)
+                tx["b"].execute(TAKE)
 
-            answer = told(verb)
+        answer = told(verb)
     with coordinator(pair, own) as db:
         return answer, db.status(attempts[0]).state is State.COMMITTED
 
@@ -94,9 +93,7 @@ def test_a_commit_without_an_answer_is_ambiguous_and_asked_for(request: Any, tmp
     assert the_decisions_reply_is_lost(request, tmp_path) == (COMMITTED, True)
 
 
-def test_taking_no_answer_for_a_no_tells_a_lie(
-    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_taking_no_answer_for_a_no_tells_a_lie(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def decide(ctx: Context, decision: Decision) -> Script[Decision]:
         error = yield Do(ctx.register_batch, "submit", (decision,))
         if isinstance(error, Unclear):
@@ -175,7 +172,9 @@ def test_a_recoverer_that_takes_two_prepared_branches_for_all_commits_half(
 
     def guess(ctx: Context, decision: Decision) -> Script[Decision]:
         if decision.reason.startswith("recovery") and len(decision.branches) > 1:
-            return Decision(**{f: getattr(decision, f) for f in decision.__struct_fields__} | {"verdict": Verdict.COMMIT})
+            return Decision(
+                **{f: getattr(decision, f) for f in decision.__struct_fields__} | {"verdict": Verdict.COMMIT}
+            )
             yield
         return (yield from sound(ctx, decision))
 

@@ -62,9 +62,7 @@ def asked(verb: Callable[[], Any]) -> str:
         return "unknown"
 
 
-def a_commit_comes_while_the_last_but_one_prepares(
-    journal: str, request: Any, tmp_path: Path
-) -> tuple[str, list[int]]:
+def a_commit_comes_while_the_last_but_one_prepares(journal: str, request: Any, tmp_path: Path) -> tuple[str, list[int]]:
     """And that prepare fails. `journal`: a, with X there, or one of its own, and no X."""
     pair = databases("sqlite+postgres", request, tmp_path)
     at = f"sqlite:///{tmp_path}/journal.db" if journal == "own" else None
@@ -135,9 +133,7 @@ def test_a_name_listed_before_its_branches_are_prepared_is_committed_by_half(
     def listed_first(ctx: Context, attempt: Any, shares: Any) -> Any:
         plan = sound(ctx, attempt, shares)
         ctx_journal: Any = ctx.journal
-        shell_of[id(ctx)]._shell.run(
-            using(ctx.journal_pool, lambda session: ctx_journal.stage(session, plan.staging))
-        )
+        shell_of[id(ctx)]._shell.run(using(ctx.journal_pool, lambda session: ctx_journal.stage(session, plan.staging)))
         return plan
 
     def already(*_: object) -> Script[Listed]:
