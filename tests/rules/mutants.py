@@ -82,19 +82,20 @@ def at_once(db: Coordinator) -> str:
 def staged(db: Coordinator, name: str = "pay", **options: Any) -> str:
     with db.begin_distributed(name, **options) as tx:
         work(tx)
-    return tx.attempt
+    return str(tx.attempt)
 
 
 @contextlib.contextmanager
 def out_of_reach(*names: str) -> Iterator[None]:
     """In the block, whoever decides does not get around to carrying it out on these resources."""
-    carry_out = phases.carry_out
+    carry_out = vars(phases)["carry_out"]
 
     def some(ctx: Context, participant: Any, *args: Any, **more: Any) -> Script[Ending]:
         if participant.name in names:
             return Ending(End.OPEN, "out of reach")
             yield
-        return (yield from carry_out(ctx, participant, *args, **more))
+        ending: Ending = yield from carry_out(ctx, participant, *args, **more)
+        return ending
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "carry_out", some)

@@ -69,7 +69,8 @@ def a_select_writes_and_the_other_branch_refuses(
         def verb() -> None:
             with db.transaction() as tx:
                 tx["a"].execute("select pay()")
-                tx._attempt.branches["a"].work.wrote = False  # type: ignore[union-attr] - what its text says
+                assert tx._attempt is not None
+                tx._attempt.branches["a"].work.wrote = False  # what its text says
                 tx["b"].execute(GIVE)
 
         answer = told(verb)
@@ -215,13 +216,13 @@ def test_an_answer_waits_for_phase_two_unless_it_is_told_not_to(request: Any, tm
         db.setup()
         for wait, moved in (("applied", 130), ("decided", 130)):
             hold = pair[1].balance()
-
-            def slow(session: Any, prepared: Any, hold: int = hold, **rows: Any) -> Script[None]:
-                assert pair[1].balance() == hold
-                return (yield from sound(session, prepared, **rows))
-
             resource = context(db).participants["b"].resource
             sound = resource.commit_prepared
+
+            def slow(session: Any, prepared: Any, hold: int = hold, sound: Any = sound, **rows: Any) -> Script[None]:
+                assert pair[1].balance() == hold
+                yield from sound(session, prepared, **rows)
+
             resource.commit_prepared = slow  # type: ignore[method-assign]
             with db.transaction(wait=wait) as tx:  # type: ignore[arg-type]
                 work(tx)

@@ -56,7 +56,7 @@ def the_end_cannot_be_recorded(request: Any, tmp_path: Path) -> tuple[int, list[
             raise Unclear("the journal gives no answer")
             yield
 
-        context(db).journal.end = away  # type: ignore[method-assign]
+        context(db).journal.end = away  # type: ignore[assignment, method-assign]
     with coordinator(pair, f"sqlite:///{tmp_path}/journal.db") as db:
         return db.recover(grace=0).quarantined, balances(pair)
 

@@ -1,6 +1,7 @@
 """A process that does one transaction, and stops itself (SIGSTOP) at the point it was told, for its parent to wake.
 
-`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "stop": ["P5", "deciding", 1]}'`
+`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "stop": […]}'`, where stop is
+a point, what happens there, and its occurrence: `["P5", "deciding", 1]`.
 Prints what its caller was told.
 """
 
@@ -15,7 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kit import QUICK, Database, Face
 from nodoubt import NoDoubtError, Notice
@@ -40,7 +41,7 @@ class Child:
         )
         self.pid = self._process.pid
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,9 +90,7 @@ def say(word: str) -> None:
 
 async def main(task: dict[str, Any]) -> None:
     some = [Database(name, url) for name, url in task["urls"].items()]
-    face = Face(
-        task["mode"], some, journal=task.get("journal"), observer=Stopper(*task["stop"]), settings=QUICK
-    )
+    face = Face(task["mode"], some, journal=task.get("journal"), observer=Stopper(*task["stop"]), settings=QUICK)
     await face.open()
     try:
         if task["way"] == "once":

@@ -1,4 +1,5 @@
-"""What the traps share: coordinators that join others, parts of a coordinator exchanged for mutants, and the end of a scene.
+"""What the traps share: coordinators that join others, parts of a coordinator exchanged for mutants, and the
+end of a scene.
 
 A mutant is the product with one rule taken out. It is put in place of a part of one coordinator's context; the test
 that holds the rule and the test that shows the mutant broken stand side by side.

@@ -37,7 +37,7 @@ async def staged(db: Face, name: str) -> None:
 
 async def move(tx: Any, db: Face) -> None:
     """1 from the first database's account 0 to the last one's account 1."""
-    first, last = list(db.databases)[0], list(db.databases)[-1]
+    first, last = next(iter(db.databases)), list(db.databases)[-1]
     await tx.execute(first, "update accounts set balance = balance - 1 where id = 0")
     await tx.execute(last, "update accounts set balance = balance + 1 where id = 1")
 

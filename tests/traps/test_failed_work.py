@@ -102,9 +102,7 @@ async def test_a_swallowed_refusal_to_begin_a_branch_aborts_everywhere(
     assert untouched(pair)
 
 
-async def test_two_tasks_that_use_a_database_for_the_first_time_begin_one_branch(
-    request: Any, tmp_path: Path
-) -> None:
+async def test_two_tasks_that_use_a_database_for_the_first_time_begin_one_branch(request: Any, tmp_path: Path) -> None:
     pair = databases("sqlite+postgres", request, tmp_path)
     async with opened("async", pair) as db:
         context(db).participants["b"].resource_id = ""

@@ -1,6 +1,7 @@
 """A child of a fork, or of multiprocessing, that goes on with its parent's coordinator and transactions.
 
-The child has the parent's sockets, but none of its threads. It must never speak on a session of the parent's, nor wait for
+The child has the parent's sockets, but none of its threads. It must never speak on a session of the parent's,
+nor wait for
 a thread that is not there. (`tests/engine/test_shell.py` holds the pools to it; SQLite files are refused to
 the child by their driver: `tests/sqlite/test_sqlite_session.py`.)
 """
@@ -137,9 +138,7 @@ def test_a_transaction_of_the_parents_is_refused_in_the_child_and_goes_on_in_the
     assert [d.balance() for d in pair] == [94, 106] and at_rest(pair)
 
 
-def test_a_child_forked_while_a_decision_is_being_written_can_decide_on_its_own(
-    request: Any, tmp_path: Path
-) -> None:
+def test_a_child_forked_while_a_decision_is_being_written_can_decide_on_its_own(request: Any, tmp_path: Path) -> None:
     """The parent's thread holds the batch, its lock and a session of the journal: none of that is in the child."""
     pair = databases("mariadb+mariadb", request, tmp_path)
     own = request.getfixturevalue("postgres").url()

@@ -1,4 +1,6 @@
-"""A server that stops answering without ending its connections: everything is bounded, and nobody else has to wait for it."""
+"""A server that stops answering without ending its connections: everything is bounded, and nobody else has to
+wait for it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A disk that is full under the journal, or under the commit point, when the decision is to be written.
 
-With root's rights the disk is a real one, of two or sixteen megabytes, filled to its last byte; without, SQLite is told that
+With root's rights the disk is a real one, of two or sixteen megabytes, filled to its last byte; without,
+SQLite is told that
 its file cannot grow. Whatever the answer is, it is true, and nothing is done by half. The resource's own half:
 `tests/sqlite/test_sqlite_crash.py`.
 """
@@ -22,7 +23,7 @@ from kit import Database, Face, Watching, opened
 from nodoubt import Coordinator, InDoubt, JournalUnavailable, Notice, Settings, TransactionAborted
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
-from traps.scenes import MOVED, UNTOUCHED, balances, context, databases, recovered
+from traps.scenes import MOVED, balances, context, databases, recovered
 
 pytestmark = pytest.mark.anyio
 BRIEF = Settings(connect_s=5, acquire_s=5, prepare_s=5, decide_s=1, apply_s=1, grace_s=5, sweep_s=60)

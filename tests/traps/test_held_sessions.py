@@ -108,9 +108,7 @@ async def test_a_transaction_is_finished_from_another_process_whatever_the_prepa
 
 
 @pytest.mark.parametrize("verb", ["commit", "rollback"])
-async def test_a_sweep_ends_the_session_that_holds_a_decided_branch(
-    verb: str, mode: str, pair: list[Database]
-) -> None:
+async def test_a_sweep_ends_the_session_that_holds_a_decided_branch(verb: str, mode: str, pair: list[Database]) -> None:
     async with opened(mode, pair) as db:
         attempt = await staged(db)
         with holding(db, attempt, pair[1], pair[1].url):

@@ -1,6 +1,7 @@
 """Ctrl-C at every step of a transaction in threads, and in the middle of a statement that waits (I18).
 
-The signal is a real SIGINT to this very process, sent as the step is reached; the main thread gets the KeyboardInterrupt.
+The signal is a real SIGINT to this very process, sent as the step is reached; the main thread gets the
+KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -118,18 +119,23 @@ async def test_interrupted_in_the_middle_of_a_statement_that_waits_the_transacti
     async with joined("sync", pair) as db:
         db.db.setup()
         with locked(pair[0]) as waits:
-            thread = threading.Thread(target=lambda: (until(waits), ctrl_c()))
+
+            def interrupt() -> None:
+                until(waits)
+                ctrl_c()
+
+            thread = threading.Thread(target=interrupt)
             thread.start()
             with pytest.raises(KeyboardInterrupt):
                 at_once(db.db, "order")
-                time.sleep(DELIVERY_TIME_MAX_S)
+                time.sleep(DELIVERY_TIME_MAX_S)  # noqa: ASYNC251 - a signal is waited for, and the loop is not in use
             thread.join()
             assert nothing_is_lost(db)
         at_once(db.db, "next")
     assert [d.balance() for d in pair] == [99, 101] and at_rest(pair)
 
 
-class locked:
+class locked:  # noqa: N801 - read as a word: with locked(…)
     """In the block a stranger has locked the account; gives a way to ask whether somebody waits for it."""
 
     def __init__(self, database: Database) -> None:

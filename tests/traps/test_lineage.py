@@ -1,7 +1,9 @@
 """Restored, cloned and exchanged databases: quarantined or refused, never presumed aborted (I15).
 
-Backups are taken as people take them: a copy of the file while nobody writes, a copy of a server's data directory. In each
-scene a transaction was committed after the backup, and one of its branches is still prepared: a journal that has forgotten
+Backups are taken as people take them: a copy of the file while nobody writes, a copy of a server's data
+directory. In each
+scene a transaction was committed after the backup, and one of its branches is still prepared: a journal that
+has forgotten
 the decision would have it aborted, and a database that has forgotten its commit would have it committed twice.
 """
 
@@ -67,7 +69,7 @@ def commit_and_leave(db: Coordinator, name: str = "order") -> None:
 
         from nodoubt.engine import phases
 
-        carry_out = phases.carry_out
+        carry_out = vars(phases)["carry_out"]
         patch.setattr(phases, "carry_out", only_a)
         assert not db.commit_distributed(name).complete
 
@@ -102,9 +104,7 @@ def set_back(pair: list[Database], own: str) -> None:
 
 
 @pytest.mark.usefixtures("set_back")
-def test_a_journal_that_was_set_back_is_refused_and_nothing_is_presumed_aborted(
-    pair: list[Database], own: str
-) -> None:
+def test_a_journal_that_was_set_back_is_refused_and_nothing_is_presumed_aborted(pair: list[Database], own: str) -> None:
     for _ in range(3):
         with pytest.raises(LineageBroken, match=r"journal.*restored"):
             coordinator(pair, own).open()
@@ -135,7 +135,7 @@ def test_without_the_lineage_a_journal_that_was_set_back_aborts_half_of_a_commit
     pair: list[Database], own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mutant: epochs are written and never compared."""
-    monkeypatch.setattr(start, "_with_lineage", lambda ctx, participant, reading: reading)
+    monkeypatch.setattr(start, "_with_lineage", lambda _ctx, _participant, reading: reading)
     with coordinator(pair, own) as db:
         assert db.recover(grace=0).rolled_back == 1
     assert balances(pair) == [70, 100] and pair[1].prepared() == [], "the mutant is not caught"

@@ -1,4 +1,5 @@
-"""A reply, a request or a whole connection that is lost at the worst statement: the caller is told nothing but the truth (I5).
+"""A reply, a request or a whole connection that is lost at the worst statement: the caller is told nothing but
+the truth (I5).
 
 A proxy stands between the coordinator and one server. `cut_reply`: done, and nobody was told. `cut_request`: never
 arrived. `stall`: arrives after everybody has given up, and must find the door shut. `half_open`: done, the client is
@@ -115,9 +116,7 @@ async def told_by(db: Face, loss: Loss, arm: Any) -> str:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-async def test_what_the_caller_is_told_is_what_comes_of_it(
-    loss: Loss, request: Any, tmp_path: Path
-) -> None:
+async def test_what_the_caller_is_told_is_what_comes_of_it(loss: Loss, request: Any, tmp_path: Path) -> None:
     mode = ("sync", "async")[LOSSES.index(loss) % 2]
     await lose(loss, mode, request, tmp_path)
 
@@ -174,7 +173,9 @@ async def lose(loss: Loss, mode: str, request: Any, tmp_path: Path) -> None:
 async def test_when_nobody_can_tell_the_caller_is_told_so_and_how_to_ask(
     kinds: str, at: str, fault: str, pattern: bytes, came: str, mode: str, request: Any, tmp_path: Path
 ) -> None:
-    """The server is out of reach from the lost reply on: InDoubt, never Aborted, and the outcome comes to light later."""
+    """The server is out of reach from the lost reply on: InDoubt, never Aborted, and the outcome comes to
+    light later.
+    """
     some = databases(kinds, request, tmp_path)
     own = request.getfixturevalue("postgres").url() if at == "journal" else None
     with TcpProxy.to(own or some[0].url) as proxy:
@@ -184,7 +185,12 @@ async def test_when_nobody_can_tell_the_caller_is_told_so_and_how_to_ask(
             tx = await block.__aenter__()
             await tx.move("a", some[-1].name, 30, account=0)
             lost = getattr(proxy, fault)(pattern)
-            cut_off = threading.Thread(target=lambda: (lost.wait_hit(), proxy.stop()))
+
+            def stop(lost: Any = lost) -> None:
+                lost.wait_hit()
+                proxy.stop()
+
+            cut_off = threading.Thread(target=stop)
             cut_off.start()
             with pytest.raises(InDoubt) as caught:
                 await block.__aexit__(None, None, None)

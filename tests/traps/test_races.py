@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -44,7 +44,7 @@ class Rival:
             self.db.setup()
         self.answer: object = None
 
-    def __enter__(self) -> Rival:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit import Database, Face, opened
+from kit import Face, opened
 from nodoubt import ClosedTransaction, State, TransactionAborted
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, context, databases, joined
 from traps.steps import at_step, every_step
@@ -19,7 +19,9 @@ PATIENCE_S = 30.0
 
 
 class Closing:
-    """Closes the coordinator from another thread or task, beginning at some step of the work, and waits for it at the end."""
+    """Closes the coordinator from another thread or task, beginning at some step of the work, and waits for it
+    at the end.
+    """
 
     def __init__(self, db: Face) -> None:
         self.db = db

@@ -1,8 +1,9 @@
-"""A journal's server that crashes after it has shown a decision and before it has flushed it, while a recoverer has read it.
+"""A journal's server that crashes after it has shown a decision and before it has flushed it, while a
+recoverer has read it.
 
-The decision is committed with `synchronous_commit=off`, by hand, and the WAL writer is stopped, so that nothing flushes it
-but what we do. A recoverer that knows only one of the two branches carries it out there; then the server is killed. If
-the recoverer had acted on what it saw, the other branch would be aborted now. The register's own half, on MariaDB
+The decision is committed with `synchronous_commit=off`, by hand, and the WAL writer is stopped, so that nothing
+flushes it but what we do. A recoverer that knows only one of the two branches carries it out there; then the server
+is killed. If the recoverer had acted on what it saw, the other branch would be aborted now. The register's own half, on MariaDB
 too, is in `tests/journals/test_durability.py`.
 """
 
@@ -82,9 +83,7 @@ def crash_after_one_branch(server: PostgresServer, pair: list[Database], url: st
     return attempt
 
 
-def test_what_a_recoverer_has_acted_on_survives_the_crash(
-    server: PostgresServer, request: Any, tmp_path: Path
-) -> None:
+def test_what_a_recoverer_has_acted_on_survives_the_crash(server: PostgresServer, request: Any, tmp_path: Path) -> None:
     pair, url = databases("sqlite+sqlite", request, tmp_path), server.url()
     with coordinator(pair, url) as db:
         db.setup()

@@ -313,7 +313,8 @@ def _settle(ctx: Context, branch: Branch) -> Script[Event]:
 def _may_be_forgotten(ctx: Context, branch: Branch) -> bool:
     """Whether a clean-up may have removed the receipt: then its absence means unknown, never aborted.
 
-    A process can be stopped for days between its commit and the lost reply. Half of the retention, for the clocks of those
+    A process can be stopped for days between its commit and the lost reply. Half of the retention, for the
+    clocks of those
     who clean up may be others.
     """
     begun_at = int(branch.work.xid.attempt[:12], 16) / 1000  # a UUIDv7 begins with its time
