@@ -3,8 +3,8 @@ recoverer has read it.
 
 The decision is committed with `synchronous_commit=off`, by hand, and the WAL writer is stopped, so that nothing
 flushes it but what we do. A recoverer that knows only one of the two branches carries it out there; then the server
-is killed. If the recoverer had acted on what it saw, the other branch would be aborted now. The register's own half, on MariaDB
-too, is in `tests/journals/test_durability.py`.
+is killed. If the recoverer had acted on what it saw, the other branch would be aborted now. The register's own half,
+on MariaDB too, is in `tests/journals/test_durability.py`.
 """
 
 from __future__ import annotations
