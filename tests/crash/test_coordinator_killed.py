@@ -29,6 +29,7 @@ PAIRS = [
 POINTS = [
     ("P3", "prepare", 1, "aborted"),
     ("P3", "prepared", 1, "aborted"),
+    ("P4", "all prepared", 1, "aborted"),
     ("P5", "deciding", 1, "aborted"),
     ("P6", "committed", 1, "committed"),
     ("P8", "commit", 1, "committed"),

@@ -40,7 +40,7 @@ from ..protocol.events import (
     Vote,
     Voted,
 )
-from ..protocol.records import Decision, Staging, Verdict
+from ..protocol.records import Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from . import ends, register
 from .attempt import Attempt, Branch, undo
@@ -129,6 +129,8 @@ def _notice_answer(ctx: Context, course: Course, ready: Ready) -> None:
 def _write(ctx: Context, course: Course, record: Record, *, forced: bool) -> Script[Event | None]:
     match record:
         case Decision():
+            if record.mode is Mode.ONCE:
+                ctx.notice("P4", course.attempt.id, "all prepared")
             ctx.notice("P5", course.attempt.id, "deciding")
             return (yield from _decide(ctx, course, record))
         case Staging():
