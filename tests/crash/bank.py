@@ -1,8 +1,9 @@
 """The bank: 8 accounts on each of three databases, transfers from several processes, and a nemesis.
 
 `python bank.py` (with src and tests on PYTHONPATH) runs it for NODOUBT_BANK_S seconds, 60 if that is not set, and
-prints what happened. The nemesis kills tellers and clerks (SIGKILL; they are started again) and both servers, at times
-drawn from NODOUBT_BANK_SEED. Then everything is started again, swept until it is clean, and audited:
+prints what happened. The nemesis kills tellers and clerks (SIGKILL; they are started again) and both servers, and stops
+processes for longer than any grace. NODOUBT_BANK_SEED settles when, and which database holds the journal. At the end
+everything is started again, swept until it is clean, and audited:
 
 - the sum over all accounts is what it was (I23);
 - a transfer is in all the databases it touches, or in none;
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,9 @@ CLERKS = 1
 KILL_PROCESS_EVERY_S = (0.3, 2.5)
 KILL_SERVER_EVERY_S = (1.5, 6.0)
 STALL_SHARE = 0.01
+STOPPED_SHARE = 0.2
+STOPPED_S = SETTINGS.grace_s + 0.5
+JOURNALS = ["p", "p", "m", "s"]
 OPENING_TIME_MAX_S = 60.0
 SETTLE_TIME_MAX_S = 60.0
 END_TIME_MAX_S = 60.0
@@ -52,6 +57,7 @@ class Audit:
 
     seconds: float
     seed: int
+    journal: str
     said: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
@@ -63,11 +69,11 @@ class Audit:
         reasons = ", ".join(f"{number} {reason}" for reason, number in self.reasons.most_common())
         kills = ", ".join(f"{number} {what}" for what, number in sorted(self.kills.items()))
         return (
-            f"bank: {self.seconds:g} s, seed {self.seed}\n"
+            f"bank: {self.seconds:g} s, seed {self.seed}, journal in {self.journal}\n"
             f"  answers: {said['committed']} committed, {said['aborted']} aborted, {said['staged']} staged, "
             f"{said['doubt']} in doubt\n"
             f"  in the databases: {self.there} transfers\n"
-            f"  killed: {kills}\n"
+            f"  killed or stopped: {kills}\n"
             f"  aborted or in doubt because of: {reasons}\n"
             f"  audit: {'fine' if not self.wrong else '; '.join(self.wrong[:WRONG_SHOWN_MAX])}"
         )
@@ -82,7 +88,7 @@ class Bank:
         self.directory, self.seconds, self.stall_share, self.mutant = directory, seconds, stall_share, mutant
         self.closed = directory / "closed"
         self.dice = random.Random(seed)
-        self.audit = Audit(seconds, seed)
+        self.audit = Audit(seconds, seed, self.dice.choice(JOURNALS))
         # MariaDB not in memory: there it maps its log, and a SIGKILL takes nothing from it that was not flushed.
         self.servers: dict[str, Server] = {"postgres": PostgresServer(), "mariadb": MariaDBServer(under="/var/tmp")}
         self.databases: list[Database] = []
@@ -120,7 +126,8 @@ class Bank:
             db.setup()
 
     def _coordinator(self) -> Coordinator:
-        return Coordinator({d.name: d.url for d in self.databases}, settings=SETTINGS, recovery=False)
+        urls = {d.name: d.url for d in self.databases}
+        return Coordinator(urls, journal=self.audit.journal, settings=SETTINGS, recovery=False)
 
     # ---- the working day
 
@@ -162,8 +169,8 @@ class Bank:
         self.started += 1
         seed = self.audit.seed * 1_000_003 + self.started
         task = Task(
-            role, int(number), {d.name: d.url for d in self.databases}, str(self._path(name, "answers")),
-            str(self.closed), seed, self.stall_share, self.mutant,
+            role, int(number), {d.name: d.url for d in self.databases}, self.audit.journal,
+            str(self._path(name, "answers")), str(self.closed), seed, self.stall_share, self.mutant,
         )  # fmt: skip
         here = Path(__file__).parent
         path = os.pathsep.join([str(here.parent), *sys.path])
@@ -184,6 +191,12 @@ class Bank:
     def _kill_process(self, dice: random.Random) -> None:
         name = dice.choice(sorted(self.processes))
         process = self.processes[name]
+        if dice.random() < STOPPED_SHARE:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(STOPPED_S)
+            process.send_signal(signal.SIGCONT)
+            self.audit.kills[f"{name.split()[0]} (stopped)"] += 1
+            return
         process.kill()
         process.wait()
         self.audit.kills[name.split()[0]] += 1

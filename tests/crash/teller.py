@@ -1,6 +1,6 @@
 """The processes of the bank: each works until the bank is closed, or until it is killed.
 
-`python teller.py '{"role": …, "number": …, "urls": {…}, "answers": …, "closed": …, "seed": …}'`
+`python teller.py '{"role": …, "number": …, "urls": {…}, "journal": …, "answers": …, "closed": …, "seed": …}'`
 
 - A *teller* moves money between random accounts: at once, in one, two or three databases, or staged.
 - A *clerk* is another process that ends what tellers have staged: by name, mostly by a commit. Now and then it sweeps
@@ -51,6 +51,7 @@ class Task(msgspec.Struct, frozen=True):
     role: str  # teller or clerk
     number: int
     urls: dict[str, str]
+    journal: str
     answers: str
     closed: str  # when this file is there, the day is over
     seed: int
@@ -128,7 +129,9 @@ class Process:
     async def run(self) -> None:
         while self.open:
             mode = ("sync", "async")[self.task.number % 2]
-            face = Face(mode, self.databases, settings=SETTINGS, recovery=True, observer=self.stalls)
+            face = Face(
+                mode, self.databases, journal=self.task.journal, settings=SETTINGS, recovery=True, observer=self.stalls
+            )
             try:
                 await face.open()
             except NoDoubtError:
