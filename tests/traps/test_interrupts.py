@@ -79,8 +79,7 @@ def end(watcher: Coordinator, name: str) -> None:
         return
 
 
-@pytest.mark.parametrize("work", [at_once, staged])
-@pytest.mark.parametrize("kinds", ["postgres+mariadb", "postgres+sqlite"])
+@pytest.mark.parametrize(("kinds", "work"), [("postgres+mariadb", at_once), ("postgres+sqlite", staged)])
 async def test_interrupted_at_any_step_a_transaction_is_decided_or_never_was(
     kinds: str, work: Callable[[Coordinator, str], None], request: Any, tmp_path: Path
 ) -> None:
