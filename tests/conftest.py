@@ -5,6 +5,7 @@ A test that wants a server of its own, with other settings, starts it: `with Pos
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server
 
 _started: list[Server] = []
+
+# A run that was started in the background of a shell ignores SIGINT, and so would everything that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +34,14 @@ def mariadb() -> Iterator[MariaDBServer]:
         _started.append(server)
         yield server
         _started.remove(server)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_branch_outlives_its_module() -> Iterator[None]:
+    """What a module leaves prepared would hold locks and snapshots, and be listed, in the tests of all that follow."""
+    yield
+    for server in _started:
+        server.roll_back_prepared()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import psycopg
 import pymysql
 import pytest
 
-from nodoubt.testing import servers
+from nodoubt.testing import machine, servers
 from nodoubt.testing.processes import descendants, kill_tree, wait_for
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server, ServerError, ServerNotInstalled
 from nodoubt.url import parse_url
@@ -123,6 +123,31 @@ def test_a_prepared_branch_survives_a_kill(server: Server) -> None:
     assert query(url, "SELECT x FROM t") == [(7,)]
 
 
+def test_what_is_left_prepared_is_rolled_back_whoever_left_it_and_whatever_holds_it() -> None:
+    # MariaDB: a live session holds its branch, and XA ROLLBACK by another is refused. Fails without the restart.
+    with PostgresServer() as one, MariaDBServer() as other:
+        with closing(connect(one.url())) as left, left.cursor() as cursor:
+            autocommit(left)
+            for statement in ("BEGIN", "CREATE TABLE t (x int)", "PREPARE TRANSACTION 'it''s'"):
+                cursor.execute(statement)
+            assert [one.roll_back_prepared(), one.roll_back_prepared()] == [1, 0]
+        url = other.url()
+        query(url, "CREATE TABLE t (x int) ENGINE=InnoDB")
+        with closing(connect(url)) as left, left.cursor() as cursor:
+            autocommit(left)
+            xid = "X'ff00c3',X'09',7"
+            for statement in (f"XA START {xid}", "INSERT INTO t VALUES (7)", f"XA END {xid}", f"XA PREPARE {xid}"):
+                cursor.execute(statement)
+            assert [other.roll_back_prepared(), other.roll_back_prepared()] == [1, 0]
+
+
+def test_a_database_is_made_even_while_the_server_recovers_from_a_backends_crash(postgres: PostgresServer) -> None:
+    for _ in range(3):
+        with closing(connect(postgres.url())) as connection:
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
+            assert query(postgres.url(), "SELECT 1") == [(1,)]
+
+
 def test_kill_leaves_no_process_of_the_server(server: Server) -> None:
     everyone = [server.pid, *descendants(server.pid)]
     if isinstance(server, PostgresServer):
@@ -200,8 +225,8 @@ def test_a_port_that_is_taken_is_left_for_another(monkeypatch: pytest.MonkeyPatc
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
-        ports = iter([squatter.getsockname()[1], servers._free_port()])
-        monkeypatch.setattr(servers, "_free_port", lambda: next(ports))
+        ports = iter([squatter.getsockname()[1], machine.free_port()])
+        monkeypatch.setattr(servers, "free_port", lambda: next(ports))
         with PostgresServer() as server:
             assert server.port != squatter.getsockname()[1]
 
@@ -217,14 +242,14 @@ def test_a_servers_files_lie_where_it_is_told() -> None:
 
 def test_files_go_to_memory_only_if_there_is_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TMPDIR", raising=False)
-    monkeypatch.setattr(servers, "MEMORY_FREE_MIN_BYTES", 0)
-    assert servers._place(in_memory=True) == Path("/dev/shm")
-    monkeypatch.setattr(servers, "MEMORY_FREE_MIN_BYTES", 1 << 60)
-    assert servers._place(in_memory=True) == Path(tempfile.gettempdir())
-    monkeypatch.setattr(servers, "MEMORY_FREE_MIN_BYTES", 0)
-    assert servers._place(in_memory=False) == Path(tempfile.gettempdir())
+    monkeypatch.setattr(machine, "MEMORY_FREE_MIN_BYTES", 0)
+    assert machine.place(in_memory=True) == Path("/dev/shm")
+    monkeypatch.setattr(machine, "MEMORY_FREE_MIN_BYTES", 1 << 60)
+    assert machine.place(in_memory=True) == Path(tempfile.gettempdir())
+    monkeypatch.setattr(machine, "MEMORY_FREE_MIN_BYTES", 0)
+    assert machine.place(in_memory=False) == Path(tempfile.gettempdir())
     monkeypatch.setenv("TMPDIR", "/var/tmp")
-    assert servers._place(in_memory=True) == Path(tempfile.gettempdir())
+    assert machine.place(in_memory=True) == Path(tempfile.gettempdir())
 
 
 def test_stop_removes_the_directory_and_is_quiet_when_repeated() -> None:
@@ -259,7 +284,7 @@ def test_a_server_ends_with_the_process_that_started_it_even_by_sigkill(kind: st
 
 
 @pytest.mark.parametrize(
-    ("find", "program"), [(servers._postgres_program, "initdb_missing"), (servers._mariadb_program, "mariadbd_missing")]
+    ("find", "program"), [(machine.postgres_program, "initdb_missing"), (machine.mariadb_program, "mariadbd_missing")]
 )
 def test_a_missing_program_is_an_error_that_says_what_to_install(find: Callable[[str], str], program: str) -> None:
     with pytest.raises(ServerNotInstalled, match=r"apt-get install postgresql-15 mariadb-server"):

@@ -25,53 +25,44 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 import pwd
-import random
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from ..errors import NoDoubtError
+from .machine import (
+    MEMORY_FILES,
+    PORT_ATTEMPTS_MAX,
+    ServerError,
+    ServerNotInstalled,
+    command,
+    copy_tree,
+    free_port,
+    fresh_directory,
+    mariadb_program,
+    place,
+    postgres_program,
+    run_checked,
+    spawn,
+)
 from .processes import Guard, ProcessError, continue_tree, kill_tree, stop_tree, wait_for
 
 __all__ = ["MariaDBServer", "PostgresServer", "Server", "ServerError", "ServerNotInstalled", "Setting"]
 
 START_TIME_MAX_S = 60.0
 SHUTDOWN_TIME_MAX_S = 60.0
-COMMAND_TIME_MAX_S = 120.0
-PORT_ATTEMPTS_MAX = 20
-PORT_LOWEST = 15000
 LOG_TAIL_LINES = 40
-MEMORY_FILES = Path("/dev/shm")  # noqa: S108 - used through mkdtemp only
-MEMORY_FREE_MIN_BYTES = 8 << 30
 POSTMASTER_STATUS_LINE = 7  # of postmaster.pid, from 0
 
 Setting = str | int | bool | None
-
-
-class ServerError(NoDoubtError):
-    """A test server did not start, stop or answer; the message ends with its log."""
-
-
-class ServerNotInstalled(ServerError):
-    """The server's programs are not on this machine; the message says what to install."""
-
-    def __init__(self, program: str, looked_in: str) -> None:
-        super().__init__(
-            f"{program} is not installed (looked in {looked_in}). On Debian or Ubuntu: "
-            "apt-get install postgresql-15 mariadb-server"
-        )
 
 
 class Server(ABC):
@@ -104,10 +95,10 @@ class Server(ABC):
         if self._directory is not None:
             self._launch()
             return self
-        self._directory = _fresh_directory(self.kind, self._account(), self._under or _place(in_memory=self.in_memory))
+        self._directory = fresh_directory(self.kind, self._account(), self._under or place(in_memory=self.in_memory))
         self._guard = Guard(self._directory)
         try:
-            _copy(_template(type(self)), self.data)
+            copy_tree(_template(type(self)), self.data)
             self._launch_on_free_port()
         except BaseException:
             self.stop()
@@ -199,6 +190,17 @@ class Server(ABC):
         self._create(name)
         return self._url(name)
 
+    def roll_back_prepared(self) -> int:
+        """Roll back every prepared transaction on the server, whoever left it; how many there were.
+
+        A branch that is left behind holds its locks and its snapshot, and is listed to everybody on the server.
+        """
+        found = self._prepared()
+        if found:
+            self.restart()  # a live session may hold its branch, and nobody else can end it then
+            self._roll_back(found)
+        return len(found)
+
     # -- what the kinds differ in
 
     _shutdown_signal: ClassVar[signal.Signals]
@@ -209,7 +211,7 @@ class Server(ABC):
         """Initialise a data directory that servers can start from copies of."""
 
     @abstractmethod
-    def _command(self) -> list[str]: ...
+    def _argv(self) -> list[str]: ...
 
     @abstractmethod
     def _ready(self) -> bool: ...
@@ -219,6 +221,13 @@ class Server(ABC):
 
     @abstractmethod
     def _url(self, database: str) -> str: ...
+
+    @abstractmethod
+    def _prepared(self) -> list[tuple[str, str]]:
+        """Database ("" if that does not matter) and name, as it stands in a statement, of what is prepared."""
+
+    @abstractmethod
+    def _roll_back(self, prepared: list[tuple[str, str]]) -> None: ...
 
     def _end_for_good(self) -> None:
         self.kill()
@@ -237,7 +246,7 @@ class Server(ABC):
 
     def _launch_on_free_port(self) -> None:
         for attempt in range(PORT_ATTEMPTS_MAX):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 self._launch()
                 return
@@ -251,7 +260,7 @@ class Server(ABC):
         log = self.directory / "log"
         with log.open("ab") as stream:
             self._log_start = stream.tell()
-            self._process = _spawn(self._command(), self._account(), self.data, stream.fileno())
+            self._process = spawn(self._argv(), self._account(), self.data, stream.fileno())
         if self._guard is not None:
             self._guard.watch(self._process.pid)
         try:
@@ -305,8 +314,8 @@ class PostgresServer(Server):
 
     @classmethod
     def _make_template(cls, directory: Path, account: pwd.struct_passwd | None) -> None:
-        initdb = _postgres_program("initdb")
-        _run(
+        initdb = postgres_program("initdb")
+        run_checked(
             [initdb, "-D", str(directory), "-U", cls.user, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
             account,
             directory.parent,
@@ -314,11 +323,11 @@ class PostgresServer(Server):
         with (directory / "postgresql.conf").open("a", encoding="utf-8") as conf:
             conf.write("\ninclude 'settings.conf'\n")
 
-    def _command(self) -> list[str]:
+    def _argv(self) -> list[str]:
         listen: dict[str, Setting] = {"listen_addresses": self.host, "port": self.port, "unix_socket_directories": ""}
         lines = [f"{name} = {_postgres_value(value)}\n" for name, value in {**self.settings, **listen}.items()]
         (self.data / "settings.conf").write_text("".join(lines), encoding="utf-8")
-        return [_postgres_program("postgres"), "-D", str(self.data)]
+        return [postgres_program("postgres"), "-D", str(self.data)]
 
     def _ready(self) -> bool:
         # The postmaster's own file says so: no connection is made, and no other server can answer in its place.
@@ -332,12 +341,32 @@ class PostgresServer(Server):
         return lines[POSTMASTER_STATUS_LINE].strip() == "ready"
 
     def _create(self, database: str) -> None:
-        where = ["-h", self.host, "-p", str(self.port), "-U", self.user, "-d", "postgres"]
-        statement = f'CREATE DATABASE "{database}"'
-        psql = _postgres_program("psql")
-        done = _command([psql, "-X", "-q", "-v", "VERBOSITY=sqlstate", *where, "-c", statement], self._account())
+        done = self._psql("postgres", f'CREATE DATABASE "{database}"')
         if done.returncode != 0 and "42P04" not in done.stderr:  # 42P04: it exists
             raise self._failure(f"creating database {database!r} failed: {done.stderr.strip()}")
+
+    def _prepared(self) -> list[tuple[str, str]]:
+        done = self._psql("postgres", "SELECT database, quote_literal(gid) FROM pg_prepared_xacts")
+        if done.returncode != 0:
+            raise self._failure(f"listing what is prepared failed: {done.stderr.strip()}")
+        return [(database, gid) for database, _, gid in (line.partition("\t") for line in done.stdout.splitlines())]
+
+    def _roll_back(self, prepared: list[tuple[str, str]]) -> None:
+        for database, gid in prepared:
+            done = self._psql(database, f"ROLLBACK PREPARED {gid}")
+            if done.returncode != 0:
+                raise self._failure(f"rolling back {gid} failed: {done.stderr.strip()}")
+
+    def _psql(self, database: str, statement: str) -> subprocess.CompletedProcess[str]:
+        """Run one statement. A server that is just restarting itself, after a crash of one backend, is waited for."""
+        arguments = ["-X", "-q", "-A", "-t", "-F", "\t", "-v", "VERBOSITY=sqlstate", "-c", statement]
+        where = ["-h", self.host, "-p", str(self.port), "-U", self.user, "-d", database]
+        deadline = time.monotonic() + START_TIME_MAX_S
+        while True:
+            done = command([postgres_program("psql"), *arguments, *where], self._account())
+            restarting = "database system is" in done.stderr and self.running
+            if not restarting or time.monotonic() > deadline:
+                return done
 
     def _end_for_good(self) -> None:
         # "Immediate": no checkpoint, but the System V segment is given back, which a killed postmaster leaves behind.
@@ -387,15 +416,15 @@ class MariaDBServer(Server):
             encoding="utf-8",
         )
         extra.chmod(0o644)
-        program = _mariadb_program("mariadb-install-db")
-        _run(
+        program = mariadb_program("mariadb-install-db")
+        run_checked(
             [program, "--no-defaults", f"--datadir={directory}", "--auth-root-authentication-method=normal",
              "--skip-test-db", "--skip-name-resolve", f"--extra-file={extra}", "--innodb-log-file-size=16M"],
             account,
             directory.parent,
         )  # fmt: skip
 
-    def _command(self) -> list[str]:
+    def _argv(self) -> list[str]:
         options = [
             f"--{name}" if value is None else f"--{name}={int(value) if isinstance(value, bool) else value}"
             for name, value in self.settings.items()
@@ -406,7 +435,7 @@ class MariaDBServer(Server):
                 f"nothing there: put it on a disk (under=..., or TMPDIR), not in {self.directory}"
             )
         return [
-            _mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.data}", f"--bind-address={self.host}",
+            mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.data}", f"--bind-address={self.host}",
             f"--port={self.port}", "--socket=server.sock", "--pid-file=server.pid",
             f"--tmpdir={self.data.parent}",  # a starting server removes what looks like a temporary table, anybody's
             *options,
@@ -416,84 +445,28 @@ class MariaDBServer(Server):
         return "ready for connections" in self._log_text(self._log_start)
 
     def _create(self, database: str) -> None:
-        client = _mariadb_program("mariadb")
+        self._client(f"CREATE DATABASE IF NOT EXISTS `{database}`")
+
+    def _prepared(self) -> list[tuple[str, str]]:
+        return [("", line.split("\t")[-1]) for line in self._client("XA RECOVER FORMAT='SQL'").splitlines()]
+
+    def _roll_back(self, prepared: list[tuple[str, str]]) -> None:
+        self._client("".join(f"XA ROLLBACK {xid};" for _, xid in prepared))
+
+    def _client(self, statements: str) -> str:
+        client = mariadb_program("mariadb")
         where = ["--protocol=tcp", f"--host={self.host}", f"--port={self.port}", f"--user={self.user}", "--skip-ssl"]
-        statement = f"CREATE DATABASE IF NOT EXISTS `{database}`"
-        done = _command([client, "--no-defaults", *where, "-e", statement], self._account(), MYSQL_PWD=self.password)
+        arguments = [client, "--no-defaults", *where, "--batch", "--skip-column-names", "-e", statements]
+        done = command(arguments, self._account(), MYSQL_PWD=self.password)
         if done.returncode != 0:
-            raise self._failure(f"creating database {database!r} failed: {done.stderr.strip()}")
-
-
-# ---- programs -------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _postgres_program(name: str) -> str:
-    """The newest server's program, not Debian's wrapper of the same name (a Perl script, and 60 ms per call)."""
-
-    def version(path: Path) -> tuple[int, ...]:
-        return tuple(int(part) for part in path.parent.parent.name.split(".") if part.isdigit())
-
-    places = [*Path("/usr/lib/postgresql").glob("*/bin/postgres"), *Path("/usr").glob("pgsql-*/bin/postgres")]
-    for place in sorted(places, key=version, reverse=True):
-        if (place.parent / name).exists():
-            return str(place.parent / name)
-    if found := shutil.which(name):
-        return found
-    raise ServerNotInstalled(f"PostgreSQL's {name}", "/usr/lib/postgresql/*/bin, PATH")
-
-
-@functools.cache
-def _mariadb_program(name: str) -> str:
-    search = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/bin", "/usr/local/sbin"))
-    if found := shutil.which(name, path=search):
-        return found
-    raise ServerNotInstalled(f"MariaDB's {name}", "PATH, /usr/sbin")
+            raise self._failure(f"{statements!r} failed: {done.stderr.strip()}")
+        return done.stdout
 
 
 def _postgres_value(value: Setting) -> str:
     text = ("on" if value else "off") if isinstance(value, bool) else "" if value is None else str(value)
     return "'" + text.replace("'", "''") + "'"
 
-
-def _environment(**more: str) -> dict[str, str]:
-    """Ours, without what would point PostgreSQL's or MariaDB's programs at another server, user or language."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "MYSQL", "MARIADB", "LC_"))}
-    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **more}
-
-
-def _who(account: pwd.struct_passwd | None) -> tuple[int | None, int | None, list[int] | None]:
-    return (None, None, None) if account is None else (account.pw_uid, account.pw_gid, [])
-
-
-def _command(
-    arguments: list[str], account: pwd.struct_passwd | None, directory: Path = Path("/"), **environment: str
-) -> subprocess.CompletedProcess[str]:
-    user, group, groups = _who(account)
-    return subprocess.run(
-        arguments, user=user, group=group, extra_groups=groups, cwd=directory, env=_environment(**environment),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=COMMAND_TIME_MAX_S,
-        check=False,
-    )  # fmt: skip
-
-
-def _run(arguments: list[str], account: pwd.struct_passwd | None, directory: Path) -> None:
-    done = _command(arguments, account, directory)
-    if done.returncode != 0:
-        raise ServerError(f"{arguments[0]} failed ({done.returncode}):\n{done.stdout}\n{done.stderr}")
-
-
-def _spawn(
-    arguments: list[str], account: pwd.struct_passwd | None, directory: Path, log: int
-) -> subprocess.Popen[bytes]:
-    user, group, groups = _who(account)
-    return subprocess.Popen(
-        arguments, user=user, group=group, extra_groups=groups, cwd=directory, env=_environment(),
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-
-
-# ---- directories and ports ------------------------------------------------------------------------
 
 _templates: dict[type[Server], Path] = {}
 _templates_lock = threading.Lock()
@@ -504,52 +477,9 @@ def _template(kind: type[Server]) -> Path:
     with _templates_lock:
         if kind not in _templates:
             account = kind._account()
-            directory = _fresh_directory(f"{kind.kind}-template", account, _place(in_memory=kind.in_memory))
+            directory = fresh_directory(f"{kind.kind}-template", account, place(in_memory=kind.in_memory))
             guard = Guard(directory)
             atexit.register(guard.close)
             kind._make_template(directory / "data", account)
             _templates[kind] = directory / "data"
         return _templates[kind]
-
-
-def _fresh_directory(kind: str, account: pwd.struct_passwd | None, under: Path) -> Path:
-    directory = Path(tempfile.mkdtemp(prefix=f"nodoubt-{kind.lower()}-", dir=under))
-    if account is not None:
-        os.chown(directory, account.pw_uid, account.pw_gid)
-    return directory
-
-
-def _place(*, in_memory: bool) -> Path:
-    """Where directories go by themselves: into memory if there is plenty, unless TMPDIR says where they shall go."""
-    if not in_memory or "TMPDIR" in os.environ or not os.access(MEMORY_FILES, os.W_OK | os.X_OK):
-        return Path(tempfile.gettempdir())
-    room = os.statvfs(MEMORY_FILES)
-    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(memory["MemAvailable"].split()[0]) * 1024
-    plenty = min(room.f_bavail * room.f_frsize, available) >= MEMORY_FREE_MIN_BYTES
-    return MEMORY_FILES if plenty else Path(tempfile.gettempdir())
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a tree with its owners and modes (PostgreSQL refuses a data directory that others may read)."""
-    _run(["cp", "-a", "--sparse=never", str(source), str(target)], None, Path("/"))
-
-
-def _free_port() -> int:
-    """A port that nothing listens on now, below the range that the kernel gives to outgoing connections.
-
-    Within that range, a client's connection could come to sit on the port of a killed server, and its restart fail.
-    """
-    try:
-        highest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        highest = 32768
-    if highest <= PORT_LOWEST:
-        highest = 65536
-    for _ in range(PORT_ATTEMPTS_MAX):
-        port = random.randrange(PORT_LOWEST, highest)  # noqa: S311 - spreads tests over ports, keeps no secret
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise ServerError(f"found no free port in {PORT_ATTEMPTS_MAX} attempts")
