@@ -17,13 +17,16 @@ from typing import Any
 
 import pytest
 
-from kit import QUICK, Database, make_database
+from kit import QUICK, Database, Face, make_database
 from nodoubt import Coordinator, LineageBroken, State, TransactionAborted, UsageError
 from nodoubt.engine import start
 from nodoubt.engine.branches import End, Ending
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, context, databases
+from traps.steps import at_step, every_step
+
+pytestmark = pytest.mark.anyio
 
 
 def coordinator(some: list[Database], journal: str | None = None, **options: Any) -> Coordinator:
@@ -292,3 +295,52 @@ def test_one_database_under_two_names_is_refused(kind: str, request: Any, tmp_pa
         db.setup()
     with pytest.raises(UsageError, match="one and the same database"):
         coordinator(two).open()
+
+
+# ---- and nothing of this is a false alarm ---------------------------------------------------------
+
+
+async def starts_in_the_middle_of_a_start(mode: str, pair: list[Database]) -> None:
+    """Before each step of one's start and first sweep another starts: epochs rise in the middle of every look."""
+    with coordinator(pair) as db:
+        db.setup()
+
+    def another_starts() -> None:
+        with coordinator(pair) as rival:
+            assert rival.recover(grace=0).clean
+
+    for at in every_step():
+        face = Face(mode, pair)
+        with at_step(face, at, another_starts) as steps:
+            await face.open()
+            report = await face.recover(grace=0)
+        await face.close()
+        assert report.clean, (at, steps.trail)
+        if not steps.acted:
+            break
+
+
+async def test_coordinators_that_start_and_sweep_at_the_same_time_take_nobody_for_restored(
+    mode: str, request: Any, tmp_path: Path
+) -> None:
+    await starts_in_the_middle_of_a_start(mode, databases("postgres+sqlite", request, tmp_path))
+
+
+async def test_a_database_that_is_read_before_what_it_should_have_witnessed_looks_restored(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: the other order. Between the two looks somebody may start."""
+    sound = start._with_lineage
+
+    def read_first(ctx: Any, participant: Any, reading: Any) -> Any:
+        identity = yield from reading
+
+        def known() -> Any:
+            return identity
+            yield
+
+        return (yield from sound(ctx, participant, known()))
+
+    monkeypatch.setattr(start, "_with_lineage", read_first)
+    with pytest.raises((LineageBroken, AssertionError), match="restored"):
+        await starts_in_the_middle_of_a_start("sync", databases("postgres+sqlite", request, tmp_path))
