@@ -35,7 +35,7 @@ from cost.tracing import Trace
 from kit import Database
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server
 
-COUNT = 10
+COUNT = 20
 # Not in memory: there MariaDB takes its log for persistent memory, maps it, and forces nothing.
 DISK = "/var/tmp"
 SERVERS_PER_KIND = {"postgres": 4, "mariadb": 3}

@@ -232,3 +232,22 @@ async def test_mutant_that_takes_silence_in_phase_two_for_success_is_caught(
     case = Case("once", "P8", "commit", 1, "sync", Place("p", "q", "", "q"))
     with pytest.raises(AssertionError):
         await check(case, servers, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_a_server_that_was_restarted_costs_one_answer_and_not_one_for_each_idle_session(
+    mode: str, servers: dict[str, Server]
+) -> None:
+    """Fails where a session that proves dead does not take the idle ones of its pool along (`using`)."""
+    only = Database("a", servers["p"].url())
+    async with opened(mode, [only]) as db:
+        pool = db.db._ctx.journal_pool
+        held = [pool.acquire() if mode == "sync" else await pool.acquire() for _ in range(3)]
+        for session in held:
+            pool.release(session)
+        servers["p"].kill()
+        servers["p"].restart()
+        with pytest.raises(JournalUnavailable):
+            await db.status("nobody")
+        with pytest.raises(UnknownTransaction):
+            await db.status("nobody")
