@@ -13,6 +13,7 @@ import pytest
 
 from kit import Database, Watching, opened
 from nodoubt import Notice, State, TransactionAborted, UnknownTransaction
+from nodoubt.engine import phases
 from nodoubt.engine.context import using
 from nodoubt.protocol.records import Staging
 from nodoubt.testing.servers import PostgresServer
@@ -61,7 +62,6 @@ async def test_a_row_that_nothing_covers_is_lost_in_a_crash(
 async def test_what_was_answered_as_staged_survives_a_crash(
     mode: str, pair: list[Database], server: PostgresServer
 ) -> None:
-    """Fails where begin answers before X has prepared."""
     async with opened(mode, pair) as db:
         async with db.staged("order-7") as tx:
             await tx.move("a", "b", 30)
@@ -77,8 +77,6 @@ async def test_what_was_answered_as_staged_survives_a_crash(
 async def test_a_crash_between_the_row_and_the_prepare_that_covers_it_is_no_staging(
     mode: str, pair: list[Database], server: PostgresServer
 ) -> None:
-    """Fails where X is prepared by whichever session comes: the row is gone, and its work would stay in doubt."""
-
     crashes: list[Notice] = []
 
     def crash(notice: Notice) -> None:
@@ -99,3 +97,38 @@ async def test_a_crash_between_the_row_and_the_prepare_that_covers_it_is_no_stag
         assert (await db.recover(grace=0)).clean
     assert [d.balance() for d in pair] == [100, 1]
     assert [d.prepared() for d in pair] == [[], []]
+
+
+def elsewhere(server: PostgresServer, tmp_path: Path) -> tuple[list[Database], str]:
+    """Two files, and the journal on the server: no branch there whose PREPARE could cover a row."""
+    files = [Database(name, f"sqlite:///{tmp_path}/{name}.db") for name in "ab"]
+    for database in files:
+        database.create()
+    return files, server.url()
+
+
+async def staged_before_a_crash(mode: str, server: PostgresServer, tmp_path: Path) -> State | None:
+    """What the journal says after the crash of a name that was answered as staged before it."""
+    files, journal = elsewhere(server, tmp_path)
+    async with opened(mode, files, journal=journal) as db:
+        async with db.staged("order-7") as tx:
+            await tx.move("a", "b", 30)
+        server.kill()
+    server.restart()
+    async with opened(mode, files, journal=journal) as db:
+        try:
+            return State((await db.status("order-7")).state)
+        except UnknownTransaction:
+            return None
+
+
+async def test_where_no_branch_covers_it_the_row_is_forced(mode: str, server: PostgresServer, tmp_path: Path) -> None:
+    assert await staged_before_a_crash(mode, server, tmp_path) is State.PREPARED
+
+
+async def test_mutant_that_forces_no_row_has_staged_what_nobody_knows(
+    mode: str, server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = phases._list
+    monkeypatch.setattr(phases, "_list", lambda *args, **_: plain(*args, forced=False))
+    assert await staged_before_a_crash(mode, server, tmp_path) is None
