@@ -4,6 +4,7 @@ its rule.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 from kit import until
-from nodoubt import State, UnknownTransaction
+from nodoubt import State, TransactionAborted, UnknownTransaction
 from nodoubt.ports import Refused
 from nodoubt.protocol.commit import CommitMachine, Phase, Standing
 from nodoubt.protocol.events import Vote, Voted
 from nodoubt.protocol.records import Verdict
+from nodoubt.resources.mariadb import MariaDBResource
 from nodoubt.resources.postgres import PostgresResource
-from nodoubt.script import Script
+from nodoubt.script import Script, do
 from nodoubt.testing.proxy import TcpProxy
 from rules.mutants import (
     ABORTED,
@@ -85,6 +87,81 @@ def test_a_reading_branch_drops_out_only_if_it_surely_wrote_nothing(request: Any
 def test_a_branch_taken_for_a_reader_by_its_text_commits_before_the_decision(request: Any, tmp_path: Path) -> None:
     scene = a_select_writes_and_the_other_branch_refuses(ReadsByTheFirstWord, request, tmp_path)
     assert scene == (ABORTED, [70, 100])
+
+
+# ---- the receipt is written last, after that test -------------------------------------------------
+
+
+class EarlyReceipt(PostgresResource):
+    """The mutant: the receipt goes in with the branch's first message."""
+
+    def begin(self, session: Any, work: Any, *, before: Any = ()) -> Script[None]:
+        yield from super().begin(session, work, before=before)
+        yield from do(session, "run", super()._receipt_row(work, alone=False))
+
+    def _receipt_row(self, work: Any, *, alone: bool) -> str:
+        return "SELECT 1"
+
+    def wrote(self, session: Any, work: Any) -> Script[bool]:
+        (reply,) = yield from do(session, "run", "SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL")
+        return bool(reply.scalar())
+
+
+def decisions_of_a_transaction_that_only_reads(
+    resource: type[PostgresResource], request: Any, tmp_path: Path
+) -> tuple[int, int]:
+    """How many decisions and receipts it leaves behind."""
+    pair = databases("postgres+postgres", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        for name in ("a", "b"):
+            context(db).participants[name].resource = resource(name)
+        with contextlib.suppress(TransactionAborted), db.transaction() as tx:
+            for name in ("a", "b"):
+                tx[name].execute("select balance from accounts")
+        decided = int(pair[0].query("select count(*) from nodoubt.decisions")[0][0])
+        return decided, sum(int(d.query("select count(*) from nodoubt.receipts")[0][0]) for d in pair)
+
+
+def test_the_receipt_is_written_last_so_that_a_reader_stays_one(request: Any, tmp_path: Path) -> None:
+    assert decisions_of_a_transaction_that_only_reads(PostgresResource, request, tmp_path) == (0, 0)
+
+
+def test_a_receipt_that_is_written_early_makes_every_branch_a_writer(request: Any, tmp_path: Path) -> None:
+    assert decisions_of_a_transaction_that_only_reads(EarlyReceipt, request, tmp_path) != (0, 0)
+
+
+# ---- XA START always: in a plain transaction a DDL commits the work -------------------------------
+
+
+class PlainTransactions(MariaDBResource):
+    """The mutant: XA only where it has to be."""
+
+    def begin(self, session: Any, work: Any, *, before: Any = ()) -> Script[None]:
+        yield from super().begin(session, work, before=before)
+        yield from do(session, "run", f"XA END {work.handle.sql}; XA ROLLBACK {work.handle.sql}; START TRANSACTION")
+
+
+def a_ddl_comes_before_the_work_is_given_up(resource: type[MariaDBResource], request: Any, tmp_path: Path) -> list[int]:
+    pair = databases("mariadb+sqlite", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        sound: Any = context(db).participants["a"].resource
+        context(db).participants["a"].resource = resource("a", sound.database)
+        with pytest.raises(KeyError), db.transaction() as tx:
+            work(tx)
+            with contextlib.suppress(Exception):
+                tx["a"].execute("create table more (id int primary key)")
+            raise KeyError("given up")
+        return balances(pair)
+
+
+def test_a_ddl_on_mariadb_is_refused_within_xa_and_ends_nothing(request: Any, tmp_path: Path) -> None:
+    assert a_ddl_comes_before_the_work_is_given_up(MariaDBResource, request, tmp_path) == UNTOUCHED
+
+
+def test_in_a_plain_transaction_a_ddl_commits_the_work_of_an_aborted_one(request: Any, tmp_path: Path) -> None:
+    assert a_ddl_comes_before_the_work_is_given_up(PlainTransactions, request, tmp_path) == [70, 100]
 
 
 # ---- a lost reply to a one-phase commit is settled by a fence -------------------------------------
