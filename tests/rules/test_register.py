@@ -18,7 +18,7 @@ from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Unclear
 from nodoubt.protocol.commit import CommitMachine, Phase
 from nodoubt.protocol.events import AbortAsked, Undecided
-from nodoubt.protocol.records import Decision, Verdict
+from nodoubt.protocol.records import Decision, Mode, Standing, Verdict
 from nodoubt.script import Do, Script
 from nodoubt.testing.proxy import TcpProxy
 from rules.mutants import (
@@ -35,7 +35,7 @@ from rules.mutants import (
     told,
     watch,
 )
-from traps.scenes import MOVED, UNTOUCHED, balances, databases, recovered
+from traps.scenes import MOVED, UNTOUCHED, balances, databases
 
 DECISION = b"INSERT INTO nodoubt.decisions"
 
@@ -270,10 +270,49 @@ def test_going_by_names_looks_for_a_branch_in_the_wrong_database(
     assert quarantined or ended != MOVED
 
 
-def test_the_scenes_end_well(request: Any, tmp_path: Path) -> None:
-    """What the mutants above are measured against: the same coordinator, and nothing lost."""
+# ---- no row: start over ---------------------------------------------------------------------------
+
+
+def an_abort_is_seen_and_then_forgotten_by_its_server(
+    request: Any, tmp_path: Path, journal: type[SqlJournal] = SqlJournal
+) -> tuple[str, list[int]]:
+    """It was visible, and not flushed, when the server crashed; then a commit by name comes to confirm it."""
     pair = databases("postgres+sqlite", request, tmp_path)
     with coordinator(pair) as db:
         db.setup()
-        assert at_once(db) == COMMITTED
-        assert recovered(db, pair)
+        attempt = staged(db)
+        changed: Any = journal(context(db).journal.dialect)  # type: ignore[attr-defined]
+        context(db).journal = changed
+        lost = Standing(Decision(attempt, Verdict.ABORT, Mode.STAGED, "pay", ()), ended=False)
+        sound = changed.look
+        seen: list[Standing] = []
+
+        def look(session: Any, attempts: Any) -> Script[Any]:
+            if not seen:
+                seen.append(lost)
+                return {attempt: lost}
+            return (yield from sound(session, attempts))
+
+        changed.look = look
+        answer = told(lambda: db.commit_distributed("pay"))
+    return answer, balances(pair)
+
+
+class Believes(SqlJournal):
+    """The mutant: what was seen once stands."""
+
+    def confirm(self, session: Any, attempts: Any) -> Script[dict[str, Standing]]:
+        return {
+            attempt: Standing(Decision(attempt, Verdict.ABORT, Mode.STAGED, "pay", ()), ended=False)
+            for attempt in attempts
+        }
+        yield
+
+
+def test_a_decision_that_was_seen_and_is_gone_is_asked_for_again(request: Any, tmp_path: Path) -> None:
+    assert an_abort_is_seen_and_then_forgotten_by_its_server(request, tmp_path) == (COMMITTED, MOVED)
+
+
+def test_believing_what_was_seen_tells_of_an_abort_that_nobody_decided(request: Any, tmp_path: Path) -> None:
+    answer = an_abort_is_seen_and_then_forgotten_by_its_server(request, tmp_path, Believes)
+    assert answer == (ABORTED, UNTOUCHED)
