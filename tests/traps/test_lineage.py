@@ -321,9 +321,9 @@ async def starts_in_the_middle_of_a_start(mode: str, pair: list[Database]) -> No
 
 
 async def test_coordinators_that_start_and_sweep_at_the_same_time_take_nobody_for_restored(
-    mode: str, request: Any, tmp_path: Path
+    request: Any, tmp_path: Path
 ) -> None:
-    await starts_in_the_middle_of_a_start(mode, databases("postgres+sqlite", request, tmp_path))
+    await starts_in_the_middle_of_a_start("async", databases("postgres+sqlite", request, tmp_path))
 
 
 async def test_a_database_that_is_read_before_what_it_should_have_witnessed_looks_restored(
