@@ -325,7 +325,7 @@ def test_one_backends_crash_loses_an_unforced_row_and_a_commit_on_a_new_connecti
     """Why rows ride within one server session only, and are forced behind a pooler."""
     prepared = crash.prepared(WRITE)
     unforced(crash, "INSERT INTO t VALUES (2, 2)")
-    victim = crash.session()
+    victim, bystander = crash.session(), crash.session()
     os.kill(victim.connection_id, signal.SIGKILL)
 
     def back() -> bool:
@@ -335,6 +335,7 @@ def test_one_backends_crash_loses_an_unforced_row_and_a_commit_on_a_new_connecti
             return False
 
     crash.until(lambda: crash.error(do(victim, "run", "SELECT 1")), "the victim's end")
+    crash.until(lambda: crash.error(do(bystander, "run", "SELECT 1")), "the restart, which ends everybody's session")
     crash.until(back, "the server to recover")
     crash.drive(crash.resource.commit_prepared(crash.session(), prepared))
     assert crash.look("SELECT id FROM t") == [(1,)]
