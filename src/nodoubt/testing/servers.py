@@ -419,7 +419,8 @@ class MariaDBServer(Server):
         program = mariadb_program("mariadb-install-db")
         run_checked(
             [program, "--no-defaults", f"--datadir={directory}", "--auth-root-authentication-method=normal",
-             "--skip-test-db", "--skip-name-resolve", f"--extra-file={extra}", "--innodb-log-file-size=16M"],
+             "--skip-test-db", "--skip-name-resolve", f"--extra-file={extra}", "--innodb-log-file-size=16M",
+             f"--tmpdir={directory.parent}"],  # two at a time remove each other's temporary tables
             account,
             directory.parent,
         )  # fmt: skip
