@@ -58,6 +58,9 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
         if error is None:
             return decision
         if isinstance(error, BelowFloor):
+            if maybe_written:
+                # An earlier try may have been written, carried out and forgotten since: unknown, never "not done".
+                raise Unclear(f"an earlier try had no answer, and now the attempt is too old: {error}") from error
             raise error
         if isinstance(error, Refused) and not isinstance(error, Conflict) and not error.retry and not maybe_written:
             raise NotDecided(f"the journal refuses, and waiting will not help: {error}") from error
