@@ -13,7 +13,7 @@ from nodoubt.journals.memory import MemoryJournal
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Reply, Session
 from nodoubt.protocol.records import Decision, Staging, Standing
-from nodoubt.script import Do, Script
+from nodoubt.script import Do, Pause, Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.journals import JournalSuite
 from nodoubt.testing.samples import abort, decision
@@ -182,7 +182,7 @@ class EpochFromASnapshot(SqlJournal):
     def raise_epoch(self, session: Session) -> Script[int]:
         one_more = (yield from self.epoch(session)) + 1
         table, key = self.dialect.table("journal"), self.dialect.key
-        yield from self._write(session, f"SELECT {one_more}")
+        yield Pause(0.2)  # so that the others read it too, however busy the machine is
         yield from self._write(session, f"UPDATE {table} SET counter = {one_more} WHERE item = {key('epoch')}")
         return one_more
 

@@ -178,6 +178,29 @@ def test_a_cut_request_never_reaches_the_server(echo: EchoServer, proxy: TcpProx
     assert echo.lines == []
 
 
+@pytest.mark.parametrize("fault", ["cut_request", "cut_reply"])
+def test_isolated_by_a_fault_nobody_gets_through_until_healed(
+    fault: str, echo: EchoServer, proxy: TcpProxy, client: socket.socket
+) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.port), TIMEOUT_S) as other:
+        ask(other, b"before")
+        getattr(proxy, fault)(b"secret", isolate=True)
+        with pytest.raises(ConnectionResetError):
+            ask(client, b"a secret")
+        # From the moment of the reset on: on no old connection, and on no new one.
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            ask(other, b"old")
+    with (
+        pytest.raises((ConnectionResetError, BrokenPipeError)),
+        socket.create_connection(("127.0.0.1", proxy.port), TIMEOUT_S) as late,
+    ):
+        ask(late, b"new")
+    assert b"old" not in echo.lines and b"new" not in echo.lines
+    proxy.heal()
+    with socket.create_connection(("127.0.0.1", proxy.port), TIMEOUT_S) as again:
+        assert ask(again, b"healed") == b"healed"
+
+
 def test_a_fault_strikes_once_unless_told_otherwise(proxy: TcpProxy) -> None:
     fault = proxy.cut_request(b"commit")
     often = proxy.cut_request(b"prepare", times=2)

@@ -9,7 +9,6 @@ gone, and the server does not know it. `delay_reply`: the answer comes too late 
 from __future__ import annotations
 
 import contextlib
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,17 +183,9 @@ async def test_when_nobody_can_tell_the_caller_is_told_so_and_how_to_ask(
             block = db.transaction("pay")
             tx = await block.__aenter__()
             await tx.move("a", some[-1].name, 30, account=0)
-            lost = getattr(proxy, fault)(pattern)
-
-            def stop(lost: Any = lost) -> None:
-                lost.wait_hit()
-                proxy.stop()
-
-            cut_off = threading.Thread(target=stop)
-            cut_off.start()
+            getattr(proxy, fault)(pattern, isolate=True)
             with pytest.raises(InDoubt) as caught:
                 await block.__aexit__(None, None, None)
-            cut_off.join()
             assert caught.value.attempt == tx.handle.attempt and tx.handle.attempt in caught.value.how_to_ask
     with Coordinator({d.name: d.url for d in some}, journal=own, settings=SHORT, recovery=False) as db2:
         until(lambda: db2.recover(grace=0).clean)

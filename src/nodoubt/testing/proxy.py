@@ -59,7 +59,14 @@ class Fault:
     """One armed fault. It strikes `times` times, then requests pass it by."""
 
     def __init__(
-        self, proxy: TcpProxy, action: _Action, pattern: bytes, times: int | None, seconds: float | None = None
+        self,
+        proxy: TcpProxy,
+        action: _Action,
+        pattern: bytes,
+        times: int | None,
+        seconds: float | None = None,
+        *,
+        isolate: bool = False,
     ) -> None:
         if not 0 < len(pattern) <= PATTERN_BYTES_MAX:
             raise UsageError(f"a pattern has 1 to {PATTERN_BYTES_MAX} bytes: part of the statement to strike at")
@@ -68,6 +75,7 @@ class Fault:
         self._pattern = pattern.lower()
         self._left = times
         self._seconds = seconds
+        self._isolate = isolate
         self._struck = threading.Semaphore(0)
         self._released = threading.Event()
         self.hits = 0
@@ -119,6 +127,7 @@ class TcpProxy:
         self._links: set[_Link] = set()
         self._faults: list[Fault] = []
         self._orphans: list[socket.socket] = []
+        self._isolated = False
         #: Bursts of requests that were followed by a reply, over all connections.
         self.round_trips = 0
         self.bytes_to_server = 0
@@ -139,13 +148,17 @@ class TcpProxy:
 
     # -- faults
 
-    def cut_request(self, pattern: bytes, *, times: int | None = 1) -> Fault:
-        """Reset both sides instead of forwarding: the server never sees the request."""
-        return self._arm(_Action.CUT_REQUEST, pattern, times)
+    def cut_request(self, pattern: bytes, *, times: int | None = 1, isolate: bool = False) -> Fault:
+        """Reset both sides instead of forwarding: the server never sees the request.
 
-    def cut_reply(self, after: bytes, *, times: int | None = 1) -> Fault:
-        """Forward the request, wait for the whole reply, drop it and reset both sides."""
-        return self._arm(_Action.CUT_REPLY, after, times)
+        With `isolate`, nothing more reaches the server on any connection, old or new, until `heal()`; the client
+        learns of the loss only when that holds.
+        """
+        return self._arm(_Action.CUT_REQUEST, pattern, times, isolate=isolate)
+
+    def cut_reply(self, after: bytes, *, times: int | None = 1, isolate: bool = False) -> Fault:
+        """Forward the request, wait for the whole reply, drop it and reset both sides. `isolate` as above."""
+        return self._arm(_Action.CUT_REPLY, after, times, isolate=isolate)
 
     def delay_reply(self, pattern: bytes, seconds: float | None = None, *, times: int | None = 1) -> Fault:
         """Forward the request, but hold the reply (and the connection) for so long, or until `release()`."""
@@ -173,8 +186,9 @@ class TcpProxy:
         self._order("sever")
 
     def heal(self) -> None:
-        """Disarm all faults, release what is held, and close the server's half-open sides."""
+        """Disarm all faults, release what is held, let new connections in, and close the server's half-open sides."""
         with self._lock:
+            self._isolated = False
             faults, self._faults = self._faults, []
             orphans, self._orphans = self._orphans, []
         for fault in faults:
@@ -227,8 +241,10 @@ class TcpProxy:
 
     # -- the parts
 
-    def _arm(self, action: _Action, pattern: bytes, times: int | None, seconds: float | None = None) -> Fault:
-        fault = Fault(self, action, pattern, times, seconds)
+    def _arm(
+        self, action: _Action, pattern: bytes, times: int | None, seconds: float | None = None, *, isolate: bool = False
+    ) -> Fault:
+        fault = Fault(self, action, pattern, times, seconds, isolate=isolate)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -245,6 +261,14 @@ class TcpProxy:
             link.order(order)
         for link in links:
             link.ended.wait(JOIN_TIME_MAX_S)
+
+    def _isolate(self) -> None:
+        """Nobody gets through any more. A link obeys before it relays another byte, so there is nothing to wait for."""
+        with self._lock:
+            self._isolated = True
+            links = list(self._links)
+        for link in links:
+            link.order("sever")
 
     def _wake_all(self) -> None:
         with self._lock:
@@ -274,7 +298,7 @@ class TcpProxy:
             return
         link = _Link(self, client, server)
         with self._lock:
-            if self._listener is None:
+            if self._listener is None or self._isolated:
                 link.close()
                 return
             self._links.add(link)
@@ -425,7 +449,7 @@ class _Link:
         if fault is None:
             self._forward(request)
         elif fault._action is _Action.CUT_REQUEST:
-            self._break(keep_server=False)
+            self._part(fault)
             fault._strike()
         elif fault._action is _Action.STALL:
             self._held_request = request
@@ -455,7 +479,7 @@ class _Link:
             self._held_reply = bytes(self._reply)
             self._hold(fault)
         else:
-            self._break(keep_server=fault._action is _Action.HALF_OPEN)
+            self._part(fault)
             fault._strike()
 
     def _hold(self, fault: Fault) -> None:
@@ -475,6 +499,11 @@ class _Link:
         self._client.outgoing += self._held_reply
         self._held_reply = b""
         return True
+
+    def _part(self, fault: Fault) -> None:
+        if fault._isolate:
+            self._proxy._isolate()
+        self._break(keep_server=fault._action is _Action.HALF_OPEN)
 
     def _break(self, *, keep_server: bool) -> None:
         """Reset the client's side, and the server's or leave it open with nobody behind it."""
