@@ -21,7 +21,7 @@ from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
-from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch
+from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch, UsageError
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Verdict
 from .script import Script
@@ -29,17 +29,18 @@ from .transaction import AsyncTransaction, Staging, Transaction
 
 T = TypeVar("T")
 LIST_MAX = 1000
-RETIRE_EVERY = 60  # sweeps, in the background or asked for
+SELDOM = 60  # sweeps, in the background or asked for, between two clean-ups, and two epochs
 _COORDINATORS: weakref.WeakSet[_Base] = weakref.WeakSet()
 
 
 class _Base:
     """What both coordinators share: the context, and whether it is open."""
 
-    def __init__(self, ctx: Context, shell: ThreadShell | AsyncShell, recovery: bool) -> None:
+    def __init__(self, ctx: Context, shell: ThreadShell | AsyncShell, *, recovery: bool, read_only: bool) -> None:
         self._ctx = ctx
         self._runs = shell
-        self._recovery = recovery
+        self._read_only = read_only
+        self._recovery = recovery and not read_only
         self._opened = False
         self._not_ready: NoDoubtError | None = None
         self._turns = 0
@@ -48,6 +49,11 @@ class _Base:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {', '.join(self._ctx.participants)}>"
 
+    @property
+    def barred(self) -> dict[str, str]:
+        """The databases whose lineage is in question, each with why; nothing of them is resolved (I15)."""
+        return {name: one.barred for name, one in self._ctx.participants.items() if one.barred}
+
     def _ready(self) -> Context:
         if not self._opened or self._ctx.closing:
             raise ClosedTransaction("the coordinator is not open: use it in a with block, or call open()")
@@ -55,15 +61,23 @@ class _Base:
             raise self._not_ready
         return self._ctx
 
+    def _writable(self) -> Context:
+        ctx = self._ready()
+        if self._read_only:
+            raise UsageError("this coordinator was opened with read_only=True: it only answers questions")
+        return ctx
+
     def _open_script(self) -> Script[None]:
         try:
-            yield from start.start(self._ctx)
+            yield from (start.look(self._ctx) if self._read_only else start.start(self._ctx))
             self._not_ready = None
         except SchemaMismatch as error:
             # setup() must stay possible; every other verb raises this.
             self._not_ready = error
 
     def _setup_script(self) -> Script[None]:
+        if self._read_only:
+            raise UsageError("a coordinator with read_only=True creates nothing")
         yield from start.setup(self._ctx)
         yield from start.start(self._ctx)
         self._not_ready = None
@@ -74,22 +88,24 @@ class _Base:
             return
         yield from ends.flush_or_keep(self._ctx)
         yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
-        yield from self._retire_now_and_then()
+        yield from self._now_and_then()
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
-        ctx = self._ready()
+        ctx = self._writable()
         yield from ends.flush_or_keep(ctx)
         report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
-        yield from self._retire_now_and_then()
+        yield from self._now_and_then()
         return report
 
-    def _retire_now_and_then(self) -> Script[None]:
+    def _now_and_then(self) -> Script[None]:
+        """Forget what is old, and begin a new epoch: only a backup from before it can then be restored unnoticed."""
         self._turns += 1
-        if self._turns % RETIRE_EVERY == 0:
+        if self._turns % SELDOM == 0:
             yield from ends.retire(self._ctx)
+            yield from start.renew(self._ctx)
 
     def _finish_script(self, name: str, wanted: Verdict, attempt: str | None, wait: Wait) -> Script[Result]:
-        ctx = self._ready()
+        ctx = self._writable()
         found = yield from verbs.finish_named(ctx, name, wanted, attempt=attempt)
         if not isinstance(found, Course):
             return found
@@ -103,8 +119,8 @@ class _Base:
         return questions.ask(ctx, lambda session: ctx.journal.events(session, attempt))
 
     def _clear_script(self, attempt: str, branch: int, by: str) -> Script[None]:
-        ctx = self._ready()
-        return questions.ask(ctx, lambda session: ctx.journal.clear(session, attempt, branch, by))
+        ctx = self._writable()
+        return questions.ask(ctx, lambda session: ctx.journal.clear(session, attempt, branch, by), changes=True)
 
     def _quarantined_script(self) -> Script[list[Quarantined]]:
         ctx = self._ready()
@@ -129,6 +145,7 @@ class Coordinator(_Base):
 
     `resources`: one URL, or names with URLs. `journal`: the name of the resource whose database holds the journal
     (default: the first), or the URL of a database of its own. `recovery`: run recovery in the background while open.
+    `read_only`: answer questions, and take part in nothing; it opens on databases that were restored, too.
     """
 
     def __init__(
@@ -138,6 +155,7 @@ class Coordinator(_Base):
         journal: str | None = None,
         settings: Settings | None = None,
         recovery: bool = True,
+        read_only: bool = False,
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -150,7 +168,7 @@ class Coordinator(_Base):
             clock=clock,
             shell=self._shell,
         )
-        super().__init__(ctx, self._shell, recovery)
+        super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
 
     def open(self) -> Self:
         """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
@@ -214,7 +232,7 @@ class Coordinator(_Base):
 
         Raises `TransactionAborted` (nothing happened), `InDoubt` (ask later), and what the work raises, unchanged.
         """
-        ctx = self._ready()
+        ctx = self._writable()
 
         def beginning() -> Script[Attempt]:
             return _immediate(verbs.begin_now(ctx, name, timeout))
@@ -258,7 +276,7 @@ class Coordinator(_Base):
         `timeout`: seconds for the work. `deadline`: seconds until recovery aborts it (default a day). With `work`,
         returns what it returns; without, a block. Raises `DuplicateTransaction`, `InvalidName`, `TransactionAborted`.
         """
-        ctx = self._ready()
+        ctx = self._writable()
 
         def beginning() -> Script[Attempt]:
             return verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse)
@@ -325,6 +343,7 @@ class AsyncCoordinator(_Base):
         journal: str | None = None,
         settings: Settings | None = None,
         recovery: bool = True,
+        read_only: bool = False,
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -337,7 +356,7 @@ class AsyncCoordinator(_Base):
             clock=clock,
             shell=self._shell,
         )
-        super().__init__(ctx, self._shell, recovery)
+        super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
 
     async def open(self) -> Self:
         """As `Coordinator.open`."""
@@ -396,7 +415,7 @@ class AsyncCoordinator(_Base):
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"
     ) -> AsyncTransaction:
         """As `Coordinator.transaction`."""
-        ctx = self._ready()
+        ctx = self._writable()
 
         def beginning() -> Script[Attempt]:
             return _immediate(verbs.begin_now(ctx, name, timeout))
@@ -414,7 +433,7 @@ class AsyncCoordinator(_Base):
         reuse: bool = False,
     ) -> Staging[T]:
         """As `Coordinator.begin_distributed`: await it with `work`, or enter it as a block."""
-        ctx = self._ready()
+        ctx = self._writable()
 
         def beginning() -> Script[Attempt]:
             return verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse)

@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .errors import NoDoubtError
-from .protocol.records import Decision, Event, Quarantined, Staging, Standing, Verdict
+from .protocol.records import Decision, Epoch, Event, Quarantined, Staging, Standing, Verdict
 from .script import Script
 from .xid import Xid
 
@@ -175,6 +175,7 @@ class Identity:
     cluster: str  # of the journal it belongs to
     server: str  # what the server says it is (system identifier and database, inode …); "" if it can't tell
     epoch: int  # the highest epoch of the journal it has witnessed
+    mark: str = ""  # of the epoch that was witnessed last; "" if none was
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +215,8 @@ class Resource(Protocol):
         """What the server says it is, now."""
         ...
 
-    def witness(self, session: Session, epoch: int) -> Script[None]:
-        """Store that the journal has shown this epoch (never lowers it). Forced."""
+    def witness(self, session: Session, epoch: Epoch) -> Script[None]:
+        """Store that the journal has shown this epoch (never an older one). Forced."""
         ...
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
@@ -312,9 +313,13 @@ class Journal(Protocol):
         """The cluster id. Raises `SchemaMismatch` when there are no tables, or of another version."""
         ...
 
-    def epoch(self, session: Session) -> Script[int]: ...
-    def raise_epoch(self, session: Session) -> Script[int]:
-        """Raise the epoch by one, forced, and return it. At each start of a coordinator."""
+    def epoch(self, session: Session) -> Script[Epoch]: ...
+    def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
+        """Begin the next epoch, under this mark, forced. At each start of a coordinator."""
+        ...
+
+    def minted(self, session: Session, mark: str) -> Script[bool]:
+        """Whether this journal has given out that mark, as far back as a registered resource may show it."""
         ...
 
     # -- the register

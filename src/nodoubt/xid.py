@@ -103,6 +103,11 @@ def new_cluster() -> str:
     return secrets.token_hex(8)
 
 
+def new_mark() -> str:
+    """What tells an epoch from another of the same number: 64 random bits."""
+    return secrets.token_hex(8)
+
+
 def is_attempt(text: str) -> bool:
     """Whether the text has the form of an attempt id."""
     return re.fullmatch(_ATTEMPT, text) is not None

@@ -47,10 +47,13 @@ def test_the_keys_of_a_status_are_a_contract(shop: Shop) -> None:
 
 
 def test_a_status_changes_nothing(shop: Shop) -> None:
-    """A coordinator would raise the epoch: opening one in `status` makes this fail."""
+    """A coordinator would begin an epoch: opening one in `status`, or one to work with in `ls`, makes this fail."""
     before = shop.json("schema", "status")
     assert shop.json("schema", "status") == before
     assert shop.nodoubt("ls").exit_code == 0
+    assert shop.nodoubt("show", "nobody").exit_code == 1
+    assert shop.json("schema", "status") == before
+    assert shop.nodoubt("recover").exit_code == 0
     assert shop.json("schema", "status")["journal"]["epoch"] > before["journal"]["epoch"]
 
 
@@ -92,9 +95,10 @@ def test_a_restored_copy_is_refused_until_an_operator_adopts_it(shop: Shop) -> N
     stock = shop.folder / "stock.db"
     stock.rename(stock.with_suffix(".original"))
     shutil.copy(stock.with_suffix(".original"), stock)
-    refused = shop.nodoubt("ls")
-    assert refused.exit_code == 3
-    assert "schema apply --adopt stock" in refused.stderr
+    for command in ("ls", "recover"):  # to look is allowed, and tells
+        told = shop.nodoubt(command)
+        assert told.exit_code == 3
+        assert "schema apply --adopt stock" in told.stderr
     assert shop.json("schema", "status", code=3)["ok"] is False
     assert shop.nodoubt("schema", "apply").exit_code == 3
     assert shop.nodoubt("schema", "apply", "--adopt", "stock").exit_code == 2

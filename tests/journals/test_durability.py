@@ -22,7 +22,7 @@ from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import decision, staging
 from nodoubt.testing.servers import MariaDBServer, PostgresServer
-from nodoubt.xid import new_attempt
+from nodoubt.xid import new_attempt, new_mark
 
 
 class Crashing:
@@ -97,7 +97,7 @@ def test_whatever_was_answered_survives_the_crash(crashing: Crashing) -> None:
         bench.run(journal.insert(session, [one]))
         bench.run(journal.insert(session, [ended]))
         bench.run(journal.stage(session, row))
-        bench.run(journal.raise_epoch(session))
+        bench.run(journal.raise_epoch(session, new_mark()))
         bench.run(journal.end(session, [ended.attempt]))
 
     with crashing.place.bench() as bench:
@@ -108,7 +108,7 @@ def test_whatever_was_answered_survives_the_crash(crashing: Crashing) -> None:
             ended.attempt: True,
         }
         assert bench.find(row.name) == row
-        assert bench.epoch() == epoch + 1
+        assert bench.epoch().number == epoch.number + 1 and bench.minted(bench.epoch().mark)
 
 
 def test_without_its_own_setting_an_answered_decision_is_lost(crashing: Crashing) -> None:

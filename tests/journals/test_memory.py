@@ -10,11 +10,11 @@ import pytest
 from journals.places import Place
 from nodoubt.journals.memory import MemoryJournal, MemorySession, MemoryStore
 from nodoubt.ports import BelowFloor, Conflict, SessionLost, StatementFailed
-from nodoubt.protocol.records import Event, Mode
+from nodoubt.protocol.records import Epoch, Event, Mode
 from nodoubt.script import Do
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, decision, staging
-from nodoubt.xid import new_attempt
+from nodoubt.xid import new_attempt, new_mark
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_each_transaction_is_one_effect_so_that_a_world_can_end_between_any_two(
         journal.insert(session, [decision(), abort()]),
         journal.confirm(session, [new_attempt()]),
         journal.stage(session, staging("order"), replace=new_attempt()),
-        journal.raise_epoch(session),
+        journal.raise_epoch(session, new_mark()),
     ):
         effect = next(script)
         assert isinstance(effect, Do) and effect.verb == "apply" and effect.target is session
@@ -46,10 +46,10 @@ def test_a_copied_world_goes_its_own_way(bench: Bench, store: MemoryStore) -> No
     bench.insert([one])
     twin = copy.deepcopy(store)
     twin.apply("end", (one.attempt,))
-    twin.apply("raise_epoch")
+    twin.apply("raise_epoch", "m1")
     assert twin.apply("look", (one.attempt,))[one.attempt].ended
     assert not bench.look([one.attempt])[one.attempt].ended
-    assert (twin.apply("epoch"), bench.epoch()) == (1, 0)
+    assert (twin.apply("epoch"), bench.epoch()) == (Epoch(1, "m1"), Epoch())
 
 
 def test_a_refused_transaction_changes_nothing(bench: Bench, store: MemoryStore) -> None:

@@ -12,7 +12,7 @@ from nodoubt.journals import rows
 from nodoubt.journals.memory import MemoryJournal
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Reply, Session
-from nodoubt.protocol.records import Decision, Staging, Standing
+from nodoubt.protocol.records import Decision, Epoch, Staging, Standing
 from nodoubt.script import Do, Pause, Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.journals import JournalSuite
@@ -179,12 +179,20 @@ class NewIdAtEachSetup(SqlJournal):
 class EpochFromASnapshot(SqlJournal):
     """Reads the epoch, and then writes what it has made of it."""
 
-    def raise_epoch(self, session: Session) -> Script[int]:
-        one_more = (yield from self.epoch(session)) + 1
+    def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
+        one_more = (yield from self.epoch(session)).number + 1
         table, key = self.dialect.table("journal"), self.dialect.key
         yield Pause(0.2)  # so that the others read it too, however busy the machine is
         yield from self._write(session, f"UPDATE {table} SET counter = {one_more} WHERE item = {key('epoch')}")
-        return one_more
+        return Epoch(one_more, mark)
+
+
+class ForgetsEveryEpoch(SqlJournal):
+    """Keeps the newest mark, whoever may still show an older one."""
+
+    def _forget_epochs(self, session: Session) -> Script[None]:
+        number = (yield from self.epoch(session)).number
+        yield from self._write(session, f"DELETE FROM {self.dialect.table('epochs')} WHERE number < {number}")
 
 
 class DropsAnything(SqlJournal):
@@ -243,6 +251,7 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (LeavesNames, SUITE.test_with_a_record_go_its_name_and_its_trail),
     (NewIdAtEachSetup, SUITE.test_the_first_cluster_id_stays_and_so_does_everything_else),
     (EpochFromASnapshot, SUITE.test_the_epoch_rises_by_one_and_tells_each_caller_a_number_of_its_own),
+    (ForgetsEveryEpoch, SUITE.test_marks_are_kept_as_long_as_a_registered_resource_may_show_them),
     (DropsAnything, SUITE.test_a_resource_with_open_records_is_not_dropped),
     (Listed, SUITE.test_open_commits_are_those_that_have_not_ended_page_by_page),
     (QuietAgain, SUITE.test_what_comes_back_after_it_was_cleared_is_loud_again),

@@ -15,7 +15,7 @@ import nodoubt.drivers.mysql_wire
 import nodoubt.drivers.pymysql
 from nodoubt.errors import NoDoubtError
 from nodoubt.ports import Prepared, Refused, SessionLost, StatementFailed, Unclear, UnknownXid
-from nodoubt.protocol.records import Verdict
+from nodoubt.protocol.records import Epoch, Verdict
 from nodoubt.resources import mariadb as module
 from nodoubt.script import do
 from nodoubt.xid import XaXid, Xid, new_attempt, new_cluster
@@ -528,7 +528,7 @@ def test_our_statements_read_no_more_than_their_rows(world: Any) -> None:
 def test_missing_tables_are_a_refusal_not_a_crash(blank: Any) -> None:
     session = blank.session()
     for script in (
-        blank.resource.witness(session, 1),
+        blank.resource.witness(session, Epoch(1, "m1")),
         blank.resource.forget(session, [blank.work().xid]),
     ):
         with pytest.raises(NoDoubtError):

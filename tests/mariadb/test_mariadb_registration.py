@@ -9,6 +9,7 @@ import pytest
 
 from nodoubt.errors import ResourceRefused, SchemaMismatch
 from nodoubt.ports import Identity, Refused, StatementFailed, Unclear
+from nodoubt.protocol.records import Epoch
 from nodoubt.resources import mariadb as module
 from nodoubt.resources.mariadb_settings import require, warnings_of
 from nodoubt.testing.servers import MariaDBServer
@@ -237,12 +238,13 @@ def test_the_schema_that_is_shown_is_the_one_that_is_used(blank: Any) -> None:
 
 def test_an_epoch_witnessed_is_never_lowered(world: Any) -> None:
     for epoch, stored in ((3, 3), (2, 3), (5, 5)):
-        world.drive(world.resource.witness(world.session(), epoch))
-        assert world.drive(world.resource.identity(world.session())).epoch == stored
+        world.drive(world.resource.witness(world.session(), Epoch(epoch, f"m{epoch}")))
+        identity = world.drive(world.resource.identity(world.session()))
+        assert (identity.epoch, identity.mark) == (stored, f"m{stored}")
 
 
 def test_a_receipt_witnesses_its_epoch(world: Any) -> None:
-    world.drive(world.resource.witness(world.session(), 3))
+    world.drive(world.resource.witness(world.session(), Epoch(3, "m3")))
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)", work=world.work(epoch=9))
     world.drive(world.resource.commit_alone(session, work))
@@ -253,7 +255,7 @@ def test_adopt_overwrites_even_to_an_older_epoch(world: Any) -> None:
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)", work=world.work(epoch=9))
     world.drive(world.resource.commit_alone(session, work))
-    new = Identity(new_attempt(), new_cluster(), "somewhere else's \\ ünd", 4)
+    new = Identity(new_attempt(), new_cluster(), "somewhere else's \\ ünd", 4, "m4")
     world.drive(world.resource.adopt(world.session(), new))
     assert world.drive(world.resource.identity(world.session())) == new
     assert world.values() == [(1, 1)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nodoubt.ports import Conflict, Prepared, Refused, Unclear
-from nodoubt.protocol.records import Verdict
+from nodoubt.protocol.records import Epoch, Verdict
 from nodoubt.resources import postgres as module
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script, do
@@ -232,7 +232,7 @@ def test_what_was_acknowledged_survives_the_crash_of_the_server(crash: Any) -> N
     crash.drive(crash.resource.commit_prepared(crash.session(), two_phase))
     fenced = crash.work().xid
     crash.drive(crash.resource.fence(crash.session(), fenced))
-    crash.drive(crash.resource.witness(crash.session(), 17))
+    crash.drive(crash.resource.witness(crash.session(), Epoch(17, "m17")))
     crash.crash()
     session = crash.session()
     assert crash.look("SELECT id FROM t ORDER BY 1") == [(1,), (2,)]
@@ -240,6 +240,7 @@ def test_what_was_acknowledged_survives_the_crash_of_the_server(crash: Any) -> N
     assert crash.drive(crash.resource.receipt(session, two_phase.xid)) is True
     assert crash.drive(crash.resource.fence(session, fenced)) is Verdict.ABORT
     assert crash.drive(crash.resource.identity(session)).epoch == 17
+    assert crash.drive(crash.resource.identity(session)).mark == "m17"
 
 
 def test_a_branch_that_was_not_prepared_does_not_survive(crash: Any) -> None:
@@ -357,7 +358,7 @@ def test_a_base_backup_brings_back_a_branch_that_was_committed_and_says_it_is_th
                 check=True, capture_output=True, timeout=60,
             )  # fmt: skip
             world.drive(world.resource.commit_prepared(world.session(), prepared))
-            world.drive(world.resource.witness(world.session(), 2))
+            world.drive(world.resource.witness(world.session(), Epoch(2, "m2")))
             assert world.look("SELECT * FROM t") == [(1, 1)]
             server.kill()
             owner = server.data.stat()

@@ -9,6 +9,7 @@ import pytest
 
 from nodoubt.errors import ResourceRefused, ResourceUnavailable, SchemaMismatch
 from nodoubt.ports import Identity
+from nodoubt.protocol.records import Epoch
 from nodoubt.resources.postgres import SETUP_LOCK
 from nodoubt.script import do
 from nodoubt.testing.servers import PostgresServer
@@ -143,8 +144,9 @@ def test_a_schema_of_another_version_is_refused(world: Any) -> None:
 def test_a_witnessed_epoch_only_rises(world: Any) -> None:
     session = world.session()
     for epoch, stands in ((3, 3), (2, 3), (5, 5)):
-        world.drive(world.resource.witness(session, epoch))
-        assert world.drive(world.resource.identity(session)).epoch == stands
+        world.drive(world.resource.witness(session, Epoch(epoch, f"m{epoch}")))
+        identity = world.drive(world.resource.identity(session))
+        assert (identity.epoch, identity.mark) == (stands, f"m{stands}")
 
 
 def test_an_epoch_in_a_receipt_counts_as_witnessed(world: Any) -> None:
@@ -157,14 +159,14 @@ def test_an_epoch_in_a_receipt_counts_as_witnessed(world: Any) -> None:
 def test_witness_without_setup_is_refused(blank: Any) -> None:
     blank.look(blank.resource.schema_sql())
     with pytest.raises(SchemaMismatch, match="setup"):
-        blank.drive(blank.resource.witness(blank.session(), 1))
+        blank.drive(blank.resource.witness(blank.session(), Epoch(1, "m1")))
 
 
 def test_adopt_overwrites_everything(fresh: Any) -> None:
     world = fresh
     session = world.session()
-    new = Identity("resource-9", "00000000000000c9", "elsewhere/1", 4)
-    world.drive(world.resource.witness(session, 8))
+    new = Identity("resource-9", "00000000000000c9", "elsewhere/1", 4, "m4")
+    world.drive(world.resource.witness(session, Epoch(8, "m8")))
     work = world.begun(session, world.work(epoch=7), "INSERT INTO t VALUES (1, 1)")
     world.drive(world.resource.commit_alone(session, work))
     world.drive(world.resource.adopt(session, new))

@@ -22,7 +22,7 @@ from nodoubt.ports import (
     Unclear,
     UnknownXid,
 )
-from nodoubt.protocol.records import Verdict
+from nodoubt.protocol.records import Epoch, Verdict
 from nodoubt.resources.sqlite import Hazard, UnreadableRecord
 from nodoubt.resources.sqlite import check as check_
 from nodoubt.resources.sqlite.failures import FAILURES, failure, refusal
@@ -698,15 +698,17 @@ def test_the_epoch_is_the_highest_that_anything_here_has_seen(world: World, sess
     def epoch() -> int:
         return int(world.drive(world.resource.identity(session)).epoch)
 
-    world.drive(world.resource.witness(session, 5))
-    world.drive(world.resource.witness(session, 3))
+    for number in (4, 5, 3):
+        world.drive(world.resource.witness(session, Epoch(number, f"m{number}")))
     assert epoch() == 5
+    assert world.drive(world.resource.identity(session)).mark == "m5"
     prepared = world.stage(session, "insert into t values (2, 'y')")
     assert epoch() == 7
     world.commit(session, prepared)
     assert epoch() == 7
-    world.drive(world.resource.adopt(session, Identity("d" * 32, "e" * 16, "inode:1", 9)))
-    assert world.drive(world.resource.identity(session)) == Identity("d" * 32, "e" * 16, "inode:1", 9)
+    adopted = Identity("d" * 32, "e" * 16, "inode:1", 9, "m9")
+    world.drive(world.resource.adopt(session, adopted))
+    assert world.drive(world.resource.identity(session)) == adopted
 
 
 def test_a_copy_of_the_file_is_another_server(world: World, session: Any) -> None:

@@ -59,7 +59,7 @@ def holding(db: Face, attempt: str, database: Database, url: str) -> Iterator[Ho
             database.query(f"xa rollback '{text[:length]}','{text[length:]}',{format_id}")
     resource = MariaDBResource("b", parse_url(database.url).database)
     session: Any = nodoubt.drivers.pymysql.connect(parse_url(url))
-    work = Work(xid, context(db).epoch)
+    work = Work(xid, context(db).epoch.number)
     with ThreadPoolExecutor() as executor:
 
         def run(script: Script[Any]) -> None:

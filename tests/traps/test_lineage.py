@@ -19,8 +19,10 @@ import pytest
 
 from kit import QUICK, Database, Face, make_database
 from nodoubt import Coordinator, LineageBroken, State, TransactionAborted, UsageError
+from nodoubt.coordinator import SELDOM
 from nodoubt.engine import start
 from nodoubt.engine.branches import End, Ending
+from nodoubt.journals.sql import SqlJournal
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, context, databases
@@ -38,11 +40,14 @@ def path_of(url: str) -> Path:
 
 
 class Backup:
-    """Of a SQLite file that nobody has open: put back into the same file, so that even its inode is the same."""
+    """Of a SQLite file, in use or not: put back into the same file, so that even its inode is the same."""
 
     def __init__(self, url: str) -> None:
         self.path = path_of(url)
-        self.bytes = self.path.read_bytes()
+        copy = self.path.with_suffix(".backup")
+        Database("", url).query(f"vacuum into '{copy}'")
+        self.bytes = copy.read_bytes()
+        copy.unlink()
 
     def restore(self) -> None:
         self.path.write_bytes(self.bytes)
@@ -160,6 +165,81 @@ def test_after_an_operator_has_adopted_every_database_it_opens(pair: list[Databa
         db.recover(grace=0)
         assert db.recover(grace=0).clean
     assert balances(pair) == [70, 100] and at_rest(pair)
+
+
+@pytest.fixture
+def caught_up(pair: list[Database], own: str, set_back: None, request: Any, tmp_path: Path) -> None:
+    """The restored journal's numbers have caught up, in work on another database: they show nothing any more."""
+    third = [make_database("sqlite", "c", request, tmp_path)]
+    with coordinator(third, own) as db:
+        db.setup()
+    start_often(third, own)
+    start_often(third, own)
+    with coordinator(third, own) as db:
+        number = context(db).epoch.number
+    for database in pair:
+        table = "nodoubt.identity" if database.kind == "postgres" else "nodoubt_identity"
+        assert database.query(f"select epoch from {table}")[0][0] < number
+
+
+@pytest.mark.usefixtures("caught_up")
+def test_a_restored_journal_whose_numbers_have_caught_up_is_refused_all_the_same(
+    pair: list[Database], own: str
+) -> None:
+    for _ in range(2):
+        with pytest.raises(LineageBroken, match=r"never had.*journal was restored"):
+            coordinator(pair, own).open()
+    assert len(pair[1].prepared()) == 1
+    with coordinator(pair, own, read_only=True) as db:  # and whoever comes to look can look
+        assert db.transactions() == []
+
+
+@pytest.mark.usefixtures("caught_up")
+def test_without_marks_a_restored_journal_that_has_caught_up_aborts_half_of_a_commit(
+    pair: list[Database], own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: epochs are compared by their numbers alone."""
+
+    def anything(*_: Any) -> Any:
+        return True
+        yield
+
+    monkeypatch.setattr(SqlJournal, "minted", anything)
+    with coordinator(pair, own) as db:
+        assert db.recover(grace=0).rolled_back == 1
+    assert balances(pair) == [70, 100] and pair[1].prepared() == [], "the mutant is not caught"
+
+
+def set_back_while_open(pair: list[Database], own: str) -> Backup:
+    """A coordinator that stays open for a long time; a backup of its journal; later a commit half carried out."""
+    with coordinator(pair, own) as db:
+        db.setup()
+        backup = Backup(own)
+        for _ in range(SELDOM):
+            assert db.recover(grace=0).clean
+        commit_and_leave(db)
+    return backup
+
+
+def test_a_backup_from_before_the_newest_epoch_is_found_out_however_long_nobody_has_started(
+    pair: list[Database], own: str
+) -> None:
+    """One coordinator, open since before the backup: only what it does now and then can tell."""
+    set_back_while_open(pair, own).restore()
+    with pytest.raises(LineageBroken, match=r"journal.*restored"):
+        coordinator(pair, own).open()
+    assert len(pair[1].prepared()) == 1
+
+
+def test_without_new_epochs_a_coordinator_that_is_never_restarted_makes_restores_invisible(
+    pair: list[Database], own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: an epoch begins at a start, and never else."""
+    monkeypatch.setattr(start, "renew", lambda _ctx: iter(()))
+    set_back_while_open(pair, own).restore()
+    with coordinator(pair, own) as db:
+        assert db.recover(grace=0).rolled_back == 1
+    assert balances(pair) == [70, 100] and pair[1].prepared() == [], "the mutant is not caught"
 
 
 # ---- a participant was set back -------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""`ls` and `show`: what the journal knows of transactions, and what needs a human.
+"""`ls` and `show`: what the journal knows of transactions, and what needs a human. Neither changes anything.
 
-Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17).
+Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a database
+whose lineage is in question (I15).
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class Duration(click.ParamType[float]):
 @click.option("--limit", type=click.IntRange(1, LIST_MAX), default=LIST_DEFAULT, show_default=True, metavar="N")
 def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> None:
     """List staged transactions, newest first, and whatever needs a human."""
-    with desk.coordinator() as db:
+    with desk.coordinator(read_only=True) as db:
         wanted = None if state is None else State(state)
         records = db.transactions(state=wanted, older_than=older_than, limit=limit)
-        held = db.quarantined()
+        held, barred = db.quarantined(), db.barred
     if desk.out.json:
         desk.out.document(
             {"transactions": [record_json(one) for one in records], "quarantined": [held_json(one) for one in held]}
@@ -58,7 +59,7 @@ def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> N
     else:
         _print_list(desk, records)
         print_quarantined(desk, held)
-    if held:
+    if held or barred:
         raise Leave(Exit.HUMAN)
 
 
@@ -88,7 +89,7 @@ def _print_list(desk: Desk, records: list[TransactionRecord]) -> None:
 @click.argument("name", metavar="NAME|ATTEMPT")
 def show(desk: Desk, name: str) -> None:
     """Show one transaction: what was decided, its branches, its trail, and what needs a human."""
-    with desk.coordinator() as db:
+    with desk.coordinator(read_only=True) as db:
         record: TransactionRecord | None = None
         held = db.quarantined()
         try:

@@ -67,17 +67,17 @@ class Desk:
             self.out = Output(json=self.out.json, secrets=self._databases.passwords)
         return self._databases
 
-    def coordinator(self, *, create: bool = False) -> Coordinator:
+    def coordinator(self, *, create: bool = False, read_only: bool = False) -> Coordinator:
         """A coordinator that does nothing by itself: commands come and go, recovery belongs to those that stay.
 
-        `create`: SQLite files that are not there may be made.
+        `create`: SQLite files that are not there may be made. `read_only`: for commands that only ask.
         """
         from ..coordinator import Coordinator
 
         wanted = self.databases
         if not create:
             wanted.require_files()
-        return Coordinator(wanted.resources, journal=wanted.journal, recovery=False)
+        return Coordinator(wanted.resources, journal=wanted.journal, recovery=False, read_only=read_only)
 
     def require_terminal(self) -> None:
         """Without --yes somebody must be there to ask; found out before anything is opened or shown."""

@@ -117,7 +117,7 @@ def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
         raise UsageError(f"a transaction has at most {BRANCHES_MAX} branches")
     work = Work(
         Xid(ctx.cluster, attempt.id, len(attempt.branches)),
-        ctx.epoch,
+        ctx.epoch.number,
         alone=ctx.single,
         staged=attempt.mode is Mode.STAGED,
     )

@@ -29,6 +29,7 @@ from ..ports import (
     StatementFailed,
     Unclear,
 )
+from ..protocol.records import Epoch
 from ..script import Do, Effect, Every, Pause, Script
 from ..xid import Xid
 
@@ -99,7 +100,7 @@ class Context:
     clock: Clock
     observer: Observer
     cluster: str = ""
-    epoch: int = 0
+    epoch: Epoch = field(default_factory=Epoch)
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}/{os.getpid()}")
     live: set[str] = field(default_factory=set)  # attempts this process is at work on
     ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
@@ -172,6 +173,18 @@ def asked(ctx: Context, pool: Pool, body: Callable[[Session], Script[R]]) -> Scr
     return bounded(using(pool, body), ctx.settings.answer_s, ctx.clock)
 
 
+def told(ctx: Context, pool: Pool, body: Callable[[Session], Script[R]]) -> Script[R]:
+    """`asked`, for a question that changes nothing: where its session had died with its server, it is asked again."""
+
+    def twice() -> Script[R]:
+        try:
+            return (yield from using(pool, body))
+        except (Unclear, ResourceUnavailable):
+            return (yield from using(pool, body))
+
+    return bounded(twice(), ctx.settings.answer_s, ctx.clock)
+
+
 def bounded(script: Script[R], within_s: float, clock: Clock) -> Script[R]:
     """The same script, whose calls must all be answered within this time together; a late one is cut off."""
     until = clock.elapsed() + within_s
@@ -237,5 +250,6 @@ __all__ = [
     "chunks",
     "log",
     "plainly",
+    "told",
     "using",
 ]

@@ -15,7 +15,7 @@ from ..ports import Prepared, Refused, Session, Unclear
 from ..protocol.records import Mode, Staging, Standing, Verdict
 from ..script import Pause, Script
 from ..xid import Xid, is_attempt
-from .context import Context, Participant, asked, backoff
+from .context import Context, Participant, asked, backoff, told
 
 R = TypeVar("R")
 PAGE_MAX = 500
@@ -49,10 +49,10 @@ class TransactionRecord:
     heuristic: str = ""  # why a human must look, if one must
 
 
-def ask(ctx: Context, body: Callable[[Session], Script[R]]) -> Script[R]:
+def ask(ctx: Context, body: Callable[[Session], Script[R]], *, changes: bool = False) -> Script[R]:
     """Ask the journal, for somebody who must be told in plain words when it does not answer: `JournalUnavailable`."""
     try:
-        return (yield from asked(ctx, ctx.journal_pool, body))
+        return (yield from (asked if changes else told)(ctx, ctx.journal_pool, body))
     except Refused as error:
         if not error.retry:
             raise ResourceRefused(f"the journal's database refuses, and nothing was changed: {error}") from error
@@ -120,7 +120,7 @@ def _has_receipt(ctx: Context, participant: Participant, xid: Xid) -> Script[boo
     def body(session: Session) -> Script[bool]:
         return participant.resource.receipt(session, xid)
 
-    return asked(ctx, participant.reserve, body)
+    return told(ctx, participant.reserve, body)
 
 
 def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
@@ -134,7 +134,7 @@ def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
         return participant.resource.prepared(session, ctx.cluster)
 
     try:
-        listed = yield from asked(ctx, participant.reserve, body)
+        listed = yield from told(ctx, participant.reserve, body)
     except NoDoubtError:
         return True
     return any(one.xid == Xid(ctx.cluster, staging.attempt, ref.number) for one in listed)

@@ -2,19 +2,27 @@
 
 Guarantees: a database is used only after it has proved that it can keep a promise (`check`), that it belongs to this
 journal and no other, that it is the server it was when it was set up, and that neither it nor the journal has
-been set back: each start raises the journal's epoch and has every participant witness it.
+been set back: each start begins an epoch of the journal, under a random mark, and has every participant witness it.
 
 What it cannot see: a clone that answers with the same server identity, and a restore within one epoch.
 """
 
 from __future__ import annotations
 
-from ..errors import JournalRestored, LineageBroken, ResourceUnavailable, SchemaMismatch, UsageError
+from collections.abc import Callable
+
+from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
 from ..ports import Identity, Session, Unclear
+from ..protocol.records import Epoch
 from ..script import Script, every
-from ..xid import new_attempt, new_cluster
+from ..xid import new_attempt, new_cluster, new_mark
 from . import questions
-from .context import Context, Participant, asked, log
+from .context import Context, Participant, asked, log, told
+
+_SET_BACK = (
+    "the journal was restored from a backup and may have forgotten decisions. Nothing is resolved until an operator "
+    "has looked"
+)
 
 
 def setup(ctx: Context) -> Script[None]:
@@ -24,7 +32,7 @@ def setup(ctx: Context) -> Script[None]:
         yield from ctx.journal.setup(session, new_cluster())
         return (yield from ctx.journal.cluster(session))
 
-    cluster = yield from questions.ask(ctx, journal)
+    cluster = yield from questions.ask(ctx, journal, changes=True)
 
     def one(participant: Participant) -> Script[None]:
         def body(session: Session) -> Script[None]:
@@ -42,7 +50,7 @@ def setup(ctx: Context) -> Script[None]:
 
 
 def start(ctx: Context) -> Script[None]:
-    """Raise the epoch and admit every participant that can be reached; the others are admitted at their first use.
+    """Begin an epoch and admit every participant that can be reached; the others are admitted at their first use.
 
     Raises `SchemaMismatch`, `LineageBroken`, `ResourceRefused`; what is merely unreachable is a warning.
     """
@@ -55,9 +63,32 @@ def start(ctx: Context) -> Script[None]:
         else:
             log.warning("%s cannot be reached yet: %s", participant.name, outcome.error)
     _require_distinct(reached)
-    ctx.epoch = yield from questions.ask(ctx, ctx.journal.raise_epoch)
+    mark = new_mark()
+    ctx.epoch = yield from questions.ask(ctx, lambda session: ctx.journal.raise_epoch(session, mark), changes=True)
     for outcome_ in (yield from every([_witness(ctx, p, identity) for p, identity in reached])):
         outcome_.get()
+
+
+def renew(ctx: Context) -> Script[None]:
+    """Begin a new epoch while open. A restore of a backup that was taken in the epoch of today goes unnoticed."""
+    try:
+        yield from start(ctx)
+    except NoDoubtError as error:
+        log.warning("no new epoch was begun: %s", error)
+
+
+def look(ctx: Context) -> Script[None]:
+    """Find out who is who, and change nothing. A participant that is away, or not what it was, is a warning."""
+    ctx.cluster = yield from questions.ask(ctx, ctx.journal.cluster)
+    outcomes = yield from every([verify(ctx, p) for p in ctx.participants.values()])
+    for participant, outcome in zip(ctx.participants.values(), outcomes, strict=True):
+        if outcome.error is None:
+            participant.resource_id = outcome.get().resource_id
+        elif isinstance(outcome.error, NoDoubtError):
+            log.warning("%s: %s", participant.name, outcome.error)
+            participant.barred = str(outcome.error) if isinstance(outcome.error, LineageBroken) else ""
+        else:
+            outcome.get()
 
 
 def _is_outage(error: BaseException | None) -> bool:
@@ -82,7 +113,10 @@ def verify(ctx: Context, participant: Participant) -> Script[Identity]:
     resource = participant.resource
 
     def body(session: Session) -> Script[Identity]:
-        participant.warnings = yield from resource.check(session)
+        warnings = yield from resource.check(session)
+        for warning in set(warnings) - set(participant.warnings):
+            log.warning("%s: %s", participant.name, warning)
+        participant.warnings = warnings
         identity = yield from _identity(participant, session)
         server = yield from resource.server(session)
         _require_same_journal(participant, identity, ctx.cluster)
@@ -94,7 +128,7 @@ def verify(ctx: Context, participant: Participant) -> Script[Identity]:
             )
         return identity
 
-    return (yield from _with_lineage(ctx, participant, asked(ctx, participant.pool, body)))
+    return (yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body)))
 
 
 def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
@@ -103,7 +137,7 @@ def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
     def body(session: Session) -> Script[Identity]:
         return _identity(participant, session)
 
-    yield from _with_lineage(ctx, participant, asked(ctx, participant.reserve, body))
+    yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body))
 
 
 def _identity(participant: Participant, session: Session) -> Script[Identity]:
@@ -118,13 +152,18 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identi
 
     What the participant should have witnessed is read before it, the epoch after it.
     """
-    registered = yield from asked(ctx, ctx.journal_pool, ctx.journal.registered)
+    registered = yield from told(ctx, ctx.journal_pool, ctx.journal.registered)
     identity = yield from reading
-    epoch = yield from asked(ctx, ctx.journal_pool, ctx.journal.epoch)
-    if identity.epoch > epoch:
+
+    def journal(session: Session) -> Script[tuple[int, bool]]:
+        epoch = yield from ctx.journal.epoch(session)
+        minted = not identity.mark or (yield from ctx.journal.minted(session, identity.mark))
+        return epoch.number, minted
+
+    number, minted = yield from told(ctx, ctx.journal_pool, journal)
+    if identity.epoch > number:
         raise JournalRestored(
-            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {epoch}: the journal was "
-            "restored from a backup and may have forgotten decisions. Nothing is resolved until an operator has looked"
+            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {number}: {_SET_BACK}"
         )
     known = registered.get(identity.resource_id)
     if known is not None and known[1].epoch > identity.epoch:
@@ -132,6 +171,11 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identi
             f"{participant.name} shows epoch {identity.epoch}, but has witnessed {known[1].epoch}: it was restored "
             "from a backup. Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply "
             f"--adopt {participant.name}"
+        )
+    if not minted:
+        raise JournalRestored(
+            f"{participant.name} has witnessed an epoch that the journal has never had, although it has had one of its "
+            f"number since: {_SET_BACK}"
         )
     return identity
 
@@ -142,39 +186,44 @@ def _witness(ctx: Context, participant: Participant, identity: Identity) -> Scri
     def there(session: Session) -> Script[None]:
         return participant.resource.witness(session, ctx.epoch)
 
-    def here(session: Session) -> Script[None]:
-        seen = Identity(identity.resource_id, identity.cluster, identity.server, ctx.epoch)
-        return ctx.journal.register(session, participant.name, seen)
+    def here(epoch: int) -> Callable[[Session], Script[None]]:
+        seen = Identity(identity.resource_id, identity.cluster, identity.server, epoch)
+        return lambda session: ctx.journal.register(session, participant.name, seen)
 
-    yield from asked(ctx, participant.pool, there)
-    yield from asked(ctx, ctx.journal_pool, here)
+    if not identity.mark:
+        # What it is about to witness must not be forgotten by a journal that has never heard of it.
+        yield from asked(ctx, ctx.journal_pool, here(0))
+    yield from asked(ctx, participant.reserve, there)
+    yield from asked(ctx, ctx.journal_pool, here(ctx.epoch.number))
     participant.resource_id, participant.barred = identity.resource_id, ""
-    for warning in participant.warnings:
-        log.warning("%s: %s", participant.name, warning)
 
 
 def adopt(ctx: Context, name: str) -> Script[None]:
     """An operator has looked at a clone or a restored database and takes it as it is now."""
     participant = ctx.participant(name)
 
-    def journal(session: Session) -> Script[tuple[str, int]]:
+    def journal(session: Session) -> Script[tuple[str, Epoch]]:
         return (yield from ctx.journal.cluster(session)), (yield from ctx.journal.epoch(session))
 
     cluster, epoch = yield from asked(ctx, ctx.journal_pool, journal)
 
-    def body(session: Session) -> Script[Identity]:
+    def look(session: Session) -> Script[Identity]:
         old = yield from participant.resource.identity(session)
         server = yield from participant.resource.server(session)
-        identity = Identity(old.resource_id if old else new_attempt(), cluster, server, epoch)
-        yield from participant.resource.adopt(session, identity)
-        return identity
+        resource_id = old.resource_id if old else new_attempt()
+        return Identity(resource_id, cluster, server, epoch.number, epoch.mark)
 
-    identity = yield from asked(ctx, participant.pool, body)
+    identity = yield from asked(ctx, participant.pool, look)
 
-    def register(session: Session) -> Script[None]:
+    def here(session: Session) -> Script[None]:
         return ctx.journal.register(session, name, identity)
 
-    yield from asked(ctx, ctx.journal_pool, register)
+    def there(session: Session) -> Script[None]:
+        return participant.resource.adopt(session, identity)
+
+    # In this order a crash between the two leaves a database that is refused, until it is adopted once more.
+    yield from asked(ctx, ctx.journal_pool, here)
+    yield from asked(ctx, participant.pool, there)
 
 
 def _require_same_journal(participant: Participant, identity: Identity, cluster: str) -> None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from ..errors import NoDoubtError, SchemaMismatch
 from ..ports import Identity, Prepared, Session, SessionLost
+from ..protocol.records import Epoch
 from ..script import Script, every
 from . import start
 from .context import Context, Participant, using
@@ -54,12 +55,13 @@ def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
     """Look at the journal, then at every participant at the same time."""
     journal = JournalSurvey()
 
-    def read(session: Session) -> Script[tuple[str, int]]:
+    def read(session: Session) -> Script[tuple[str, Epoch]]:
         cluster = yield from ctx.journal.cluster(session)
         return cluster, (yield from ctx.journal.epoch(session))
 
     try:
-        journal.cluster, journal.epoch = yield from using(ctx.journal_pool, read)
+        journal.cluster, epoch = yield from using(ctx.journal_pool, read)
+        journal.epoch = epoch.number
         journal.tables = Tables.READY
     except NoDoubtError as error:
         journal.error = error

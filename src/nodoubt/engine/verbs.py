@@ -32,7 +32,7 @@ from ..script import Pause, Script, every
 from ..xid import Xid, check_name, new_attempt
 from . import questions, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
-from .context import Context, FailedBegin, asked, bounded
+from .context import Context, FailedBegin, bounded, told
 from .phases import Course, raise_for, to_answer, to_end
 from .questions import State
 
@@ -422,7 +422,7 @@ def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
             )
         xid = Xid(ctx.cluster, staging.attempt, ref.number)
         branches[ref.number] = Branch(
-            ref.number, participant, Work(xid, ctx.epoch, staged=True), prepared=Prepared(xid)
+            ref.number, participant, Work(xid, ctx.epoch.number, staged=True), prepared=Prepared(xid)
         )
     return branches
 
@@ -457,7 +457,7 @@ def _is_listed(ctx: Context, branch: Branch) -> Script[bool]:
         return participant.resource.prepared(session, ctx.cluster)
 
     try:
-        listed = yield from asked(ctx, participant.reserve, body)
+        listed = yield from told(ctx, participant.reserve, body)
     except (Refused, Unclear) as error:
         why = f"{participant.name} cannot be asked whether its branch is prepared; nothing was changed: {error}"
         raise ResourceUnavailable(why) from error

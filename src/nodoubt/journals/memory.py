@@ -23,7 +23,7 @@ import msgspec
 
 from ..errors import SchemaMismatch, UsageError
 from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
-from ..protocol.records import Decision, Event, Mode, Quarantined, Staging, Standing, Verdict
+from ..protocol.records import Decision, Epoch, Event, Mode, Quarantined, Staging, Standing, Verdict
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
 from . import trail
@@ -31,7 +31,19 @@ from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 
 UNFORCED = frozenset({"record", "stage_unforced"})
 READING = frozenset(
-    {"cluster", "epoch", "look", "open_commits", "floor", "find", "staged", "undecided", "list_staged", "registered"}
+    {
+        "cluster",
+        "epoch",
+        "minted",
+        "look",
+        "open_commits",
+        "floor",
+        "find",
+        "staged",
+        "undecided",
+        "list_staged",
+        "registered",
+    }
     | {"quarantined", "events", "retirable"}
 )
 
@@ -58,7 +70,7 @@ class State:
     """All tables. Records are frozen, so a copy of the containers is a copy."""
 
     cluster: str = ""
-    epoch: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
     floor: str = FLOOR_LOWEST
     decisions: dict[str, Row] = field(default_factory=dict)
     names: dict[str, Staging] = field(default_factory=dict)
@@ -71,6 +83,7 @@ class State:
             self,
             decisions={attempt: copy.copy(row) for attempt, row in self.decisions.items()},
             names=dict(self.names),
+            epochs=list(self.epochs),
             resources=dict(self.resources),
             quarantine=dict(self.quarantine),
             events=list(self.events),
@@ -151,12 +164,15 @@ class MemoryStore:
             raise SchemaMismatch("the journal has not been set up: run nodoubt schema apply")
         return self.state.cluster
 
-    def _epoch(self) -> int:
-        return self.state.epoch
+    def _epoch(self) -> Epoch:
+        return self.state.epochs[-1] if self.state.epochs else Epoch()
 
-    def _raise_epoch(self) -> int:
-        self.state.epoch += 1
-        return self.state.epoch
+    def _raise_epoch(self, mark: str) -> Epoch:
+        self.state.epochs.append(Epoch(self._epoch().number + 1, mark))
+        return self._epoch()
+
+    def _minted(self, mark: str) -> bool:
+        return any(epoch.mark == mark for epoch in self.state.epochs)
 
     # ---- the register
 
@@ -210,6 +226,12 @@ class MemoryStore:
         bounds = [attempt for attempt, row in state.decisions.items() if row.is_open]
         bounds += [one.attempt for one in state.names.values() if one.attempt not in state.decisions]
         state.floor = max(state.floor, min(cutoff, next_attempt(max(state.decisions)), *bounds))
+
+    def _forget_epochs(self) -> None:
+        """Those that no registered resource can show any more."""
+        if self.state.resources:
+            oldest = min(identity.epoch for _, identity in self.state.resources.values())
+            self.state.epochs = [epoch for epoch in self.state.epochs if epoch.number >= oldest]
 
     def _retirable(self, older_than: float, limit: int) -> list[str]:
         uncleared = {entry.attempt for entry in self._quarantined()}
@@ -411,11 +433,14 @@ class MemoryJournal:
     def cluster(self, session: Session) -> Script[str]:
         return self._apply(session, "cluster")
 
-    def epoch(self, session: Session) -> Script[int]:
+    def epoch(self, session: Session) -> Script[Epoch]:
         return self._apply(session, "epoch")
 
-    def raise_epoch(self, session: Session) -> Script[int]:
-        return self._apply(session, "raise_epoch")
+    def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
+        return self._apply(session, "raise_epoch", mark)
+
+    def minted(self, session: Session, mark: str) -> Script[bool]:
+        return self._apply(session, "minted", mark)
 
     # -- the register
     def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
@@ -443,6 +468,7 @@ class MemoryJournal:
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Two transactions, as in SQL: a crash between them leaves records, never a place to decide again."""
         yield from self._apply(session, "raise_floor", first_attempt_of(older_than))
+        yield from self._apply(session, "forget_epochs")
         retired = yield from self._apply(session, "retirable", older_than, max(limit, 1))
         yield from self._apply(session, "delete", retired, older_than)
         return tuple(retired)

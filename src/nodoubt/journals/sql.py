@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
 from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
-from ..protocol.records import Decision, Mode, Standing
+from ..protocol.records import Decision, Epoch, Mode, Standing
 from ..script import Pause, Script
 from . import rows, trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
@@ -120,17 +120,33 @@ class SqlJournal(Directory):
         found = yield from self._read(session, self._item("value", "cluster"))
         return rows.text(found.scalar())
 
-    def epoch(self, session: Session) -> Script[int]:
+    def epoch(self, session: Session) -> Script[Epoch]:
         """The epoch as it stands."""
-        found = yield from self._read(session, self._item("counter", "epoch"))
-        return int(found.scalar())
+        epochs = self.dialect.table("epochs")
+        found = yield from self._read(
+            session,
+            f"SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
+            f"LEFT JOIN {epochs} AS e ON e.number = j.counter WHERE j.item = {self.dialect.key('epoch')}",
+        )
+        number, mark = found.rows[0]
+        return Epoch(int(number), "" if mark is None else rows.text(mark))
 
-    def raise_epoch(self, session: Session) -> Script[int]:
-        """One more, forced. The UPDATE locks the row, so the SELECT behind it sees what this transaction commits."""
+    def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
+        """One more, forced. The UPDATE locks the row, so what comes behind it sees what this transaction commits."""
         journal, item = self.dialect.table("journal"), self.dialect.key("epoch")
         raised = f"UPDATE {journal} SET counter = counter + 1 WHERE item = {item}"
-        _, after = yield from self._write(session, raised, self._item("counter", "epoch"))
-        return int(after.scalar())
+        minted = (
+            f"INSERT INTO {self.dialect.table('epochs')} (number, mark) "
+            f"SELECT counter, {self.dialect.key(mark)} FROM {journal} WHERE item = {item}"
+        )
+        *_, after = yield from self._write(session, raised, minted, self._item("counter", "epoch"))
+        return Epoch(int(after.scalar()), mark)
+
+    def minted(self, session: Session, mark: str) -> Script[bool]:
+        """A plain read will do: whoever shows the mark was shown it after it had been flushed."""
+        which = f"mark = {self.dialect.key(mark)}"
+        found = yield from self._read(session, f"SELECT count(*) FROM {self.dialect.table('epochs')} WHERE {which}")
+        return int(found.scalar()) > 0
 
     def _item(self, column: str, item: str) -> str:
         return f"SELECT {column} FROM {self.dialect.table('journal')} WHERE item = {self.dialect.key(item)}"
@@ -244,6 +260,7 @@ class SqlJournal(Directory):
         """
         limit = max(1, min(limit, ATTEMPTS_PER_STATEMENT))
         yield from self._raise_floor(session, older_than)
+        yield from self._forget_epochs(session)
         floor = yield from self.floor(session)
         retired = yield from self._retirable(session, floor, older_than, limit)
         strays = yield from self._stray_events(session, floor, older_than, limit)
@@ -256,6 +273,14 @@ class SqlJournal(Directory):
         wanted = yield from self._highest_floor(session, floor, first_attempt_of(older_than))
         if wanted > floor:
             yield from self._write(session, *self._floor_statements(floor, wanted))
+
+    def _forget_epochs(self, session: Session) -> Script[None]:
+        """Those that no registered resource can show any more. What one has witnessed only rises: a plain read does."""
+        epochs, resources = self.dialect.table("epochs"), self.dialect.table("resources")
+        oldest = (yield from self._read(session, f"SELECT min(epoch) FROM {resources}")).scalar()
+        first = (yield from self._read(session, f"SELECT min(number) FROM {epochs}")).scalar()
+        if oldest is not None and first is not None and int(first) < int(oldest):
+            yield from self._write(session, f"DELETE FROM {epochs} WHERE number < {int(oldest)}")
 
     def _highest_floor(self, session: Session, floor: str, cutoff: str) -> Script[str]:
         """How far the floor may rise, by a plain read that holds up nobody. `_floor_statements` makes sure of it.

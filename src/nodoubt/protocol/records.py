@@ -19,6 +19,17 @@ class Verdict(StrEnum):
     ABORT = "abort"
 
 
+class Epoch(msgspec.Struct, frozen=True):
+    """The journal's time from one start of a coordinator to the next.
+
+    Numbers rise by one. The mark is random: a journal that was restored gives out the same numbers again, and never the
+    same marks (I15).
+    """
+
+    number: int = 0
+    mark: str = ""  # "" before the first start
+
+
 class Mode(StrEnum):
     """Which of the two ways a transaction is used."""
 

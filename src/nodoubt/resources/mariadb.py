@@ -37,7 +37,7 @@ from ..ports import (
     UnknownXid,
     Work,
 )
-from ..protocol.records import Verdict
+from ..protocol.records import Epoch, Verdict
 from ..script import Pause, Script, do
 from ..xid import XaXid, Xid, parse_xa
 from . import mariadb_text as text
@@ -138,7 +138,7 @@ class MariaDBResource:
             yield from do(session, "run", self.schema_sql())
             stored = yield from self.identity(session)
             if stored is None:
-                row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, {SCHEMA_VERSION}"
+                row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, '', {SCHEMA_VERSION}"
                 yield from self._change(session, f"INSERT INTO {self._identity} VALUES ({row})")
             yield from self._run(session, f"DO RELEASE_LOCK({lock})")
         except StatementFailed as error:
@@ -153,7 +153,7 @@ class MariaDBResource:
         try:
             (reply,) = yield from self._run(
                 session,
-                f"SELECT resource_id, cluster, server, GREATEST(epoch, (SELECT COALESCE(MAX(epoch), 0) FROM "
+                f"SELECT resource_id, cluster, server, mark, GREATEST(epoch, (SELECT COALESCE(MAX(epoch), 0) FROM "
                 f"{self._receipts})) AS epoch, version FROM {self._identity} WHERE id = 1",
             )
         except StatementFailed as error:
@@ -168,7 +168,7 @@ class MariaDBResource:
                 f"the tables in {self.database} are of version {row['version']}, this release knows {SCHEMA_VERSION}: "
                 "run nodoubt schema apply with the newest release in use"
             )
-        return Identity(row["resource_id"], row["cluster"], row["server"], int(row["epoch"]))
+        return Identity(row["resource_id"], row["cluster"], row["server"], int(row["epoch"]), row["mark"])
 
     def server(self, session: Session) -> Script[str]:
         """MySQL's uuid, kept with its data, or MariaDB's uid, a hash of host (MAC address) and port; "" for neither."""
@@ -176,10 +176,12 @@ class MariaDBResource:
         uid = settings.get("server_uuid") or settings.get("server_uid") or ""
         return f"{uid}/{self.database}" if uid else ""
 
-    def witness(self, session: Session, epoch: int) -> Script[None]:
-        """Never lowers what is stored."""
+    def witness(self, session: Session, epoch: Epoch) -> Script[None]:
+        """Never lowers what is stored. Assignments run from left to right here: the mark's still sees the old epoch."""
         yield from self._change(
-            session, f"UPDATE {self._identity} SET epoch = GREATEST(epoch, {int(epoch)}) WHERE id = 1"
+            session,
+            f"UPDATE {self._identity} SET mark = IF(epoch < {epoch.number}, {_literal(epoch.mark)}, mark), "
+            f"epoch = GREATEST(epoch, {epoch.number}) WHERE id = 1",
         )
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
@@ -191,7 +193,8 @@ class MariaDBResource:
         yield from self._change(
             session,
             f"DELETE FROM {self._identity}",
-            f"INSERT INTO {self._identity} VALUES (1, {values}, {int(identity.epoch)}, {SCHEMA_VERSION})",
+            f"INSERT INTO {self._identity} VALUES (1, {values}, {int(identity.epoch)}, {_literal(identity.mark)}, "
+            f"{SCHEMA_VERSION})",
         )
         newer = f"epoch > {int(identity.epoch)} ORDER BY epoch"
         for _ in range(BATCHES_MAX):

@@ -36,7 +36,7 @@ from ..ports import (
     Unclear,
     Work,
 )
-from ..protocol.records import Verdict
+from ..protocol.records import Epoch, Verdict
 from ..script import Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, PROOF_TEXT, refusal, require_durable, require_rows, warnings
@@ -168,8 +168,8 @@ class PostgresResource:
             (reply,) = yield from do(
                 session,
                 "run",
-                "SELECT i.version, i.resource_id, i.cluster, i.server, greatest(i.epoch, (SELECT max(r.epoch) FROM "
-                f"(SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
+                "SELECT i.version, i.resource_id, i.cluster, i.server, i.mark, greatest(i.epoch, (SELECT max(r.epoch) "
+                f"FROM (SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
                 "FROM nodoubt.identity i",
             )
         except SessionLost as error:
@@ -180,12 +180,12 @@ class PostgresResource:
             raise self._not_possible(error) from error
         if not reply.rows:
             return None
-        version, resource_id, cluster, server, epoch = reply.rows[0]
+        version, resource_id, cluster, server, mark, epoch = reply.rows[0]
         if version != SCHEMA_VERSION:
             raise SchemaMismatch(
                 f"{self.name}: our tables are of version {version}, this release knows version {SCHEMA_VERSION}"
             )
-        return Identity(resource_id, cluster, server, epoch)
+        return Identity(resource_id, cluster, server, epoch, mark)
 
     def server(self, session: Session) -> Script[str]:
         """System identifier and database. A base backup has the same one: the epochs must tell that."""
@@ -204,8 +204,13 @@ class PostgresResource:
             raise self._not_possible(error) from error
         return str(reply.scalar())
 
-    def witness(self, session: Session, epoch: int) -> Script[None]:
-        replies = yield from self._forced(session, f"UPDATE nodoubt.identity SET epoch = greatest(epoch, {int(epoch)})")
+    def witness(self, session: Session, epoch: Epoch) -> Script[None]:
+        replies = yield from self._forced(
+            session,
+            "UPDATE nodoubt.identity SET "
+            f"mark = CASE WHEN epoch < {epoch.number} THEN {_text(epoch.mark)} ELSE mark END, "
+            f"epoch = greatest(epoch, {epoch.number})",
+        )
         if replies[-1].tag != "UPDATE 1":
             raise SchemaMismatch(f"{self.name} has no identity of ours: call setup() or run nodoubt schema apply")
 
@@ -215,8 +220,8 @@ class PostgresResource:
         yield from self._forced(
             session,
             "DELETE FROM nodoubt.identity",
-            "INSERT INTO nodoubt.identity (version, resource_id, cluster, server, epoch) "
-            f"VALUES ({SCHEMA_VERSION}, {row}, {int(identity.epoch)})",
+            "INSERT INTO nodoubt.identity (version, resource_id, cluster, server, epoch, mark) "
+            f"VALUES ({SCHEMA_VERSION}, {row}, {int(identity.epoch)}, {_text(identity.mark)})",
             f"UPDATE nodoubt.receipts SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
 

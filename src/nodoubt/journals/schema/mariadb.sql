@@ -10,6 +10,14 @@ CREATE TABLE IF NOT EXISTS nodoubt_journal (
     counter BIGINT NOT NULL DEFAULT 0
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
+-- Which epochs there were, as far back as a registered resource may show one. The mark is random: in a journal that was
+-- set back an epoch gets its number again, and another mark.
+CREATE TABLE IF NOT EXISTS nodoubt_epochs (
+    number BIGINT NOT NULL PRIMARY KEY,
+    mark VARBINARY(16) NOT NULL,
+    UNIQUE INDEX nodoubt_epochs_mark (mark)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
 -- The register: write-once. A row is only ever inserted, confirmed, ended and, below the floor, deleted.
 -- The CHECK holds even where a lax sql_mode would turn a NULL attempt into an empty one. open_commit is what recovery
 -- still has to finish: a handful of rows among millions that have ended.

@@ -10,6 +10,13 @@ CREATE TABLE IF NOT EXISTS nodoubt.journal (
     counter bigint NOT NULL DEFAULT 0
 );
 
+-- Which epochs there were, as far back as a registered resource may show one. The mark is random: in a journal that was
+-- set back an epoch gets its number again, and another mark.
+CREATE TABLE IF NOT EXISTS nodoubt.epochs (
+    number bigint PRIMARY KEY,
+    mark text COLLATE "C" NOT NULL UNIQUE
+);
+
 -- The register: write-once. A row is only ever inserted, confirmed, ended and, below the floor, deleted.
 -- Room on each page keeps the confirming UPDATE from touching an index.
 CREATE TABLE IF NOT EXISTS nodoubt.decisions (

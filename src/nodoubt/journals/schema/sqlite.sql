@@ -8,6 +8,13 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_journal (
     counter INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
+-- Which epochs there were, as far back as a registered resource may show one. The mark is random: in a journal that was
+-- set back an epoch gets its number again, and another mark.
+CREATE TABLE IF NOT EXISTS main.nodoubt_epochs (
+    number INTEGER NOT NULL PRIMARY KEY,
+    mark TEXT NOT NULL UNIQUE
+) STRICT;
+
 -- The register: write-once. A row is only ever inserted, confirmed, ended and, below the floor, deleted.
 CREATE TABLE IF NOT EXISTS main.nodoubt_decisions (
     attempt TEXT NOT NULL PRIMARY KEY CHECK (length(attempt) = 32),

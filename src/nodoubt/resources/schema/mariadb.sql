@@ -1,12 +1,14 @@
 -- nodoubt, tables of a participant on MariaDB or MySQL, version 1. {database} stands for the quoted database.
 
--- Who this database is, to whose journal it belongs, and the highest epoch that journal has shown it.
+-- Who this database is, to whose journal it belongs, and the newest epoch that journal has shown it: its
+-- number, and the mark under which it was given out.
 CREATE TABLE IF NOT EXISTS {database}.nodoubt_identity (
     id TINYINT NOT NULL PRIMARY KEY,
     resource_id CHAR(32) NOT NULL,
     cluster CHAR(16) NOT NULL,
     server VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     epoch BIGINT NOT NULL,
+    mark VARCHAR(16) NOT NULL,
     version INT NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
 

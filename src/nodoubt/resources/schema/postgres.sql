@@ -2,14 +2,15 @@
 
 CREATE SCHEMA IF NOT EXISTS nodoubt;
 
--- One row: who this database is, and which journal it belongs to, for good.
+-- One row: who this database is, and which journal it belongs to, for good; and the newest epoch that journal has shown it.
 CREATE TABLE IF NOT EXISTS nodoubt.identity (
     single      boolean PRIMARY KEY DEFAULT true CHECK (single),
     version     integer NOT NULL,
     resource_id text NOT NULL,
     cluster     text NOT NULL,
     server      text NOT NULL,
-    epoch       bigint NOT NULL DEFAULT 0
+    epoch       bigint NOT NULL DEFAULT 0,
+    mark        text NOT NULL DEFAULT '' -- of that epoch, as the journal gave it out
 );
 
 -- A branch writes its row in its own transaction, so a row that can be seen belongs to a branch that committed,

@@ -1,13 +1,14 @@
 -- nodoubt's tables in a participating SQLite file, version 1. They are written by nodoubt alone.
 
--- Who this file is, and whose: one row.
+-- Who this file is, and whose, and the newest epoch which that journal has shown it, with its mark: one row.
 CREATE TABLE IF NOT EXISTS main.nodoubt_identity (
     one         INTEGER PRIMARY KEY CHECK (one = 1),
     version     INTEGER NOT NULL,
     resource_id TEXT    NOT NULL,
     cluster     TEXT    NOT NULL,
     server      TEXT    NOT NULL,
-    epoch       INTEGER NOT NULL
+    epoch       INTEGER NOT NULL,
+    mark        TEXT    NOT NULL
 );
 
 -- Proof that a branch committed, or ('abort') that it never can. alone: 1, the branch was ended in one phase, and its

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from ...errors import SchemaMismatch
 from ...ports import Conflict, Identity, StatementFailed, Unclear
-from ...protocol.records import Verdict
+from ...protocol.records import Epoch, Verdict
 from ...xid import Xid
 from .face import Connection
 from .failures import commit, lock, refusal, undo
@@ -114,8 +114,8 @@ def setup(connection: Connection, schema: str, resource_id: str, cluster: str) -
     with _forced(connection, "setup"):
         connection.run(schema)
         connection.query(
-            "INSERT INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch) "
-            "SELECT 1, ?, ?, ?, ?, 0 WHERE NOT EXISTS (SELECT 1 FROM main.nodoubt_identity)",
+            "INSERT INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch, mark) "
+            "SELECT 1, ?, ?, ?, ?, 0, '' WHERE NOT EXISTS (SELECT 1 FROM main.nodoubt_identity)",
             (VERSION, resource_id, cluster, server(connection)),
         )
         _check_version(connection)
@@ -128,7 +128,7 @@ def identity(connection: Connection) -> Identity | None:
     _check_version(connection)
     rows = connection.query(
         "SELECT resource_id, cluster, server, max(epoch, (SELECT coalesce(max(epoch), 0) FROM main.nodoubt_receipts), "
-        "(SELECT coalesce(max(epoch), 0) FROM main.nodoubt_prepared)) FROM main.nodoubt_identity"
+        "(SELECT coalesce(max(epoch), 0) FROM main.nodoubt_prepared)), mark FROM main.nodoubt_identity"
     )
     return Identity(*rows[0]) if rows else None
 
@@ -141,10 +141,11 @@ def _check_version(connection: Connection) -> None:
             )
 
 
-def witness(connection: Connection, epoch: int) -> None:
+def witness(connection: Connection, epoch: Epoch) -> None:
     """Never lowers it."""
     with _forced(connection, "witness of an epoch"):
-        if not connection.query("UPDATE main.nodoubt_identity SET epoch = max(epoch, ?) RETURNING 1", (epoch,)):
+        change = "UPDATE main.nodoubt_identity SET epoch = max(epoch, ?1), mark = iif(epoch < ?1, ?2, mark) RETURNING 1"
+        if not connection.query(change, (epoch.number, epoch.mark)):
             raise SchemaMismatch(f"{connection.path} has no identity; create it with setup()")
 
 
@@ -157,9 +158,9 @@ def adopt(connection: Connection, new: Identity) -> None:
         for table in ("nodoubt_receipts", "nodoubt_prepared"):
             connection.query(f"UPDATE main.{table} SET epoch = ? WHERE epoch > ?", (new.epoch, new.epoch))
         connection.query(
-            "INSERT OR REPLACE INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch) "
-            "VALUES (1, ?, ?, ?, ?, ?)",
-            (VERSION, new.resource_id, new.cluster, new.server, new.epoch),
+            "INSERT OR REPLACE INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch, mark) "
+            "VALUES (1, ?, ?, ?, ?, ?, ?)",
+            (VERSION, new.resource_id, new.cluster, new.server, new.epoch, new.mark),
         )
 
 

@@ -26,7 +26,7 @@ from ...ports import (
     Unclear,
     Work,
 )
-from ...protocol.records import Verdict
+from ...protocol.records import Epoch, Verdict
 from ...script import Script, do
 from ...xid import Xid, parse_gid
 from . import receipts, two_phase
@@ -63,7 +63,7 @@ class SqliteResource:
         """The file's inode: a copy has another."""
         return self._ask(session, receipts.server)
 
-    def witness(self, session: Session, epoch: int) -> Script[None]:
+    def witness(self, session: Session, epoch: Epoch) -> Script[None]:
         """Store that the journal has shown this epoch."""
         return self._ask(session, receipts.witness, epoch)
 

@@ -1,0 +1,18 @@
+"""The conformance suite for journals: what every `ports.Journal` must do, whatever stores it.
+
+Subclass `JournalSuite` in a test module, with two pytest fixtures: `bench`, a `bench.Bench` over a journal that is set
+up and empty, and `bare`, one whose database holds nothing yet.
+
+Each test is named after the rule that it holds. That a decision is forced to disk no client can see: cut the power.
+
+Must not: know SQL, or a driver.
+"""
+
+from .directory import DirectoryClaims
+from .register import RegisterClaims
+
+__all__ = ["JournalSuite"]
+
+
+class JournalSuite(RegisterClaims, DirectoryClaims):
+    """All claims."""
