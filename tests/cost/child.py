@@ -19,8 +19,11 @@ import apsw
 
 from cost.tracing import mark
 from kit import Database, Face, FaceTransaction
+from nodoubt import Settings
 
 WARM_UP = 2
+# Under strace, on a busy machine, nothing may be given up and left to recovery: the next transaction wants its row.
+PATIENT = Settings(connect_s=60, acquire_s=60, prepare_s=60, decide_s=60, apply_s=60, answer_s=60, grace_s=60)
 
 
 def without_checkpoints(connection: apsw.Connection) -> None:
@@ -93,7 +96,7 @@ async def main(task: dict[str, Any]) -> None:
     apsw.connection_hooks.append(without_checkpoints)
     databases = [Database(name, url) for name, url in task["urls"].items()]
     marks = Path(task["marks"])
-    workers = [Worker(Face(mode, databases, journal=task["journal"]), marks) for mode in ("sync", "async")]
+    workers = [Worker(Face(mode, databases, journal=task["journal"], settings=PATIENT), marks) for mode in ("sync", "async")]
     for worker in workers:
         await worker.db.open()
         await worker.db.setup()

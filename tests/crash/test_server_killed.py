@@ -235,7 +235,7 @@ async def test_mutant_that_takes_silence_in_phase_two_for_success_is_caught(
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-async def test_a_server_that_was_restarted_costs_one_answer_and_not_one_for_each_idle_session(
+async def test_a_question_after_a_restart_is_answered_however_many_idle_sessions_have_died(
     mode: str, servers: dict[str, Server]
 ) -> None:
     """Fails where a session that proves dead does not take the idle ones of its pool along (`using`)."""
@@ -247,7 +247,5 @@ async def test_a_server_that_was_restarted_costs_one_answer_and_not_one_for_each
             pool.release(session)
         servers["p"].kill()
         servers["p"].restart()
-        with pytest.raises(JournalUnavailable):
-            await db.status("nobody")
         with pytest.raises(UnknownTransaction):
             await db.status("nobody")
