@@ -1,7 +1,8 @@
 """The process whose transactions are counted: opens a coordinator on the databases it was told, and works in sections.
 
-`python child.py '{"urls": {…}, "journal": …, "count": 20, "marks": "…"}'`. Each section is `count` transactions of one
-way, after a few that warm pools and statement caches up; each is between two marks: `sync-once`, `sync-once-end`.
+`python child.py '{"urls": {…}, "journal": …, "count": 20, "marks": "…", "label": "…"}'`. Each section is
+`count` transactions of one way, after a few that warm pools and statement caches up; each is between two marks:
+`sync-once`, `sync-once-end`.
 It says "ready" when all is connected, begins when its standard input ends, and marks its own end: `done`.
 """
 
@@ -96,17 +97,18 @@ async def main(task: dict[str, Any]) -> None:
     apsw.connection_hooks.append(without_checkpoints)
     databases = [Database(name, url) for name, url in task["urls"].items()]
     marks = Path(task["marks"])
-    workers = [Worker(Face(mode, databases, journal=task["journal"], settings=PATIENT), marks) for mode in ("sync", "async")]
+    faces = [Face(mode, databases, journal=task["journal"], settings=PATIENT) for mode in ("sync", "async")]
+    workers = [Worker(face, marks) for face in faces]
     for worker in workers:
         await worker.db.open()
         await worker.db.setup()
     for worker in workers:
-        await worker.run(WARM_UP, "warm")
+        await worker.run(WARM_UP, f"warm-{task['label']}")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.read()
     for worker in workers:
-        await worker.run(task["count"], "count")
+        await worker.run(task["count"], task["label"])
     mark(marks, "done")
     for worker in workers:
         await worker.db.close()

@@ -36,6 +36,9 @@ from kit import Database
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server
 
 COUNT = 20
+# InnoDB's own threads (purge, page cleaner) force their log now and then, on no transaction's behalf. That only adds:
+# what is counted is the fewest of so many runs, and one forced write too many in each transaction is in all of them.
+RUNS_MAX = 3
 # Not in memory: there MariaDB takes its log for persistent memory, maps it, and forces nothing.
 DISK = "/var/tmp"
 SERVERS_PER_KIND = {"postgres": 4, "mariadb": 3}
@@ -142,15 +145,22 @@ def test_a_transaction_forces_what_the_contract_says_and_nothing_else(
         if isinstance(server, PostgresServer):
             # A new segment of the log is flushed as a file: let it come now, and not among what is counted.
             Database("", server.url()).query("select pg_switch_wal()")
-    task = {"urls": {d.name: d.url for d in databases}, "journal": at, "count": COUNT, "marks": str(tmp_path)}
-    found = counted(task, used, tmp_path)
+    task = {"urls": {d.name: d.url for d in databases}, "journal": at, "count": COUNT}
     wanted = {way: COUNT * number for way, number in contract(shape, journal).items()}
     # All ends of records at once: one write in the journal, and one in each database for its receipts.
     wanted["flush"] = 1 + len(shape)
-    for files in found.values():
-        # Not a transaction's: each new connection to a SQLite file flushes the directory, once, with its first write;
-        # and InnoDB flushes a table's file when it makes it longer, once in many rows.
-        for path in [path for path in files if path == str(tmp_path) or path.endswith(".ibd")]:
-            del files[path]
-    wrong = {section: dict(files) for section, files in found.items() if files.total() != wanted[section.split("-")[1]]}
-    assert not wrong, f"per {COUNT} transactions {wanted}, but there were {wrong}"
+    fewest: dict[str, Counter[str]] = {}
+    for run in range(RUNS_MAX):
+        directory = tmp_path / f"run{run}"
+        directory.mkdir()
+        found = counted({**task, "marks": str(directory), "label": f"run{run}"}, used, directory)
+        for section, files in found.items():
+            # Not a transaction's: each new connection to a SQLite file flushes the directory, once, with its first
+            # write; and InnoDB flushes a table's file when it makes it longer, once in many rows.
+            for path in [path for path in files if path == str(tmp_path) or path.endswith(".ibd")]:
+                del files[path]
+            fewest[section] = min(fewest.get(section, files), files, key=Counter.total)
+        if all(files.total() <= wanted[name.split("-")[1]] for name, files in fewest.items()):
+            break
+    wrong = {name: dict(files) for name, files in fewest.items() if files.total() != wanted[name.split("-")[1]]}
+    assert not wrong, f"per {COUNT} transactions {wanted}, but there were at least {wrong}"
