@@ -60,6 +60,10 @@ class World:
         assert error is not None, "it returned"
         return error
 
+    def fails(self, script: Script[Any]) -> bool:
+        """Whether the script raises; for `until`, which asks again."""
+        return self.start(script).exception(PATIENCE_S) is not None
+
     def session(self, url: str | None = None) -> Any:
         target = parse_url(url or self.url)
         session: Any
