@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar, overload
 
 from . import wiring
-from .engine import ends, questions, start, sweep, verbs
+from .engine import ends, questions, settle, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
 from .engine.phases import Course, to_end
@@ -302,6 +302,14 @@ class Coordinator(_Base):
         """
         return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
 
+    def settle(self, attempt: str) -> Result:
+        """How an attempt ended, for good: what `InDoubt` is followed by. If it has not ended, it is aborted now.
+
+        Raises `InDoubt` (it is too old to tell), `ResourceUnavailable`, `JournalUnavailable` (try again), `UsageError`
+        (it is staged and undecided, or a database where it may have committed is not among the resources).
+        """
+        return self._shell.shielded(settle.settle(self._writable(), attempt))
+
     def status(self, name: str) -> TransactionRecord:
         """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
         return self._shell.run(questions.status(self._ready(), name))
@@ -447,6 +455,10 @@ class AsyncCoordinator(_Base):
     async def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """As `Coordinator.rollback_distributed`."""
         return await self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
+
+    async def settle(self, attempt: str) -> Result:
+        """As `Coordinator.settle`."""
+        return await self._shell.shielded(settle.settle(self._writable(), attempt))
 
     async def status(self, name: str) -> TransactionRecord:
         """As `Coordinator.status`."""

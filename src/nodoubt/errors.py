@@ -59,16 +59,16 @@ class InDoubt(NoDoubtError):
     """The outcome is not known here. It is settled, or will be, in the journal; ask it by name or attempt.
 
     Never retry the work on the strength of this error: it may have been committed. `how_to_ask` is a
-    command line that prints the outcome once the journal answers.
+    command line that ends the doubt once the databases answer: `nodoubt settle`, in a program `settle(attempt)`.
     """
 
     def __init__(self, why: str, *, name: str | None, attempt: str) -> None:
         self.name = name
         self.attempt = attempt
-        self.how_to_ask = f"nodoubt show {attempt}"
+        self.how_to_ask = f"nodoubt settle {attempt}"
         super().__init__(
             f"{why}. The outcome of {name or attempt!r} (attempt {attempt}) is not known here: do not repeat the "
-            f"work; recovery settles it. Ask with: {self.how_to_ask}"
+            f"work. To find out, for good: {self.how_to_ask}"
         )
 
 

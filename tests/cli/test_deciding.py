@@ -96,8 +96,21 @@ def test_an_outcome_that_nobody_knows_is_neither_success_nor_failure(
     monkeypatch.setattr(Coordinator, "commit_distributed", lost)
     result = shop.nodoubt("commit", "order-1", "--yes")
     assert result.exit_code == 3
-    assert f"nodoubt show {'a' * 32}" in result.stderr
+    assert f"nodoubt settle {'a' * 32}" in result.stderr
     assert shop.json("commit", "order-1", "--yes", code=3)["error"]["type"] == "InDoubt"
+
+
+def test_a_doubt_is_ended_for_good(shop: Shop) -> None:
+    """What the error of an outcome that nobody knows says to run."""
+    attempt = shop.stage("order-1")
+    assert shop.nodoubt("settle", attempt, "--yes").exit_code == 2, "what is staged is decided by its name"
+    assert shop.nodoubt("settle", "order-1", "--yes").exit_code == 2
+    shop.json("commit", "order-1", "--yes")
+    assert shop.json("settle", attempt, "--yes")["state"] == "committed"
+    never = "01a" + attempt[3:-4] + "0000"
+    assert shop.nodoubt("settle", never, input="y\n").exit_code == 2, "nobody is there to ask"
+    document = shop.json("settle", never, "--yes")
+    assert document == {"name": "", "attempt": never, "state": "aborted", "complete": True}
 
 
 def test_an_interrupted_commit_has_not_failed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

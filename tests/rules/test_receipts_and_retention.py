@@ -16,7 +16,7 @@ import pytest
 
 from kit import Database
 from nodoubt import Coordinator
-from nodoubt.engine import ends, phases, register, sweep
+from nodoubt.engine import ends, register, sweep
 from nodoubt.engine.context import Context
 from nodoubt.ports import BelowFloor, Unclear
 from nodoubt.protocol.records import Decision
@@ -114,7 +114,7 @@ def test_past_the_retention_an_absent_receipt_means_unknown_never_aborted(reques
 def test_an_absent_receipt_taken_for_an_abort_at_any_age_tells_a_lie(
     request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phases, "_may_be_forgotten", lambda *_: False)
+    monkeypatch.setattr(ends, "may_be_forgotten", lambda *_: False)
     assert the_reply_is_lost_and_asked_for_after_days(request, tmp_path) == (ABORTED, 130)
 
 

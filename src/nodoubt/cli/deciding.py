@@ -1,4 +1,4 @@
-"""`commit` and `rollback`: an operator decides a staged transaction by name.
+"""`commit` and `rollback`: an operator decides a staged transaction by name; `settle` ends a doubt.
 
 Guarantees: asks before it decides, or is told `--yes`; what it decides is the very attempt that it has shown, even if
 the name has been given to another since (I10).
@@ -38,6 +38,19 @@ def rollback(desk: Desk, name: str, attempt: str | None, yes: bool) -> None:
     _decide(desk, name, attempt, yes, State.ABORTED)
 
 
+@click.command()
+@desk_command
+@click.argument("attempt")
+@yes_option
+def settle(desk: Desk, attempt: str, yes: bool) -> None:
+    """Find out, for good, how an attempt in doubt ended. One that has not ended is aborted."""
+    if not yes:
+        desk.require_terminal()
+        desk.ask(f"If {attempt} is still under way somewhere, this aborts it.")
+    with desk.coordinator() as db:
+        _tell(desk, db.settle(attempt))
+
+
 def _decide(desk: Desk, name: str, attempt: str | None, yes: bool, wanted: State) -> None:
     if not yes:
         desk.require_terminal()
@@ -50,7 +63,10 @@ def _decide(desk: Desk, name: str, attempt: str | None, yes: bool, wanted: State
             verb = "Commit" if wanted is State.COMMITTED else "Roll back"
             desk.ask(f"{verb} {name!r} on {', '.join(record.branches)}? This is final.")
         decide: Callable[..., Result] = db.commit_distributed if wanted is State.COMMITTED else db.rollback_distributed
-        result = decide(name, attempt=attempt)
+        _tell(desk, decide(name, attempt=attempt))
+
+
+def _tell(desk: Desk, result: Result) -> None:
     if desk.out.json:
         desk.out.document(
             {
@@ -63,4 +79,4 @@ def _decide(desk: Desk, name: str, attempt: str | None, yes: bool, wanted: State
         return
     done = "every branch has confirmed it" if result.complete else "recovery will finish the branches that are not yet"
     words = "committed" if result.state is State.COMMITTED else "rolled back"
-    desk.out.say((f"{name} is {words}; {done}.", "green" if result.complete else "yellow"))
+    desk.out.say((f"{result.name or result.attempt} is {words}; {done}.", "green" if result.complete else "yellow"))

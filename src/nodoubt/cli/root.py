@@ -6,7 +6,7 @@ import rich_click as click
 
 from .. import __version__
 from .asking import ls, show
-from .deciding import commit, rollback
+from .deciding import commit, rollback, settle
 from .desk import journal_option, resource_option
 from .recovering import recover
 from .schema import schema
@@ -29,5 +29,5 @@ def root(resources: tuple[str, ...], journal: str | None) -> None:
     """
 
 
-for command in (demo, ls, show, commit, rollback, recover, schema):
+for command in (demo, ls, show, commit, rollback, settle, recover, schema):
     root.add_command(command)

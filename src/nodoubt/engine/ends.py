@@ -92,3 +92,13 @@ def retire(ctx: Context) -> Script[int]:
             if some == 0:
                 break
     return gone
+
+
+def may_be_forgotten(ctx: Context, attempt: str) -> bool:
+    """Whether a clean-up may have removed its receipts: then their absence means unknown, never aborted.
+
+    A process can be stopped for days between its commit and the lost reply. Half of the retention, for the clocks of
+    those who clean up may be others.
+    """
+    begun_at = int(attempt[:12], 16) / 1000  # a UUIDv7 begins with its time
+    return begun_at < ctx.clock.now() - ctx.settings.retention_s / 2

@@ -305,22 +305,11 @@ def _settle(ctx: Context, branch: Branch) -> Script[Event]:
             if left_s <= pause_s:
                 return Undecided(f"{branch.participant.name} does not tell whether it committed: {error}")
         else:
-            if verdict is Verdict.ABORT and _may_be_forgotten(ctx, branch):
+            if verdict is Verdict.ABORT and ends.may_be_forgotten(ctx, branch.work.xid.attempt):
                 return Undecided("it is so old that its receipt may have been removed")
             return Decided(verdict, "its reply was lost, and its receipt's place is fenced")
         yield Pause(pause_s)
     raise AssertionError("backoff does not end")
-
-
-def _may_be_forgotten(ctx: Context, branch: Branch) -> bool:
-    """Whether a clean-up may have removed the receipt: then its absence means unknown, never aborted.
-
-    A process can be stopped for days between its commit and the lost reply. Half of the retention, for the
-    clocks of those
-    who clean up may be others.
-    """
-    begun_at = int(branch.work.xid.attempt[:12], 16) / 1000  # a UUIDv7 begins with its time
-    return begun_at < ctx.clock.now() - ctx.settings.retention_s / 2
 
 
 def _fence(ctx: Context, course: Course, why: str) -> Script[Event]:
