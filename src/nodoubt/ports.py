@@ -293,10 +293,13 @@ class Resource(Protocol):
         """
         ...
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
         """Delete these receipts, whose end record is forced.
 
-        With `older_than`, also those of one-phase commits from before.
+        With `older_than`, also a batch of those of one-phase commits from before; with `below`, the journal's floor,
+        a batch of attempts that had ended before it forgot them.
         """
         ...
 

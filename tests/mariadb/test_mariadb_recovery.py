@@ -471,6 +471,10 @@ def test_forget_by_age_spares_what_is_young_or_of_two_phases(world: Any) -> None
     assert world.drive(world.resource.forget(session, (), older_than=time.time() - 60)) == 0
     assert world.drive(world.resource.forget(session, (), older_than=time.time() + 60)) == 2
     assert [row[0] for row in world.receipts()] == [two.xid.attempt]
+    assert world.drive(world.resource.forget(session, (), below=two.xid.attempt)) == 0
+    world.drive(world.resource.fence(session, world.work().xid))
+    assert world.drive(world.resource.forget(session, (), below="f" * 32)) == 1, "below the journal's floor nobody asks"
+    assert two.xid.attempt not in [row[0] for row in world.receipts()] and len(world.receipts()) == 1
 
 
 def test_forget_by_age_goes_in_batches_the_oldest_first(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

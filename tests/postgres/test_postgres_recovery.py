@@ -19,7 +19,7 @@ from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script, do
 from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import PostgresServer
-from nodoubt.xid import Xid
+from nodoubt.xid import Xid, new_attempt
 
 WRITE = "INSERT INTO t VALUES (1, 1)"
 COLUMNS = "nodoubt.receipts (attempt, branch, verdict, epoch, alone)"
@@ -173,6 +173,9 @@ def test_receipts_are_forgotten_by_xid_or_by_age_and_then_only_one_phase_ones(wo
     ((now,),) = world.look("SELECT extract(epoch FROM now() + interval '1 s')::float8")
     assert world.drive(world.resource.forget(session, [], older_than=now)) == 2
     assert [attempt for attempt, *_ in world.receipts()] == [other.xid.attempt], "its end record decides, not its age"
+    assert world.drive(world.resource.forget(session, [], older_than=now, below=other.xid.attempt)) == 0
+    assert world.drive(world.resource.forget(session, [], below=new_attempt())) == 1, "or the journal's floor"
+    assert world.receipts() == []
 
 
 def test_forgetting_by_age_takes_so_many_at_a_time(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

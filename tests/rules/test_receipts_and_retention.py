@@ -23,7 +23,19 @@ from nodoubt.protocol.records import Decision
 from nodoubt.protocol.recovery import Known
 from nodoubt.script import Script, every
 from nodoubt.testing.proxy import TcpProxy
-from rules.mutants import ABORTED, COMMITTED, GIVE, IN_DOUBT, SHORT, at_once, context, coordinator, staged, told
+from rules.mutants import (
+    ABORTED,
+    COMMITTED,
+    GIVE,
+    IN_DOUBT,
+    SHORT,
+    at_once,
+    context,
+    coordinator,
+    out_of_reach,
+    staged,
+    told,
+)
 from traps.scenes import MOVED, balances, databases
 
 DAY_S = 24 * 3600.0
@@ -77,6 +89,56 @@ def test_receipts_that_go_before_the_end_is_recorded_make_a_sound_commit_look_br
 
     monkeypatch.setattr(ends, "_flush_some", receipts_first)
     assert the_end_cannot_be_recorded(request, tmp_path) == (2, MOVED)
+
+
+# ---- what was not deleted with its end record goes below the floor, and no earlier ------------------
+
+
+def receipts_of(db: Coordinator, some: list[Database]) -> list[int]:
+    return [int(one.query("select count(*) from nodoubt_receipts")[0][0]) for one in some]
+
+
+def the_receipts_are_left_behind(request: Any, tmp_path: Path) -> tuple[Coordinator, list[Database]]:
+    """The process dies between the end record and the receipts: of a commit that has ended, and of one that has not."""
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    db = coordinator(pair, f"sqlite:///{tmp_path}/journal.db").open()
+    db.setup()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ends, "_forget", lambda *_: iter(()))
+        assert at_once(db) == COMMITTED
+        db._shell.run(ends.flush(context(db)))
+    with out_of_reach("b"):
+        assert at_once(db) == COMMITTED
+    assert receipts_of(db, pair) == [2, 1]
+    return db, pair
+
+
+def test_receipts_left_behind_go_below_the_floor_and_those_of_an_open_commit_stay(request: Any, tmp_path: Path) -> None:
+    db, pair = the_receipts_are_left_behind(request, tmp_path)
+    forget_later(db)
+    assert receipts_of(db, pair) == [1, 0]
+    assert db.recover(grace=0).clean and db.quarantined() == []
+    db.close()
+    assert balances(pair) == [40, 160]
+
+
+def test_receipts_of_two_phases_that_go_by_their_age_make_an_open_commit_look_broken(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: any attempt that began so long ago has ended."""
+    db, pair = the_receipts_are_left_behind(request, tmp_path)
+
+    def by_age(_: Any) -> Script[str]:
+        return "f" * 32
+        yield
+
+    monkeypatch.setattr(context(db).journal, "floor", by_age)
+    forget_later(db)
+    monkeypatch.undo()
+    assert receipts_of(db, pair) == [0, 0]
+    db.recover(grace=0)
+    assert db.recover(grace=0).quarantined == 1
+    db.close()
 
 
 # ---- past the retention an absent receipt means unknown, never aborted ----------------------------
@@ -144,14 +206,20 @@ def a_branch_comes_back_whose_decision_is_forgotten(
 
 def forget_the_decision(db: Coordinator, pair: list[Database]) -> None:
     """The clean-up of some days later: the floor rises above the attempt, and its record goes."""
-    ctx = context(db)
     staged(db, "newer")  # the floor never rises above the newest record
     db.rollback_distributed("newer")
+    assert forget_later(db) == 2
+
+
+def forget_later(db: Coordinator) -> int:
+    """A clean-up of some days later; how many records it has forgotten."""
+    ctx = context(db)
     clock = Shifted()
     clock.ahead_s = 8 * DAY_S
     ctx.clock, sound = clock, ctx.clock
-    assert db._shell.run(ends.retire(ctx)) == 2
+    gone = db._shell.run(ends.retire(ctx))
     ctx.clock = sound
+    return gone
 
 
 def test_below_the_floor_the_answer_is_unknown_quarantine_never_abort(request: Any, tmp_path: Path) -> None:

@@ -651,8 +651,22 @@ def test_receipts_are_forgotten_by_name_and_by_age_but_never_a_two_phase_one_by_
     assert world.drive(forget(session, [], older_than=0.0)) == 0
     assert world.drive(forget(session, [], older_than=2.0**40)) == 2
     assert [row[0] for row in receipts(world, session)] == [prepared.xid.attempt]
+    assert world.drive(forget(session, [], older_than=2.0**40, below=prepared.xid.attempt)) == 0
+    assert [row[0] for row in receipts(world, session)] == [prepared.xid.attempt]
     assert world.drive(forget(session, [prepared.xid, fenced])) == 1
     assert receipts(world, session) == []
+
+
+def test_receipts_of_two_phases_are_forgotten_below_the_journals_floor_and_no_others(
+    world: World, session: Any
+) -> None:
+    prepared = world.stage(session, "insert into t values (2, 'y')")
+    world.commit(session, prepared)
+    alone = world.begin(session)
+    world.do(session, alone, "insert into t values (3, 'z')")
+    world.drive(world.resource.commit_alone(session, alone))
+    assert world.drive(world.resource.forget(session, [], below="f" * 32)) == 1
+    assert [row[0] for row in receipts(world, session)] == [alone.xid.attempt]
 
 
 # ---- registration

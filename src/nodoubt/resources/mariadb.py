@@ -475,16 +475,22 @@ class MariaDBResource:
         )
         return Verdict(row.scalar()) if updated.count == 1 and row.rows else None
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        """Those named; with `older_than` also a batch of one-phase rows and fences from before, the oldest first."""
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
+        """Those named, and a batch each, oldest first, of one-phase rows and fences from before `older_than`, and of
+        what two phases left `below` the floor.
+        """
         gone = 0
         keys: Sequence[tuple[str, int]] = [(xid.attempt, xid.branch) for xid in xids]
         for start in range(0, len(keys), BATCH_MAX):
             gone += yield from self._each(session, f"DELETE FROM {self._receipts}", keys[start : start + BATCH_MAX])
+        which = [] if not below else [f"attempt < {_literal(below)} AND alone = 0 ORDER BY attempt, branch"]
         if older_than is not None:
             # An attempt's id starts with its time, so the key is read from its beginning to there and no further.
             newest = f"{max(int(older_than * 1000), 0):012x}"
-            old = f"attempt < '{newest}' AND alone = 1 AND at < {older_than!r} ORDER BY attempt, branch"
+            which.append(f"attempt < '{newest}' AND alone = 1 AND at < {older_than!r} ORDER BY attempt, branch")
+        for old in which:
             keys = yield from self._keys(session, old)
             if keys:
                 gone += yield from self._each(session, f"DELETE FROM {self._receipts}", keys)

@@ -379,18 +379,20 @@ class PostgresResource:
             # The row that was in the way has been removed since: start over.
         raise Unclear(f"{doing}: the row in its place comes and goes")
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        """Delete these receipts; with `older_than` also what one-phase commits left before, so many at a time."""
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
+        """Delete these receipts, and a batch each of what one-phase commits left before `older_than`, and of what two
+        phases left `below` the floor.
+        """
         statements = []
         if xids:
             keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids)
             statements.append(f"DELETE FROM nodoubt.receipts WHERE (attempt, branch) IN ({keys})")
         if older_than is not None:
-            statements.append(
-                "DELETE FROM nodoubt.receipts WHERE ctid = ANY (ARRAY(SELECT ctid FROM nodoubt.receipts WHERE alone "
-                f"AND at < pg_catalog.to_timestamp({float(older_than)!r}) LIMIT {FORGET_ROWS_MAX} "
-                "FOR UPDATE SKIP LOCKED))"
-            )
+            statements.append(_some_receipts(f"alone AND at < pg_catalog.to_timestamp({float(older_than)!r})"))
+        if below:
+            statements.append(_some_receipts(f"NOT alone AND attempt < {_text(below)}"))
         if not statements:
             return 0
         replies = yield from self._forced(session, *statements)
@@ -537,6 +539,14 @@ def _receipt_row(xid: Xid, verdict: Verdict, *, epoch: int, alone: bool) -> str:
     return (
         "INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) "
         f"VALUES ('{xid.attempt}', {xid.branch}, '{verdict.value}', {int(epoch)}, {str(alone).lower()})"
+    )
+
+
+def _some_receipts(where: str) -> str:
+    """Deletes a batch of them, and waits for nobody."""
+    return (
+        "DELETE FROM nodoubt.receipts WHERE ctid = ANY (ARRAY(SELECT ctid FROM nodoubt.receipts "
+        f"WHERE {where} LIMIT {FORGET_ROWS_MAX} FOR UPDATE SKIP LOCKED))"
     )
 
 

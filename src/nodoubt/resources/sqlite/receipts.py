@@ -90,8 +90,10 @@ def fence(connection: Connection, xid: Xid) -> Verdict:
         return Verdict(connection.query(_CONFIRM, (xid.attempt, xid.branch))[0][0])
 
 
-def forget(connection: Connection, xids: Sequence[Xid], older_than: float | None) -> int:
-    """Delete these receipts, and at most FORGET_MAX one-phase ones from before `older_than`."""
+def forget(connection: Connection, xids: Sequence[Xid], older_than: float | None, below: str) -> int:
+    """Delete these receipts, and at most FORGET_MAX each of one-phase ones from before `older_than`, and of two-phase
+    ones `below` the floor.
+    """
     with _forced(connection, "clean-up of receipts"):
         before = connection.total_changes()
         connection.many(
@@ -102,6 +104,12 @@ def forget(connection: Connection, xids: Sequence[Xid], older_than: float | None
                 "DELETE FROM main.nodoubt_receipts WHERE (attempt, branch) IN (SELECT attempt, branch "
                 "FROM main.nodoubt_receipts WHERE alone = 1 AND at < ? LIMIT ?)",
                 (older_than, FORGET_MAX),
+            )
+        if below:
+            connection.query(
+                "DELETE FROM main.nodoubt_receipts WHERE (attempt, branch) IN (SELECT attempt, branch "
+                "FROM main.nodoubt_receipts WHERE alone = 0 AND attempt < ? LIMIT ?)",
+                (below, FORGET_MAX),
             )
         return connection.total_changes() - before
 

@@ -158,9 +158,11 @@ class SqliteResource:
         """Settle a one-phase commit."""
         return self._settled(session, receipts.fence, xid)
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
         """Delete receipts."""
-        return self._ask(session, receipts.forget, tuple(xids), older_than)
+        return self._ask(session, receipts.forget, tuple(xids), older_than, below)
 
     # -- how they are asked
     def _ask(self, session: Session, function: Callable[..., Any], *args: Any) -> Script[Any]:
