@@ -56,6 +56,7 @@ def plan(
     early: bool = False,
     inside: bool = False,
     rides: bool = False,
+    calls: bool = False,
 ) -> Plan:
     """Branches 0.. are writers (the last is the point, if there is one), then readers."""
     refs = tuple(BranchRef(n, f"r{n}", f"id{n}") for n in range(writers))
@@ -69,14 +70,14 @@ def plan(
         row_inside=inside,
         covered=rides and not inside,  # PostgreSQL does both, SQLite the latter only
         rides=rides,
+        calls=calls,
     )
 
 
+BOTH = (False, True)
 PLANS = [
-    plan(w, r, point=p, staged=s, early=e and p and s, inside=i and p and s, rides=x and p and s)
-    for w, r, p, s, e, i, x in itertools.product(
-        (0, 1, 2, 3), (0, 1), (False, True), (False, True), (False, True), (False, True), (False, True)
-    )
+    plan(w, r, point=p, staged=s, early=e and p and s, inside=i and p and s, rides=x and p and s, calls=c)
+    for w, r, p, s, e, i, x, c in itertools.product((0, 1, 2, 3), (0, 1), BOTH, BOTH, BOTH, BOTH, BOTH, BOTH)
     if w + r <= 3 and not (e and i) and (s or not (e or i or x)) and (p or not (e or i or x)) and not (e and w != 1)
 ]
 
@@ -110,6 +111,8 @@ class Walk:
         self.answers: list[Answer] = []
         self.yes: set[int] = set()
         self.decided: Verdict | None = None
+        self.asked = False  # whether COMMIT may have been written by us
+        self.fenced: object = None  # what came of asking for ABORT
         self.ended = False
 
     def take(self, event: Event) -> None:
@@ -118,6 +121,8 @@ class Walk:
         if isinstance(event, Decided):
             assert self.decided in (None, event.verdict), "the register answered two ways"
             self.decided = event.verdict
+        if isinstance(event, Declined):
+            self.asked = False
         before = self.machine.phase
         ready = self.machine.step(event)
         assert self.machine.phase in TABLE[before, type(event)].leads_to
@@ -133,7 +138,10 @@ class Walk:
             for share in plan.shares:
                 local = share.number == point or len(plan.writers) == 1
                 assert share.number in self.yes or (share.wrote and local and not resumed) or resumed, "I2"
+        self.asked = self.asked or asks_commit
         for command in ready.commands:
+            if isinstance(command, CommitAlone | Settle):
+                assert not plan.calls, "I19: an end that the register does not know"
             if isinstance(command, Commit):
                 assert self.decided is Verdict.COMMIT, "I4: COMMIT before the decision"
             if isinstance(command, Rollback):
@@ -151,7 +159,7 @@ class Walk:
             self.answers.append(ready.answer)
             told = [a for a in self.answers if a is not Answer.STAGED]
             assert len(told) <= 1, f"two answers: {self.answers}"
-            if ready.answer is Answer.COMMITTED and plan.writers:
+            if ready.answer is Answer.COMMITTED and (plan.writers or plan.calls):
                 assert self.decided is Verdict.COMMIT, "I5"
             if ready.answer is Answer.ABORTED:
                 assert self.decided is not Verdict.COMMIT, "I5"
@@ -169,8 +177,12 @@ class Walk:
                 yield command, event
 
     def fork(self, source: object, event: Event) -> Walk | None:
-        if isinstance(event, Decided) and self.decided not in (None, event.verdict):
-            return None  # the register is write-once
+        if isinstance(event, Decided):
+            if self.decided not in (None, event.verdict):
+                return None  # the register is write-once
+            alone = self.machine.plan.staging is None or self.machine.phase is Phase.ABORTING
+            if event.verdict is Verdict.COMMIT and alone and not self.asked:
+                return None  # nobody but us writes COMMIT, and we have not
         other = copy.copy(self)
         other.machine = copy.copy(self.machine)
         other.machine.branches = dict(self.machine.branches)
@@ -179,17 +191,28 @@ class Walk:
         other.open = [c for c in self.open if c is not source]
         other.writing = [r for r in self.writing if r is not source]
         other.answers, other.yes = list(self.answers), set(self.yes)
+        if isinstance(source, Fence):
+            other.fenced = event
         other.take(event)
         return other
+
+    def state(self) -> tuple[object, ...]:
+        """What the rest of a walk hangs on: two ways that lead to the same are one."""
+        machine = self.machine
+        return (
+            machine.phase, machine.stands, machine.fencing, tuple(machine.branches.values()),
+            frozenset(machine.pending), frozenset(machine.unfinished), self.decided, self.asked, self.ended,
+            frozenset((type(c), getattr(c, "branch", None)) for c in self.open), tuple(map(type, self.writing)),
+            tuple(self.answers), frozenset(self.yes), type(self.fenced),
+        )  # fmt: skip
 
 
 def explore(first: Walk) -> tuple[int, set[tuple[Phase, type[Event]]]]:
     """Every order of every answer. Returns the number of states and the pairs that occurred."""
-    todo, states = [first], 0
+    todo, seen = [first], {first.state()}
     used: set[tuple[Phase, type[Event]]] = set()
     while todo:
         walk = todo.pop()
-        states += 1
         phase = walk.machine.phase
         moved = False
         for source, event in walk.choices():
@@ -197,11 +220,16 @@ def explore(first: Walk) -> tuple[int, set[tuple[Phase, type[Event]]]]:
             if following is not None:
                 moved = True
                 used.add((phase, type(event)))
-                todo.append(following)
+                if following.state() not in seen:
+                    seen.add(following.state())
+                    todo.append(following)
         if not moved:
             assert phase in (Phase.COMMITTED, Phase.ABORTED, Phase.STAGED, Phase.DOUBT), f"stuck in {phase}"
             assert walk.answers, "the caller was never told anything"
-    return states, used
+            if walk.machine.plan.calls and phase in (Phase.COMMITTED, Phase.ABORTED):
+                silent = isinstance(walk.fenced, Undecided)
+                assert walk.decided is not None or silent, "I19: steps were called, and the register was not asked"
+    return len(seen), used
 
 
 def starts() -> Iterator[tuple[CommitMachine, Event]]:
@@ -247,6 +275,8 @@ def test_every_pair_of_phase_and_event_is_decided(phase: Phase, kind: type[Event
     event = samples[kind]
     machine = CommitMachine(plan(2, point=True, staged=phase in (Phase.LISTING, Phase.LAST, Phase.STAGED)))
     machine.phase = phase
+    if (phase, kind) == (Phase.ABORTING, Decided):
+        event = Decided(Verdict.ABORT)  # the fence of an attempt that nobody could have committed
     machine.pending = {0}
     if phase is not Phase.WORKING:
         machine.branches = dict.fromkeys(machine.branches, Standing.PREPARED)
@@ -309,6 +339,37 @@ class CommitsBeforeDeciding(CommitMachine):
         if any(isinstance(r, Decision) for r in ready.records):
             return Ready(ready.records, ready.must_sync, tuple(Commit(n) for n in self.plan.writers))
         return ready
+
+
+class TakesTheShortCut(CommitMachine):
+    """Mutant: one writer commits in one phase, whatever was called outside."""
+
+    def _all_voted(self) -> Ready:
+        if len(self.plan.writers) == 1:
+            self.phase = Phase.ALONE
+            return Ready(commands=(CommitAlone(self.plan.writers[0]),))
+        return super()._all_voted()
+
+
+class AbortsInSilence(CommitMachine):
+    """Mutant: presumes the abort, as a transaction without steps may."""
+
+    def _abort(self, event: AbortAsked | None = None) -> Ready:
+        self.stands = Verdict.ABORT
+        return super()._abort(event)
+
+
+@pytest.mark.parametrize("mutant", [TakesTheShortCut, AbortsInSilence])
+def test_a_transaction_with_steps_that_the_register_does_not_end_is_caught(mutant: type[CommitMachine]) -> None:
+    for event in (CommitAsked(), AbortAsked("given up")):
+        walk = Walk(CommitMachine(plan(1, calls=True)))
+        walk.take(event)
+        explore(walk)
+    with pytest.raises((AssertionError, IllegalEvent)):
+        for event in (CommitAsked(), AbortAsked("given up")):
+            walk = Walk(mutant(plan(1, calls=True)))
+            walk.take(event)
+            explore(walk)
 
 
 @pytest.mark.parametrize("mutant", [CountsUnknownAsYes, EndsEarly, CommitsBeforeDeciding])

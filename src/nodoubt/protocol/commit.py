@@ -6,7 +6,8 @@ process's work on the attempt (the register keeps it safe). ARCHITECTURE.md's di
 
 Guarantees: COMMIT is asked for only after every branch of the attempt has voted YES or READ_ONLY (I2);
 no `Commit` command before `Decided(COMMIT)` (I4); after a decision that nobody could read the answer is
-IN_DOUBT (I5); an `Ended` record only when every branch has finished (I6).
+IN_DOUBT (I5); an `Ended` record only when every branch has finished (I6). Where steps were called outside
+(`Plan.calls`) there is no end, neither way, that the register is not asked for: who undoes them goes by it alone (I19).
 
 Must not: do anything. No clock, no randomness, no I/O.
 """
@@ -101,6 +102,7 @@ class Plan:
     row_inside: bool = False  # X's prepare takes the directory row inside (SQLite)
     covered: bool = False  # X's prepare makes the directory row durable, which is committed before it (PostgreSQL)
     rides: bool = False  # the decision rides on X's phase two (PostgreSQL, SQLite)
+    calls: bool = False  # steps were called outside: the register must say how this ended
 
     @property
     def writers(self) -> tuple[int, ...]:
@@ -123,6 +125,8 @@ class CommitMachine:
         self.pending: set[int] = set()  # branches whose answer is awaited
         self.unfinished: dict[int, str] = {}
         self.why = ""
+        self.stands: Verdict | None = None  # what the register has answered
+        self.fencing = False  # it is being asked for ABORT while the branches are taken back already
         if phase not in (Phase.WORKING, Phase.STAGED):
             raise IllegalEvent(f"a machine starts working or staged, not {phase.value}")
 
@@ -145,7 +149,7 @@ class CommitMachine:
         for share in self.plan.shares:
             if not share.wrote:
                 commands.append(EndReader(share.number))
-            elif share.number != point and (staged or len(writers) > 1):
+            elif share.number != point and (staged or len(writers) > 1 or self.plan.calls):
                 commands.append(Prepare(share.number))
         for command in commands:
             assert isinstance(command, EndReader | Prepare)
@@ -180,10 +184,10 @@ class CommitMachine:
             # Covered, the row may wait for the flush of X's prepare: until that has answered nobody is told that the
             # work is staged, and nobody may decide COMMIT before X is listed as prepared, which is flushed.
             return Ready(records=(self.plan.staging,), must_sync=not self.plan.covered or point is None)
-        if not writers:
+        if not writers and not self.plan.calls:
             self.phase = Phase.COMMITTED
             return Ready(answer=Answer.COMMITTED)
-        if len(writers) == 1:
+        if len(writers) == 1 and not self.plan.calls:
             self.phase = Phase.ALONE
             return Ready(commands=(CommitAlone(writers[0]),))
         self._require_votes()
@@ -250,6 +254,7 @@ class CommitMachine:
     # ---- deciding
 
     def _decided(self, event: Decided) -> Ready:
+        self.stands = event.verdict
         if event.verdict is Verdict.ABORT:
             self.why = event.why or self.why or "it was decided to abort"
             return self._abort()
@@ -331,9 +336,25 @@ class CommitMachine:
         commands: list[Command] = []
         for number in self.branches:
             commands += self._take_back(number)
-        if not self.pending:
-            self.phase = Phase.ABORTED
+        if self.plan.calls and self.stands is None:
+            # Nobody but us could have written COMMIT, so no branch waits for this. The compensations do.
+            self.fencing = True
+            commands.append(Fence(self.why))
+        self._end_abort()
         return Ready(commands=tuple(commands), answer=Answer.ABORTED)
+
+    def _end_abort(self) -> None:
+        if not self.pending and not self.fencing:
+            self.phase = Phase.ABORTED
+
+    def _abort_stands(self, event: Decided | Undecided) -> Ready:
+        """The answer to a fence that the branches did not wait for. None: recovery asks again, and undoes the steps."""
+        self.fencing = False
+        if isinstance(event, Decided):
+            invariant(event.verdict is Verdict.ABORT, "I3", "COMMIT stands, and we had never asked for it")
+            self.stands = event.verdict
+        self._end_abort()
+        return Ready()
 
     def _take_back(self, number: int) -> list[Command]:
         match self.branches[number]:
@@ -350,8 +371,7 @@ class CommitMachine:
     def _late_vote(self, event: Voted) -> Ready:
         self._note_vote(event)
         commands = self._take_back(event.branch)
-        if not self.pending:
-            self.phase = Phase.ABORTED
+        self._end_abort()
         return Ready(commands=tuple(commands))
 
     def _progress(self, event: Finished | Unfinished) -> Ready:
@@ -360,12 +380,10 @@ class CommitMachine:
             self.unfinished[event.branch] = event.why
         else:
             self.branches[event.branch] = Standing.GONE
-        if self.pending:
-            return Ready()
         if self.phase is Phase.ABORTING:
-            self.phase = Phase.ABORTED
+            self._end_abort()
             return Ready()
-        return self._committed()
+        return Ready() if self.pending else self._committed()
 
     def _committed(self) -> Ready:
         self.phase = Phase.COMMITTED
@@ -419,4 +437,6 @@ TABLE: dict[tuple[Phase, type[Event]], Rule] = {
     (_P.ABORTING, Voted): _rule(_M._late_vote, *_ABORT),
     (_P.ABORTING, Finished): _rule(_M._progress, *_ABORT),
     (_P.ABORTING, Unfinished): _rule(_M._progress, *_ABORT),
+    (_P.ABORTING, Decided): _rule(_M._abort_stands, *_ABORT),
+    (_P.ABORTING, Undecided): _rule(_M._abort_stands, *_ABORT),
 }

@@ -78,6 +78,71 @@ class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: dict[str, str] = {}
     created_at: float = 0.0
     begin_by: float = 0.0  # a row written before the work: until when that work may take
+    confirmations: tuple[str, ...] = ()  # who must say that they are ready before it may be committed
+    calls: int = 0  # how many steps had been called when the row was read; not stored with it
+
+
+class Readiness(StrEnum):
+    """What somebody who was asked has said. The first answer of each stands."""
+
+    ASKED = "asked"
+    CONFIRMED = "confirmed"
+    REFUSED = "refused"
+
+
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of those who must confirm a staged attempt, and what they have said so far."""
+
+    attempt: str
+    who: str
+    answer: Readiness = Readiness.ASKED
+    why: str = ""
+    at: float = 0.0
+
+
+class CallState(StrEnum):
+    """How far a step, and then its compensation, has come. What may follow what: `compensation.TABLE`."""
+
+    BEGUN = "begun"  # its intent is durable: the action may be under way, or have happened
+    DONE = "done"
+    REFUSED = "refused"  # by the function's own word nothing happened
+    DOUBT = "doubt"  # no answer: it may have happened
+    UNDOING = "undoing"  # a worker has its compensation
+    DUE = "due"  # its compensation failed, and is tried again
+    PARKED = "parked"  # a human must look
+    UNDONE = "undone"
+    SKIPPED = "skipped"  # by a human
+    NOTHING = "nothing"  # never began, or has no compensation
+
+
+class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One use of a step in one attempt. Times are the journal's own, so that no two clocks are compared."""
+
+    attempt: str
+    number: int  # compensations run from the highest down
+    key: str  # what the caller knows it by, within its transaction
+    step: str  # the function's registered name
+    undo: str = ""  # its compensation's; "": there is none
+    arguments: str = "{}"  # JSON, by parameter
+    state: CallState = CallState.BEGUN
+    result: str = ""  # JSON; "": none is known
+    error: str = ""
+    tries: int = 0  # of the compensation, a worker that died in it included
+    until: float = 0.0  # until then whoever has it is left alone
+    claim: str = ""  # whose turn the compensation is: another word for each turn
+    worker: str = ""
+    begun_at: float = 0.0
+    changed_at: float = 0.0
+    version: int = 0  # rises with each change: the compare in compare-and-set
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody has anything left to do for it, however its transaction ends."""
+        return self.state in CLOSED
+
+
+CLOSED = frozenset({CallState.REFUSED, CallState.UNDONE, CallState.SKIPPED, CallState.NOTHING})
+ANSWERED = frozenset({CallState.DONE, CallState.REFUSED})  # a transaction with any other call must not commit
 
 
 class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
