@@ -21,7 +21,18 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .errors import NoDoubtError
-from .protocol.records import Decision, Epoch, Event, Quarantined, Staging, Standing, Verdict
+from .protocol.records import (
+    Call,
+    Confirmation,
+    Decision,
+    Epoch,
+    Event,
+    Quarantined,
+    Readiness,
+    Staging,
+    Standing,
+    Verdict,
+)
 from .script import Script
 from .xid import Xid
 
@@ -329,7 +340,8 @@ class Journal(Protocol):
     def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
         """Write these decisions in one forced transaction: all of them or, raising, none.
 
-        `Conflict`: one of them stands already. `BelowFloor`: one of them wants COMMIT below the floor.
+        `Conflict`: one of them stands already. `BelowFloor`: one of them is below the floor, or is the COMMIT of what
+        was staged while somebody who was asked has not confirmed, or a step has not been answered.
         """
         ...
 
@@ -350,7 +362,7 @@ class Journal(Protocol):
         ...
 
     def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
-        """Every branch of these attempts has proved itself. Forced."""
+        """Every branch of these attempts has proved itself, so their steps stand. Forced."""
         ...
 
     def floor(self, session: Session) -> Script[str]:
@@ -383,6 +395,51 @@ class Journal(Protocol):
 
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
         """The directory with what was decided, newest first."""
+        ...
+
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+        """As `undecided`, but only those whose deadline lies before, or that somebody has refused."""
+        ...
+
+    # -- readiness: who was asked is stored with the row of the name
+    def answer(
+        self, session: Session, attempt: str, who: str, answer: Readiness, *, why: str, at: float
+    ) -> Script[Confirmation | None]:
+        """What stands for them now, forced; None: nobody asked them.
+
+        Only a first answer is written, and none where a decision is seen.
+        """
+        ...
+
+    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation]]: ...
+
+    # -- steps that were called outside (I19)
+    def now(self, session: Session) -> Script[float]:
+        """The journal's own clock. Whatever is compared with a call's `until` is this, whoever asks."""
+        ...
+
+    def intend(self, session: Session, call: Call) -> Script[None]:
+        """Write a call before its action, forced. `Conflict`: its number or key is taken, or the attempt is decided."""
+        ...
+
+    def advance(self, session: Session, before: Call, after: Call) -> Script[bool]:
+        """Compare-and-set, forced: write `after` if the call still has the version of `before`. False: it has not."""
+        ...
+
+    def hold(self, session: Session, attempts: Sequence[str], until: float) -> Script[None]:
+        """Whoever called steps in these undecided attempts is alive, and shall be left alone until then. Unforced."""
+        ...
+
+    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call]]:
+        """All calls of these attempts, by attempt and number."""
+        ...
+
+    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str]]:
+        """Attempts with calls that are neither closed nor parked, and have not ended with a COMMIT; from `after` on."""
+        ...
+
+    def parked_calls(self, session: Session) -> Script[list[Call]]:
+        """Those that a human must look at."""
         ...
 
     # -- what is registered, what went wrong, what happened

@@ -20,7 +20,7 @@ from nodoubt.testing.bench import Bench, LoopBench, ThreadBench
 from nodoubt.url import parse_url
 
 CLUSTER = "00000000000000c1"
-TABLES = ("decisions", "names", "epochs", "resources", "quarantine", "events")
+TABLES = ("decisions", "names", "epochs", "resources", "quarantine", "events", "confirmations", "calls")
 EMPTY = (
     "UPDATE {journal} SET counter = 0 WHERE item = 'epoch'; UPDATE {journal} SET value = '{floor}' WHERE item = 'floor'"
 )

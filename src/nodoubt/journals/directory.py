@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..errors import InvalidName, UsageError
 from ..ports import BelowFloor, Conflict, Identity, Session
-from ..protocol.records import Event, Quarantined, Staging, Standing
+from ..protocol.records import Event, Quarantined, Readiness, Staging, Standing
 from ..script import Script
 from ..xid import check_name, is_attempt
 from . import rows, trail
@@ -46,17 +46,26 @@ class Directory(Transactions):
         attempt = rows.above_floor(self.dialect, staging.attempt, undecided=True)
         values = rows.staging_values(self.dialect, staging, attempt)
         insert = f"INSERT INTO {names} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        asked = self._asked_rows(staging)
         event = self._event_rows([trail.of_staging(staging)])
         hold = self.dialect.hold_floor()
         if replace is None:
-            return *hold, insert, event
+            return *hold, insert, *asked, event
         # Only an attempt that has been decided makes room; if it has not, its row stays and the INSERT conflicts.
         old = self.dialect.attempt(replace)
         make_room = (
             f"DELETE FROM {names} WHERE name = {self.dialect.key(staging.name)} AND attempt = {old} "
             f"AND EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = {old})"
         )
-        return *hold, make_room, insert, event
+        return *hold, make_room, insert, *asked, event
+
+    def _asked_rows(self, staging: Staging) -> tuple[str, ...]:
+        """Who must confirm. They are asked by the very transaction that lists the name, and by no other."""
+        if not staging.confirmations:
+            return ()
+        attempt, table = self.dialect.attempt(staging.attempt), self.dialect.table("confirmations")
+        values = ", ".join(f"({attempt}, {self.dialect.key(who)}, '')" for who in staging.confirmations)
+        return (f"INSERT INTO {table} (attempt, who, why) VALUES {values}",)
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
         """Raise `Conflict` if one of the attempts has been decided, else the error.
@@ -91,8 +100,8 @@ class Directory(Transactions):
         return {one.attempt: one for one in found}
 
     def _stagings(self, session: Session, which: str) -> Script[list[Staging]]:
-        names = self.dialect.table("names")
-        reply = yield from self._read(session, f"SELECT {rows.columns(rows.STAGING)} FROM {names} WHERE {which}")
+        names, columns = self.dialect.table("names"), rows.staging_columns(self.dialect)
+        reply = yield from self._read(session, f"SELECT {columns} FROM {names} AS n WHERE {which}")
         return [rows.staging(row) for row in reply.rows]
 
     def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging]]:
@@ -101,13 +110,21 @@ class Directory(Transactions):
         A name that was staged at the very moment when its attempt was fenced is in that index for good, so the
         decisions are asked too.
         """
-        after_literal = self.dialect.key(after)
+        return (yield from self._stagings(session, self._undecided_after(after, "", limit)))
+
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+        """Those of `undecided` that nothing but an ABORT can end: past their deadline, or refused."""
+        refused = (
+            f"SELECT 1 FROM {self.dialect.table('confirmations')} AS r WHERE r.attempt = n.attempt "
+            f"AND r.answer = '{Readiness.REFUSED.value}'"
+        )
+        only = f" AND (n.deadline <= {self.dialect.seconds(before)} OR EXISTS ({refused}))"
+        return (yield from self._stagings(session, self._undecided_after(after, only, limit)))
+
+    def _undecided_after(self, after: str, only: str, limit: int) -> str:
         return (
-            yield from self._stagings(
-                session,
-                f"undecided > {after_literal} AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} AS d "
-                f"WHERE d.attempt = undecided) ORDER BY undecided LIMIT {int(limit)}",
-            )
+            f"undecided > {self.dialect.key(after)} AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} "
+            f"AS d WHERE d.attempt = undecided){only} ORDER BY undecided LIMIT {int(limit)}"
         )
 
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
@@ -118,11 +135,11 @@ class Directory(Transactions):
         page = f"SELECT attempt AS begun FROM {names} {older}ORDER BY attempt DESC LIMIT {int(limit)}"
         reply = yield from self._read(
             session,
-            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM ({page}) AS page "
+            f"SELECT {rows.staging_columns(self.dialect)}, {rows.standing_columns('d.')} FROM ({page}) AS page "
             f"JOIN {names} AS n ON n.attempt = page.begun LEFT JOIN {decisions} AS d ON d.attempt = page.begun "
             "ORDER BY page.begun DESC",
         )
-        width = len(rows.STAGING)
+        width = len(rows.STAGING) + 1
         return [
             (rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:]))
             for row in reply.rows

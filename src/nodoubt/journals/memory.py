@@ -23,15 +23,29 @@ import msgspec
 
 from ..errors import SchemaMismatch, UsageError
 from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
-from ..protocol.records import Decision, Epoch, Event, Mode, Quarantined, Staging, Standing, Verdict
+from ..protocol.records import (
+    Call,
+    Confirmation,
+    Decision,
+    Epoch,
+    Event,
+    Mode,
+    Quarantined,
+    Readiness,
+    Staging,
+    Standing,
+    Verdict,
+)
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
 from . import trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
+from .memory_calls import CallJournal, CallStore
 
-UNFORCED = frozenset({"record", "stage_unforced"})
+UNFORCED = frozenset({"record", "stage_unforced", "hold"})
 READING = frozenset(
     {
+        "clock",
         "cluster",
         "epoch",
         "minted",
@@ -44,7 +58,7 @@ READING = frozenset(
         "list_staged",
         "registered",
     }
-    | {"quarantined", "events", "retirable"}
+    | {"quarantined", "events", "retirable", "overdue", "confirmations", "calls", "unfinished_calls", "parked_calls"}
 )
 
 
@@ -77,6 +91,9 @@ class State:
     resources: dict[str, tuple[str, Identity]] = field(default_factory=dict)
     quarantine: dict[tuple[str, int], Quarantined] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    confirmations: dict[tuple[str, str], Confirmation] = field(default_factory=dict)
+    calls: dict[tuple[str, int], Call] = field(default_factory=dict)
+    stand: set[str] = field(default_factory=set)  # attempts whose COMMIT has ended: nothing is left to do for a call
 
     def copy(self) -> State:
         return replace(
@@ -87,7 +104,13 @@ class State:
             resources=dict(self.resources),
             quarantine=dict(self.quarantine),
             events=list(self.events),
+            confirmations=dict(self.confirmations),
+            calls=dict(self.calls),
+            stand=set(self.stand),
         )
+
+    def unfinished(self, call: Call) -> bool:
+        return not call.closed and call.attempt not in self.stand
 
 
 class Rider(msgspec.Struct, frozen=True):
@@ -98,7 +121,7 @@ class Rider(msgspec.Struct, frozen=True):
     replace: str | None = None
 
 
-class MemoryStore:
+class MemoryStore(CallStore):
     """What the database is to the SQL journal. `now` is its clock."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
@@ -174,6 +197,9 @@ class MemoryStore:
     def _minted(self, mark: str) -> bool:
         return any(epoch.mark == mark for epoch in self.state.epochs)
 
+    def _clock(self) -> float:
+        return self.now()
+
     # ---- the register
 
     def _insert(self, decisions: Sequence[Decision]) -> None:
@@ -181,6 +207,8 @@ class MemoryStore:
             if decision.attempt in self.state.decisions:
                 raise Conflict("a decision for this attempt stands already")
             self._require_above_floor(decision.attempt)
+            if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
+                self._require_ready(decision.attempt)
             self.state.decisions[decision.attempt] = Row(decision)
             event = trail.of_decision(decision)
             self.state.events += [] if event is None else [event]
@@ -212,6 +240,7 @@ class MemoryStore:
             if row.ended_at is None and row.decision.mode is Mode.STAGED:
                 self.state.events.append(Event(attempt, self.now(), trail.ENDED))
             row.ended_at = self.now() if row.ended_at is None else row.ended_at
+            self.state.stand.add(attempt)
 
     # ---- retention
 
@@ -225,6 +254,7 @@ class MemoryStore:
             return
         bounds = [attempt for attempt, row in state.decisions.items() if row.is_open]
         bounds += [one.attempt for one in state.names.values() if one.attempt not in state.decisions]
+        bounds += [c.attempt for c in state.calls.values() if state.unfinished(c) and c.attempt not in state.decisions]
         state.floor = max(state.floor, min(cutoff, next_attempt(max(state.decisions)), *bounds))
 
     def _forget_epochs(self) -> None:
@@ -235,6 +265,7 @@ class MemoryStore:
 
     def _retirable(self, older_than: float, limit: int) -> list[str]:
         uncleared = {entry.attempt for entry in self._quarantined()}
+        uncleared |= {call.attempt for call in self.state.calls.values() if self.state.unfinished(call)}
         old = [
             attempt
             for attempt, row in sorted(self.state.decisions.items())
@@ -249,6 +280,8 @@ class MemoryStore:
             if row is not None and not row.is_open:
                 del state.decisions[attempt]
         state.names = {name: one for name, one in state.names.items() if one.attempt not in retired}
+        state.confirmations = {key: one for key, one in state.confirmations.items() if one.attempt not in retired}
+        state.calls = {key: one for key, one in state.calls.items() if one.attempt not in retired}
         state.events = [
             event
             for event in state.events
@@ -270,13 +303,18 @@ class MemoryStore:
             raise Conflict("the name or the attempt is staged already")
         self._require_above_floor(staging.attempt)
         state.names[staging.name] = staging
+        for who in staging.confirmations:
+            state.confirmations[staging.attempt, who] = Confirmation(staging.attempt, who)
         state.events.append(trail.of_staging(staging))
 
     _stage_unforced = _stage
 
     def _find(self, name: str) -> Staging | None:
         by_name = self.state.names.get(name)
-        return by_name or next((one for one in self.state.names.values() if one.attempt == name), None)
+        found = by_name or next((one for one in self.state.names.values() if one.attempt == name), None)
+        if found is None:
+            return None
+        return msgspec.structs.replace(found, calls=len(self._calls([found.attempt])))
 
     def _staged(self, attempts: Sequence[str]) -> dict[str, Staging]:
         return {one.attempt: one for one in self.state.names.values() if one.attempt in attempts}
@@ -285,6 +323,11 @@ class MemoryStore:
         decisions = self.state.decisions
         found = [one for one in self.state.names.values() if one.attempt > after and one.attempt not in decisions]
         return sorted(found, key=lambda one: one.attempt)[:limit]
+
+    def _overdue(self, before: float, after: str, limit: int) -> list[Staging]:
+        refused = {c.attempt for c in self.state.confirmations.values() if c.answer is Readiness.REFUSED}
+        found = self._undecided(after, len(self.state.names))
+        return [one for one in found if one.deadline <= before or one.attempt in refused][:limit]
 
     def _list_staged(self, after: str, limit: int) -> list[tuple[Staging, Standing | None]]:
         newest_first = sorted(self.state.names.values(), key=lambda one: one.attempt, reverse=True)
@@ -415,7 +458,7 @@ class AsyncMemorySession:
         self._session.close()
 
 
-class MemoryJournal:
+class MemoryJournal(CallJournal):
     """`ports.Journal` over memory sessions."""
 
     def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
@@ -494,6 +537,9 @@ class MemoryJournal:
 
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
         return self._apply(session, "list_staged", after, limit)
+
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+        return self._apply(session, "overdue", before, after, limit)
 
     # -- resources, quarantine, events
     def register(self, session: Session, name: str, identity: Identity) -> Script[None]:

@@ -14,17 +14,39 @@ from typing import Any
 import msgspec
 
 from ..ports import Identity
-from ..protocol.records import BranchRef, Decision, Event, Mode, Quarantined, Staging, Standing, Verdict
+from ..protocol.records import (
+    ANSWERED,
+    BranchRef,
+    Call,
+    CallState,
+    Confirmation,
+    Decision,
+    Event,
+    Mode,
+    Quarantined,
+    Readiness,
+    Staging,
+    Standing,
+    Verdict,
+)
 from .dialects import Dialect
 
 Row = Sequence[Any]
 
 ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
-STAGING = ("name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by")
+STAGING = (
+    "name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
+    "confirmations",
+)  # fmt: skip
 QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
 EVENT = ("attempt", "at", "what", "detail")
 RESOURCE = ("resource_id", "name", "cluster", "server", "epoch")
+CONFIRMATION = ("attempt", "who", "answer", "why", "at")
+CALL = (
+    "attempt", "number", "call_key", "step", "compensation", "arguments", "state", "result", "error", "tries",
+    "held_until", "claim", "worker", "begun_at", "changed_at", "version",
+)  # fmt: skip
 
 
 def columns(names: Sequence[str], table: str = "") -> str:
@@ -64,23 +86,75 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
         "metadata": dialect.text(json(staging.metadata)),
         "created_at": dialect.seconds(staging.created_at),
         "begin_by": dialect.seconds(staging.begin_by),
+        "confirmations": dialect.text(json(staging.confirmations)),
         "undecided": dialect.attempt(staging.attempt),
     }
 
 
-def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:
+def staging_columns(dialect: Dialect) -> str:
+    """What `staging` reads, from the names `n`."""
+    calls = f"SELECT count(*) FROM {dialect.table('calls')} AS c WHERE c.attempt = n.attempt"
+    return f"{columns(STAGING, 'n.')}, ({calls}) AS calls"
+
+
+def call_values(dialect: Dialect, call: Call, attempt: str) -> dict[str, str]:
+    """Literals by column, as `decision_values`."""
+    return {
+        "attempt": attempt,
+        "number": number(call.number),
+        "call_key": dialect.key(call.key),
+        "step": dialect.text(call.step),
+        "compensation": dialect.text(call.undo),
+        **call_changes(dialect, call),
+        "begun_at": dialect.seconds(call.begun_at),
+    }
+
+
+def call_changes(dialect: Dialect, call: Call) -> dict[str, str]:
+    """Literals of the columns that change in a call's life."""
+    return {
+        "arguments": dialect.text(call.arguments),
+        "state": f"'{CallState(call.state).value}'",
+        "result": dialect.text(call.result),
+        "error": dialect.free_text(call.error),
+        "tries": number(call.tries),
+        "held_until": dialect.seconds(call.until),
+        "claim": dialect.key(call.claim),
+        "worker": dialect.free_text(call.worker),
+        "changed_at": dialect.seconds(call.changed_at),
+        "version": number(call.version),
+        "unfinished": "NULL" if call.closed else dialect.attempt(call.attempt),
+    }
+
+
+def ready(dialect: Dialect, attempt: str) -> str:
+    """A condition: nobody who was asked is still to confirm, and every step that was called has been answered.
+
+    Under the lock of the name's row, which an intent takes too, it stays so until the COMMIT: no answer changes.
+    """
+    literal, answered = dialect.attempt(attempt), ", ".join(sorted(f"'{state.value}'" for state in ANSWERED))
+    return (
+        f"NOT EXISTS (SELECT 1 FROM {dialect.table('confirmations')} WHERE attempt = {literal} "
+        f"AND answer <> '{Readiness.CONFIRMED.value}') "
+        f"AND NOT EXISTS (SELECT 1 FROM {dialect.table('calls')} WHERE attempt = {literal} "
+        f"AND state NOT IN ({answered}))"
+    )
+
+
+def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False, only_if: str = "") -> str:
     """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
 
     Together with the statements of `hold_floor` before it, it holds the floor where it is until this transaction ends.
     If the floor is being raised it waits, and then sees the new one, or fails.
 
-    `undecided`: NULL also where a decision is seen. One that is written at the same moment is not.
+    `undecided`: NULL also where a decision is seen. One that is written at the same moment is not. `only_if`: NULL also
+    where this condition does not hold.
     """
     literal = dialect.attempt(attempt)
     no_decision = f" AND NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})"
     return dialect.read_floor(
         f"SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
-        f"AND value <= {literal}{no_decision if undecided else ''}"
+        f"AND value <= {literal}{no_decision if undecided else ''}{f' AND {only_if}' if only_if else ''}"
     )
 
 
@@ -101,7 +175,7 @@ def standing(row: Row) -> Standing:
 
 
 def staging(row: Row) -> Staging:
-    """A row of `STAGING`."""
+    """A row of `staging_columns`."""
     return Staging(
         name=text(row[0]),
         attempt=text(row[1]),
@@ -112,6 +186,36 @@ def staging(row: Row) -> Staging:
         metadata=msgspec.json.decode(text(row[6]), type=dict[str, str]),
         created_at=float(row[7]),
         begin_by=float(row[8]),
+        confirmations=msgspec.json.decode(text(row[9]), type=tuple[str, ...]),
+        calls=int(row[10]),
+    )
+
+
+def confirmation(row: Row) -> Confirmation:
+    """A row of `CONFIRMATION`."""
+    attempt, who, answer, why, at = row
+    return Confirmation(text(attempt), text(who), Readiness(text(answer)), text(why), float(at))
+
+
+def call(row: Row) -> Call:
+    """A row of `CALL`."""
+    return Call(
+        attempt=text(row[0]),
+        number=int(row[1]),
+        key=text(row[2]),
+        step=text(row[3]),
+        undo=text(row[4]),
+        arguments=text(row[5]),
+        state=CallState(text(row[6])),
+        result=text(row[7]),
+        error=text(row[8]),
+        tries=int(row[9]),
+        until=float(row[10]),
+        claim=text(row[11]),
+        worker=text(row[12]),
+        begun_at=float(row[13]),
+        changed_at=float(row[14]),
+        version=int(row[15]),
     )
 
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
 from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
-from ..protocol.records import Decision, Epoch, Mode, Standing
+from ..protocol.records import Decision, Epoch, Mode, Standing, Verdict
 from ..script import Pause, Script
 from . import rows, trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
-from .directory import Directory
+from .calls import Calls
 
 SCHEMA_VERSION = 1
 SETUP_TRIES_MAX = 5
@@ -25,7 +25,7 @@ SETUP_PAUSE_S = 0.1
 ATTEMPTS_PER_STATEMENT = 500
 
 
-class SqlJournal(Directory):
+class SqlJournal(Calls):
     """`ports.Journal` on PostgreSQL, MariaDB or SQLite, by dialect."""
 
     # ---- setup ------------------------------------------------------------------------------------
@@ -173,15 +173,20 @@ class SqlJournal(Directory):
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
-        values = rows.decision_values(self.dialect, decision, rows.above_floor(self.dialect, decision.attempt))
+        staged_commit = decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT
+        only_if = rows.ready(self.dialect, decision.attempt) if staged_commit else ""
+        attempt = rows.above_floor(self.dialect, decision.attempt, only_if=only_if)
+        values = rows.decision_values(self.dialect, decision, attempt)
         table, names = self.dialect.table("decisions"), self.dialect.table("names")
         insert = f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
         event = trail.of_decision(decision)
         following = () if event is None else (self._event_rows([event]),)
         if decision.mode is Mode.ONCE:
             return insert, *following
+        # The name's row first: this lock is what keeps an intent from coming between the look whether all are ready and
+        # the COMMIT.
         which = f"undecided = {self.dialect.attempt(decision.attempt)}"
-        return insert, f"UPDATE {names} SET undecided = NULL WHERE {which}", *following
+        return f"UPDATE {names} SET undecided = NULL WHERE {which}", insert, *following
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         """Flush the rows of these attempts and return them.
@@ -238,6 +243,8 @@ class SqlJournal(Directory):
                 f"WHERE {which} AND mode = '{Mode.STAGED}' AND ended_at IS NULL",
                 f"UPDATE {self.dialect.table('decisions')} SET ended_at = {self.dialect.now} "
                 f"WHERE {which} AND ended_at IS NULL",
+                f"UPDATE {self.dialect.table('calls')} SET unfinished = NULL "
+                f"WHERE unfinished IN ({self.dialect.attempts(some)})",
             )
 
     def _lock_decisions(self, which: str) -> str:
@@ -288,11 +295,12 @@ class SqlJournal(Directory):
         Not above the newest record: a clock that has jumped ahead must not lock out every transaction to come.
         """
         decisions, undecided = self.dialect.table("decisions"), self._undecided_between(floor, cutoff)
+        calls = self._undecided_calls_between(floor, cutoff)
         reply = yield from self._read(
             session,
             f"SELECT (SELECT max(attempt) FROM {decisions}), "
             f"(SELECT min({self.dialect.open_key}) FROM {decisions} WHERE {self.dialect.is_open}), "
-            f"(SELECT min(n.undecided) {undecided})",
+            f"(SELECT min(n.undecided) {undecided}), (SELECT min(c.unfinished) {calls})",
         )
         newest, *bounds = (None if value is None else rows.text(value) for value in reply.rows[0])
         if newest is None:
@@ -310,6 +318,17 @@ class SqlJournal(Directory):
             f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} AS d WHERE d.attempt = n.undecided)"
         )
 
+    def _undecided_calls_between(self, floor: str, ceiling: str) -> str:
+        """The same for attempts that called steps: without a decision nobody could undo those any more.
+
+        Once it is decided, a call that waits for a human holds up nothing (I20).
+        """
+        return (
+            f"FROM {self.dialect.table('calls')} AS c "
+            f"WHERE c.unfinished >= {self.dialect.attempt(floor)} AND c.unfinished < {self.dialect.attempt(ceiling)} "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} AS d WHERE d.attempt = c.unfinished)"
+        )
+
     def _floor_statements(self, floor: str, wanted: str) -> tuple[str, ...]:
         """Raise the floor from `floor` to `wanted`, unless an open COMMIT or an undecided name lies below that.
 
@@ -322,7 +341,10 @@ class SqlJournal(Directory):
             f"NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} WHERE {self.dialect.is_open} "
             f"AND {self.dialect.open_key} < {self.dialect.attempt(wanted)})"
         )
-        nothing_undecided = f"NOT EXISTS (SELECT 1 {self._undecided_between(floor, wanted)})"
+        nothing_undecided = (
+            f"NOT EXISTS (SELECT 1 {self._undecided_between(floor, wanted)}) "
+            f"AND NOT EXISTS (SELECT 1 {self._undecided_calls_between(floor, wanted)})"
+        )
         value = self.dialect.attempt(wanted)
         rise = f"UPDATE {journal} SET value = {value} WHERE item = {item} AND value < {value}"
         return *self.dialect.lock_floor(), f"{rise} AND {nothing_open} AND {nothing_undecided}"
@@ -330,7 +352,7 @@ class SqlJournal(Directory):
     def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
         """Below the floor a record can't come back, and one that has ended stays so: a plain read will do.
 
-        What is quarantined is kept: an operator may still ask what was decided (I17).
+        What is quarantined is kept: an operator may still ask what was decided (I17). So is what has steps to undo.
         """
         before = self.dialect.seconds(older_than)
         reply = yield from self._read(
@@ -338,7 +360,9 @@ class SqlJournal(Directory):
             f"SELECT attempt FROM {self.dialect.table('decisions')} AS d WHERE attempt < {self.dialect.attempt(floor)} "
             f"AND decided_at < {before} AND (verdict = 'abort' OR ended_at < {before}) "
             f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('quarantine')} AS q "
-            f"WHERE q.attempt = d.attempt AND q.cleared_by = '') ORDER BY attempt LIMIT {limit}",
+            f"WHERE q.attempt = d.attempt AND q.cleared_by = '') "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('calls')} AS c WHERE c.unfinished = d.attempt) "
+            f"ORDER BY attempt LIMIT {limit}",
         )
         return [rows.text(attempt) for (attempt,) in reply.rows]
 
@@ -363,6 +387,8 @@ class SqlJournal(Directory):
             statements = [
                 self._lock_decisions(which),
                 f"DELETE FROM {table('names')} WHERE {which}",
+                f"DELETE FROM {table('confirmations')} WHERE {which}",
+                f"DELETE FROM {table('calls')} WHERE {which}",
                 f"DELETE FROM {table('decisions')} WHERE {which} AND (verdict = 'abort' OR ended_at IS NOT NULL)",
             ]
         trails = ", ".join(key(attempt) for attempt in sorted({*retired, *strays}))

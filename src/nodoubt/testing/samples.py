@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
+from ..protocol.records import BranchRef, Call, Decision, Mode, Staging, Verdict
 from ..xid import new_attempt
 
 DAY_S = 24 * 3600.0
@@ -54,3 +54,9 @@ def staging(name: str, attempt: str | None = None, **more: Any) -> Staging:
     """A row of the directory."""
     fields: dict[str, Any] = {"branches": branches(), "last": None, "deadline": NOW + DAY_S, "created_at": NOW}
     return Staging(name, attempt or new_attempt(), **(fields | more))
+
+
+def call(attempt: str, number: int = 0, **more: Any) -> Call:
+    """A call of a step, as it is before its action."""
+    fields: dict[str, Any] = {"key": f"charge {number}", "step": "shop:charge", "undo": "shop:refund", "begun_at": NOW}
+    return Call(attempt, number, **(fields | {"changed_at": NOW} | more))

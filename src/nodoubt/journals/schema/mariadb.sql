@@ -50,9 +50,45 @@ CREATE TABLE IF NOT EXISTS nodoubt_names (
     metadata LONGTEXT NOT NULL,
     created_at DOUBLE NOT NULL,
     begin_by DOUBLE NOT NULL,
+    confirmations LONGTEXT NOT NULL, -- who must confirm: what they say is in the table of that name
     undecided VARBINARY(32) NULL, -- the attempt, until its decision is written: what a sweep must look at
     UNIQUE INDEX nodoubt_names_attempt (attempt),
     INDEX nodoubt_names_undecided (undecided),
+    CHECK (length(attempt) = 32)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- What those who must confirm a staged attempt have said. Written once, under the lock of the name's row.
+CREATE TABLE IF NOT EXISTS nodoubt_confirmations (
+    attempt VARBINARY(32) NOT NULL,
+    who VARBINARY(800) NOT NULL,
+    answer VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'asked',
+    why TEXT NOT NULL,
+    at DOUBLE NOT NULL DEFAULT 0,
+    PRIMARY KEY (attempt, who)
+) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Steps that were called outside. unfinished: the attempt, until nobody has anything left to do for the call.
+CREATE TABLE IF NOT EXISTS nodoubt_calls (
+    attempt VARBINARY(32) NOT NULL,
+    number INT NOT NULL,
+    call_key VARBINARY(800) NOT NULL,
+    step TEXT NOT NULL,
+    compensation TEXT NOT NULL,
+    arguments LONGTEXT NOT NULL,
+    state VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    result LONGTEXT NOT NULL,
+    error TEXT NOT NULL,
+    tries INT NOT NULL,
+    held_until DOUBLE NOT NULL,
+    claim VARBINARY(64) NOT NULL,
+    worker TEXT NOT NULL,
+    begun_at DOUBLE NOT NULL,
+    changed_at DOUBLE NOT NULL,
+    version BIGINT NOT NULL,
+    unfinished VARBINARY(32) NULL,
+    PRIMARY KEY (attempt, number),
+    UNIQUE INDEX nodoubt_calls_key (attempt, call_key),
+    INDEX nodoubt_calls_unfinished (unfinished, state),
     CHECK (length(attempt) = 32)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 

@@ -47,11 +47,47 @@ CREATE TABLE IF NOT EXISTS nodoubt.names (
     metadata text NOT NULL,
     created_at double precision NOT NULL,
     begin_by double precision NOT NULL,
+    confirmations text NOT NULL DEFAULT '[]', -- who must confirm: what they say is in the table of that name
     undecided text COLLATE "C" -- the attempt, until its decision is written
 );
 
 -- What a sweep must look at although no resource may list a branch of it.
 CREATE INDEX IF NOT EXISTS names_undecided ON nodoubt.names (undecided) WHERE undecided IS NOT NULL;
+
+-- What those who must confirm a staged attempt have said. Written once, under the lock of the name's row.
+CREATE TABLE IF NOT EXISTS nodoubt.confirmations (
+    attempt text COLLATE "C" NOT NULL,
+    who text COLLATE "C" NOT NULL,
+    answer text NOT NULL DEFAULT 'asked',
+    why text NOT NULL DEFAULT '',
+    at double precision NOT NULL DEFAULT 0,
+    PRIMARY KEY (attempt, who)
+);
+
+-- Steps that were called outside. unfinished: the attempt, until nobody has anything left to do for the call.
+CREATE TABLE IF NOT EXISTS nodoubt.calls (
+    attempt text COLLATE "C" NOT NULL CHECK (length(attempt) = 32),
+    number integer NOT NULL,
+    call_key text COLLATE "C" NOT NULL,
+    step text NOT NULL,
+    compensation text NOT NULL,
+    arguments text NOT NULL,
+    state text NOT NULL,
+    result text NOT NULL,
+    error text NOT NULL,
+    tries integer NOT NULL,
+    held_until double precision NOT NULL,
+    claim text NOT NULL,
+    worker text NOT NULL,
+    begun_at double precision NOT NULL,
+    changed_at double precision NOT NULL,
+    version bigint NOT NULL,
+    unfinished text COLLATE "C",
+    PRIMARY KEY (attempt, number),
+    UNIQUE (attempt, call_key)
+);
+
+CREATE INDEX IF NOT EXISTS calls_unfinished ON nodoubt.calls (unfinished, state) WHERE unfinished IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS nodoubt.resources (
     resource_id text COLLATE "C" PRIMARY KEY,

@@ -45,12 +45,49 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_names (
     metadata TEXT NOT NULL,
     created_at REAL NOT NULL,
     begin_by REAL NOT NULL,
+    confirmations TEXT NOT NULL DEFAULT '[]', -- who must confirm: what they say is in the table of that name
     undecided TEXT -- the attempt, until its decision is written
 ) STRICT, WITHOUT ROWID;
 
 -- What a sweep must look at although no resource may list a branch of it.
 CREATE INDEX IF NOT EXISTS main.nodoubt_names_undecided
     ON nodoubt_names (undecided) WHERE undecided IS NOT NULL;
+
+-- What those who must confirm a staged attempt have said. Written once.
+CREATE TABLE IF NOT EXISTS main.nodoubt_confirmations (
+    attempt TEXT NOT NULL,
+    who TEXT NOT NULL,
+    answer TEXT NOT NULL DEFAULT 'asked',
+    why TEXT NOT NULL DEFAULT '',
+    at REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (attempt, who)
+) STRICT, WITHOUT ROWID;
+
+-- Steps that were called outside. unfinished: the attempt, until nobody has anything left to do for the call.
+CREATE TABLE IF NOT EXISTS main.nodoubt_calls (
+    attempt TEXT NOT NULL CHECK (length(attempt) = 32),
+    number INTEGER NOT NULL,
+    call_key TEXT NOT NULL,
+    step TEXT NOT NULL,
+    compensation TEXT NOT NULL,
+    arguments TEXT NOT NULL,
+    state TEXT NOT NULL,
+    result TEXT NOT NULL,
+    error TEXT NOT NULL,
+    tries INTEGER NOT NULL,
+    held_until REAL NOT NULL,
+    claim TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    begun_at REAL NOT NULL,
+    changed_at REAL NOT NULL,
+    version INTEGER NOT NULL,
+    unfinished TEXT,
+    PRIMARY KEY (attempt, number),
+    UNIQUE (attempt, call_key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX IF NOT EXISTS main.nodoubt_calls_unfinished
+    ON nodoubt_calls (unfinished, state) WHERE unfinished IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS main.nodoubt_resources (
     resource_id TEXT NOT NULL PRIMARY KEY,

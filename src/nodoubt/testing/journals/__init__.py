@@ -8,11 +8,12 @@ Each test is named after the rule that it holds. That a decision is forced to di
 Must not: know SQL, or a driver.
 """
 
+from .calls import CallClaims
 from .directory import DirectoryClaims
 from .register import RegisterClaims
 
 __all__ = ["JournalSuite"]
 
 
-class JournalSuite(RegisterClaims, DirectoryClaims):
+class JournalSuite(RegisterClaims, DirectoryClaims, CallClaims):
     """All claims."""
