@@ -45,8 +45,11 @@ class NobodyIsAsked(SqlJournal):
     """Commits what was staged without a look at who must confirm, or at the steps."""
 
     def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        condition = f" AND {rows.ready(self.dialect, decision.attempt)}"
-        return tuple(one.replace(condition, "") for one in super()._decision_rows(decision))
+        statements = super()._decision_rows(decision)
+        for condition in (rows.ready, rows.plain):
+            text = f" AND {condition(self.dialect, decision.attempt)}"
+            statements = tuple(one.replace(text, "") for one in statements)
+        return statements
 
 
 class TheLastAnswerStands(SqlJournal):
@@ -99,6 +102,7 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (NobodyIsAsked, SUITE.test_what_was_staged_is_not_committed_while_a_step_is_not_answered),
     (NobodyIsAsked, SUITE.test_what_was_staged_is_not_committed_until_all_who_were_asked_have_confirmed),
     (NobodyIsAsked, SUITE.test_what_somebody_has_refused_is_never_committed),
+    (NobodyIsAsked, SUITE.test_whoever_has_not_seen_that_there_are_conditions_does_not_commit),
     (TheLastAnswerStands, SUITE.test_the_first_answer_of_each_stands),
     (TheLastAnswerStands, SUITE.test_after_the_decision_no_answer_is_written_any_more),
     (ForgetsWhatIsNotUndone, SUITE.test_an_abort_whose_steps_are_not_undone_is_kept_and_holds_up_no_other),
@@ -122,7 +126,7 @@ def test_a_journal_without_the_rule_is_caught(
 
 
 def commit(staged: Staging) -> Decision:
-    return decision(attempt=staged.attempt, mode=Mode.STAGED, name=staged.name)
+    return decision(attempt=staged.attempt, mode=Mode.STAGED, name=staged.name, gated=True)
 
 
 def a_commit_waits_for_an_intent_in_flight_and_is_then_refused(stage: Stage) -> None:
@@ -181,7 +185,7 @@ def not_done(future: object) -> bool:
 class NoLock(SqlJournal):
     """Whoever calls a step does not lock the name's row."""
 
-    def _lock_name(self, attempt: str) -> str:
+    def _count_call(self, attempt: str) -> str:
         return "SELECT 1"
 
 

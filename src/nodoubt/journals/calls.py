@@ -42,7 +42,7 @@ class Calls(Directory):
         values, table = rows.call_values(self.dialect, call, attempt), self.dialect.table("calls")
         return (
             *self.dialect.hold_floor(),
-            self._lock_name(call.attempt),
+            self._count_call(call.attempt),
             f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})",
             self._event_rows([trail.of_call(call)]),
         )
@@ -143,7 +143,7 @@ class Calls(Directory):
         columns = rows.columns(rows.EVENT)
         return f"INSERT INTO {self.dialect.table('events')} ({columns}) SELECT {self._event_values(event)} FROM {row}"
 
-    def _lock_name(self, attempt: str) -> str:
-        """The row that the decision of a staged attempt locks first."""
+    def _count_call(self, attempt: str) -> str:
+        """In the row that the decision of a staged attempt locks first: so neither passes the other."""
         names = self.dialect.table("names")
-        return f"SELECT name FROM {names} WHERE attempt = {self.dialect.attempt(attempt)}{self.dialect.row_lock}"
+        return f"UPDATE {names} SET calls = calls + 1 WHERE attempt = {self.dialect.attempt(attempt)}"

@@ -100,7 +100,7 @@ class Directory(Transactions):
         return {one.attempt: one for one in found}
 
     def _stagings(self, session: Session, which: str) -> Script[list[Staging]]:
-        names, columns = self.dialect.table("names"), rows.staging_columns(self.dialect)
+        names, columns = self.dialect.table("names"), rows.columns(rows.STAGING, "n.")
         reply = yield from self._read(session, f"SELECT {columns} FROM {names} AS n WHERE {which}")
         return [rows.staging(row) for row in reply.rows]
 
@@ -135,11 +135,11 @@ class Directory(Transactions):
         page = f"SELECT attempt AS begun FROM {names} {older}ORDER BY attempt DESC LIMIT {int(limit)}"
         reply = yield from self._read(
             session,
-            f"SELECT {rows.staging_columns(self.dialect)}, {rows.standing_columns('d.')} FROM ({page}) AS page "
+            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM ({page}) AS page "
             f"JOIN {names} AS n ON n.attempt = page.begun LEFT JOIN {decisions} AS d ON d.attempt = page.begun "
             "ORDER BY page.begun DESC",
         )
-        width = len(rows.STAGING) + 1
+        width = len(rows.STAGING)
         return [
             (rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:]))
             for row in reply.rows

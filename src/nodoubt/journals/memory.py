@@ -208,8 +208,8 @@ class MemoryStore(CallStore):
                 raise Conflict("a decision for this attempt stands already")
             self._require_above_floor(decision.attempt)
             if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
-                self._require_ready(decision.attempt)
-            self.state.decisions[decision.attempt] = Row(decision)
+                self._require_ready(decision.attempt, decision.gated)
+            self.state.decisions[decision.attempt] = Row(decision.kept)
             event = trail.of_decision(decision)
             self.state.events += [] if event is None else [event]
 
@@ -311,10 +311,7 @@ class MemoryStore(CallStore):
 
     def _find(self, name: str) -> Staging | None:
         by_name = self.state.names.get(name)
-        found = by_name or next((one for one in self.state.names.values() if one.attempt == name), None)
-        if found is None:
-            return None
-        return msgspec.structs.replace(found, calls=len(self._calls([found.attempt])))
+        return by_name or next((one for one in self.state.names.values() if one.attempt == name), None)
 
     def _staged(self, attempts: Sequence[str]) -> dict[str, Staging]:
         return {one.attempt: one for one in self.state.names.values() if one.attempt in attempts}

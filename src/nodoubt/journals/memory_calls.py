@@ -27,11 +27,10 @@ class CallStore:
     def _require_above_floor(self, attempt: str) -> None:
         raise NotImplementedError
 
-    def _require_ready(self, attempt: str) -> None:
-        asked = self._confirmations(attempt)
-        calls = self._calls([attempt])
+    def _require_ready(self, attempt: str, gated: bool) -> None:
+        asked, calls = self._confirmations(attempt), self._calls([attempt])
         ready = all(one.answer is Readiness.CONFIRMED for one in asked) and all(c.state in ANSWERED for c in calls)
-        if not ready:
+        if not ready or ((asked or calls) and not gated):
             raise BelowFloor("somebody has not confirmed, or a step has not been answered")
 
     def _answer(self, attempt: str, who: str, answer: Readiness, why: str, at: float) -> Confirmation | None:
@@ -57,6 +56,9 @@ class CallStore:
         if any(call.number == one.number or call.key == one.key for one in others):
             raise Conflict("the number or the key is taken")
         state.calls[call.attempt, call.number] = call
+        for name, one in state.names.items():
+            if one.attempt == call.attempt:
+                state.names[name] = msgspec.structs.replace(one, calls=one.calls + 1)
         state.events.append(trail.of_call(call))
 
     def _advance(self, before: Call, after: Call) -> bool:

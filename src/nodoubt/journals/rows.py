@@ -37,7 +37,7 @@ ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in w
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
     "name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
-    "confirmations",
+    "confirmations", "calls",
 )  # fmt: skip
 QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
 EVENT = ("attempt", "at", "what", "detail")
@@ -87,14 +87,9 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
         "created_at": dialect.seconds(staging.created_at),
         "begin_by": dialect.seconds(staging.begin_by),
         "confirmations": dialect.text(json(staging.confirmations)),
+        "calls": number(staging.calls),
         "undecided": dialect.attempt(staging.attempt),
     }
-
-
-def staging_columns(dialect: Dialect) -> str:
-    """What `staging` reads, from the names `n`."""
-    calls = f"SELECT count(*) FROM {dialect.table('calls')} AS c WHERE c.attempt = n.attempt"
-    return f"{columns(STAGING, 'n.')}, ({calls}) AS calls"
 
 
 def call_values(dialect: Dialect, call: Call, attempt: str) -> dict[str, str]:
@@ -141,6 +136,16 @@ def ready(dialect: Dialect, attempt: str) -> str:
     )
 
 
+def plain(dialect: Dialect, attempt: str) -> str:
+    """A condition: nobody was asked and no step was called, so that nothing can be missing. A look at one row.
+
+    Most of what is staged is so, and should not pay for a look at two tables more.
+    """
+    nobody = f"calls = 0 AND confirmations = {dialect.text(json(()))}"
+    names = f"SELECT {nobody} FROM {dialect.table('names')} WHERE attempt = {dialect.attempt(attempt)}"
+    return f"COALESCE(({names}), true)"
+
+
 def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False, only_if: str = "") -> str:
     """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
 
@@ -175,7 +180,7 @@ def standing(row: Row) -> Standing:
 
 
 def staging(row: Row) -> Staging:
-    """A row of `staging_columns`."""
+    """A row of `STAGING`."""
     return Staging(
         name=text(row[0]),
         attempt=text(row[1]),

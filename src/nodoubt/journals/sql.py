@@ -173,8 +173,9 @@ class SqlJournal(Calls):
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
-        staged_commit = decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT
-        only_if = rows.ready(self.dialect, decision.attempt) if staged_commit else ""
+        only_if = ""
+        if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
+            only_if = (rows.ready if decision.gated else rows.plain)(self.dialect, decision.attempt)
         attempt = rows.above_floor(self.dialect, decision.attempt, only_if=only_if)
         values = rows.decision_values(self.dialect, decision, attempt)
         table, names = self.dialect.table("decisions"), self.dialect.table("names")

@@ -57,6 +57,12 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: str = ""  # who asked: host, process
     reason: str = ""  # why, when the verdict is ABORT
     decided_at: float = 0.0
+    gated: bool = False  # not stored. Staged: somebody was asked, or steps were called, and all must be ready
+
+    @property
+    def kept(self) -> Decision:
+        """As it is stored."""
+        return msgspec.structs.replace(self, gated=False) if self.gated else self
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -79,7 +85,7 @@ class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_at: float = 0.0
     begin_by: float = 0.0  # a row written before the work: until when that work may take
     confirmations: tuple[str, ...] = ()  # who must say that they are ready before it may be committed
-    calls: int = 0  # how many steps had been called when the row was read; not stored with it
+    calls: int = 0  # how many steps had been called when the row was read
 
 
 class Readiness(StrEnum):

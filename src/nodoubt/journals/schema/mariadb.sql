@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_names (
     created_at DOUBLE NOT NULL,
     begin_by DOUBLE NOT NULL,
     confirmations LONGTEXT NOT NULL, -- who must confirm: what they say is in the table of that name
+    calls INT NOT NULL, -- how many steps have been called
     undecided VARBINARY(32) NULL, -- the attempt, until its decision is written: what a sweep must look at
     UNIQUE INDEX nodoubt_names_attempt (attempt),
     INDEX nodoubt_names_undecided (undecided),

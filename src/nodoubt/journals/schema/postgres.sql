@@ -47,7 +47,8 @@ CREATE TABLE IF NOT EXISTS nodoubt.names (
     metadata text NOT NULL,
     created_at double precision NOT NULL,
     begin_by double precision NOT NULL,
-    confirmations text NOT NULL DEFAULT '[]', -- who must confirm: what they say is in the table of that name
+    confirmations text NOT NULL, -- who must confirm: what they say is in the table of that name
+    calls integer NOT NULL, -- how many steps have been called
     undecided text COLLATE "C" -- the attempt, until its decision is written
 );
 

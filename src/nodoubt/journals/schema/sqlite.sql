@@ -45,7 +45,8 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_names (
     metadata TEXT NOT NULL,
     created_at REAL NOT NULL,
     begin_by REAL NOT NULL,
-    confirmations TEXT NOT NULL DEFAULT '[]', -- who must confirm: what they say is in the table of that name
+    confirmations TEXT NOT NULL, -- who must confirm: what they say is in the table of that name
+    calls INTEGER NOT NULL, -- how many steps have been called
     undecided TEXT -- the attempt, until its decision is written
 ) STRICT, WITHOUT ROWID;
 

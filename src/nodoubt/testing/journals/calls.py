@@ -20,9 +20,9 @@ from ..samples import CUT, DAY_S, LONG_AGO, NAMES, NOW, abort, attempt_at, call,
 ODD = "x' OR 1=1; -- \\ \N{CRAB} \n %s ? $1 {b}"
 
 
-def commit(staged: Staging) -> Decision:
-    """What `commit_distributed` wants to write."""
-    return decision(attempt=staged.attempt, mode=Mode.STAGED, name=staged.name)
+def commit(staged: Staging, *, gated: bool = True) -> Decision:
+    """What `commit_distributed` wants to write where steps were called or somebody was asked."""
+    return decision(attempt=staged.attempt, mode=Mode.STAGED, name=staged.name, gated=gated)
 
 
 def in_state(state: CallState, attempt: str, number: int = 0) -> Call:
@@ -231,14 +231,27 @@ class CallClaims:
             bench.insert([commit(staged)])
         bench.insert([abort(staged.attempt, mode=Mode.STAGED)])
 
+    def test_whoever_has_not_seen_that_there_are_conditions_does_not_commit(self, bench: Bench) -> None:
+        """A step may have been called since the name was read. Read again, and all is well."""
+        asked, called, plain = staging("asked", confirmations=("billing",)), staging("called"), staging("plain")
+        for one in (asked, called, plain):
+            bench.stage(one)
+        self._answer(bench, asked, "billing", Readiness.CONFIRMED)
+        bench.intend(in_state(CallState.DONE, called.attempt))
+        for one in (asked, called):
+            with pytest.raises(BelowFloor):
+                bench.insert([commit(one, gated=False)])
+            bench.insert([commit(one)])
+        bench.insert([commit(plain, gated=False)])
+
     def test_a_neighbour_that_is_not_ready_keeps_nobody_else_from_being_aborted(self, bench: Bench) -> None:
         waiting, other = staging("waiting", confirmations=("billing",)), staging("other")
         bench.stage(waiting)
         bench.stage(other)
         with pytest.raises(BelowFloor):
-            bench.insert([commit(waiting), commit(other)])
+            bench.insert([commit(waiting), commit(other, gated=False)])
         assert bench.look([waiting.attempt, other.attempt]) == {}
-        bench.insert([commit(other)])
+        bench.insert([commit(other, gated=False)])
 
     # ---- confirmations
 
@@ -303,14 +316,14 @@ class CallClaims:
     # ---- the directory
 
     def test_a_name_tells_who_must_confirm_and_how_many_steps_were_called(self, bench: Bench) -> None:
-        staged = staging("order", confirmations=("a", ODD))
+        staged = staging("order", confirmations=("a", ODD), calls=2)
         bench.stage(staged)
         assert bench.find("order") == staged
         for number in range(3):
             bench.intend(call(staged.attempt, number))
         bench.intend(call(new_attempt()))
         found = bench.find("order")
-        assert found == msgspec.structs.replace(staged, calls=3) == bench.find(staged.attempt)
+        assert found == msgspec.structs.replace(staged, calls=5) == bench.find(staged.attempt)
 
     def test_whoever_replaces_a_name_asks_anew(self, bench: Bench) -> None:
         old, new = staging("order", confirmations=("a",)), staging("order", confirmations=("b",))
