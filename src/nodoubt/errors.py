@@ -14,6 +14,7 @@ from typing import Literal
 __all__ = [
     "BranchDoomed",
     "ClosedTransaction",
+    "ConfirmationConflict",
     "DuplicateTransaction",
     "Heuristic",
     "InDoubt",
@@ -25,11 +26,16 @@ __all__ = [
     "MissingExtra",
     "NoDoubtError",
     "NotAllowed",
+    "NotAsked",
+    "NotReady",
     "OutcomeConflict",
     "PoolExhausted",
     "ResourceRefused",
     "ResourceUnavailable",
     "SchemaMismatch",
+    "StepInDoubt",
+    "StepRefused",
+    "StepTimedOut",
     "StillBeginning",
     "TransactionAborted",
     "UnknownTransaction",
@@ -122,6 +128,61 @@ class StillBeginning(NoDoubtError):
             "recovery aborts it after the grace period"
         )
         self.name = name
+
+
+class NotReady(NoDoubtError):
+    """It cannot be committed yet: somebody who was asked has not confirmed, or a step has not been answered.
+
+    Nothing was changed. `missing`: who has not confirmed; `steps`: the steps without an answer.
+    """
+
+    def __init__(self, name: str, *, missing: tuple[str, ...] = (), steps: tuple[str, ...] = ()) -> None:
+        reasons = []
+        if missing:
+            reasons.append(f"{', '.join(missing)} {'has' if len(missing) == 1 else 'have'} not confirmed")
+        if steps:
+            reasons.append(f"of {', '.join(steps)} nobody knows whether it has happened")
+        what = "wait for them, call the step again if it may be repeated, or roll it back"
+        super().__init__(f"{name!r} is not ready to commit: {'; '.join(reasons)}. Nothing was changed: {what}")
+        self.name = name
+        self.missing = missing
+        self.steps = steps
+
+
+class ConfirmationConflict(NoDoubtError):
+    """Whoever was asked has said the contrary before; their first answer stands, and nothing was changed."""
+
+    def __init__(self, name: str, who: str, *, stands: Literal["confirmed", "refused"], why: str = "") -> None:
+        because = f" ({why})" if why else ""
+        super().__init__(f"{who} has {stands} {name!r} already{because}; the first answer stands, nothing was changed")
+        self.name = name
+        self.who = who
+        self.stands = stands
+
+
+class NotAsked(NoDoubtError):
+    """Somebody has confirmed or refused a transaction that did not ask them. Nothing was changed."""
+
+    def __init__(self, name: str, who: str, asked: tuple[str, ...]) -> None:
+        those = f"only {', '.join(asked)} can" if asked else "it was staged without confirmations="
+        super().__init__(f"{name!r} does not wait for {who!r}: {those}. Nothing was changed")
+        self.name = name
+        self.who = who
+
+
+class StepTimedOut(NoDoubtError, TimeoutError):
+    """A step gave no answer in time: it may have happened, or happen yet. Its transaction can only be rolled back."""
+
+
+class StepInDoubt(NoDoubtError):
+    """The step was called before, and nobody knows whether it happened; it is not declared idempotent, so not repeated.
+
+    Its transaction cannot be committed any more; rolled back, the step is compensated.
+    """
+
+
+class StepRefused(NoDoubtError):
+    """The step was called before under this key, and its function refused. Call it under another key to try again."""
 
 
 class InvalidName(NoDoubtError, ValueError):

@@ -197,6 +197,7 @@ class Traits:
     riders_on_prepare: bool = False  # rows ride *inside* a prepare or phase-two commit, atomically (SQLite)
     unforced_rows: bool = False  # a row committed unforced is flushed by the next forced command (PostgreSQL's log)
     holds_session: bool = False  # a prepared branch is bound to its session until that session ends (MariaDB)
+    locks_all: bool = False  # while a branch is at work nobody else can write to its database (SQLite)
 
 
 class Resource(Protocol):

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 from .engine import attempt as attempts
 from .engine import verbs
 from .engine.attempt import Attempt
 from .engine.context import Context
 from .engine.phases import raise_for, to_end
+from .engine.questions import State
 from .engine.shell import AsyncShell, ThreadShell
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, UsageError
 from .ports import Reply
 from .script import Script
+from .steps import Compensation, Step, calling, ledger, registry, undoing
+from .steps.running import BLOCKING, LOOPING, Runner
 
 T = TypeVar("T")
+R = TypeVar("R")
+HOLD_TURNS = 4  # within the time after which others would take a process that has called steps for dead
 Beginning = Callable[[], Script[Attempt]]
 
 
@@ -64,12 +69,48 @@ def _note(error: BaseException, failure: Exception) -> None:
 
 def _finish(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wait: Wait) -> Script[Result]:
     """One script, so that a caller who is cancelled in it leaves behind the whole of it, not half."""
-    course = yield from verbs.finish_work(ctx, attempt)
-    if wait == "applied":
-        return (yield from verbs.complete(ctx, course))
-    shell.behind(to_end(ctx, course))
-    raise_for(course)
-    return verbs.result_of(course)
+    try:
+        course = yield from verbs.finish_work(ctx, attempt)
+        result = verbs.result_of(course)
+        if wait == "applied" or (attempt.calls and result.state is State.ABORTED):
+            return (yield from verbs.complete(ctx, course))
+        shell.behind(to_end(ctx, course))
+        raise_for(course)
+        return result
+    except Exception as error:
+        if attempt.calls:
+            yield from _undo(ctx, shell, attempt, error)
+        raise
+    finally:
+        ctx.holding.discard(attempt.id)
+
+
+def _abandon(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
+    """The block has failed: take its work back, then undo its steps."""
+    try:
+        yield from verbs.abandon(ctx, attempt)
+        if attempt.calls and not attempt.inherited:
+            yield from _undo(ctx, shell, attempt, error)
+    finally:
+        ctx.holding.discard(attempt.id)
+
+
+def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
+    """Only if the register says ABORT: after an error that leaves that open nothing is undone."""
+    left = yield from undoing.undo_quietly(ctx, registry, _runner(shell), attempt.id, mine=True)
+    if left:
+        error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
+
+
+def _runner(shell: ThreadShell | AsyncShell) -> Runner:
+    return LOOPING if isinstance(shell, AsyncShell) else BLOCKING
+
+
+def _hold(ctx: Context, shell: ThreadShell | AsyncShell) -> None:
+    """From the first step on, tell others now and then that this process is alive."""
+    if not ctx.beating:
+        ctx.beating = True
+        shell.loop("holding", lambda: ledger.hold(ctx), ctx.settings.grace_s / HOLD_TURNS)
 
 
 class Branch:
@@ -105,6 +146,31 @@ class Transaction(_Handle):
     def _execute(self, name: str, statement: str, params: Any) -> Reply:
         return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
 
+    def call(
+        self,
+        step: Step[..., Any, R],
+        *args: Any,
+        undo: Compensation[..., Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+        **named: Any,
+    ) -> R:
+        """Call a step outside, in this transaction: if it is aborted, however it comes to that, `undo` runs.
+
+        `step` and `undo` are declared by `@nodoubt.step` and `@nodoubt.compensation`; `undo` takes those of the step's
+        arguments that it names. `timeout`: seconds. `key`: what the call is known by in this transaction, the step's
+        name if not said; called again under it, the step is not done again.
+
+        Returns what the step returns. Its own errors come out unchanged; but for those that it declares as `refused`,
+        they leave open whether it happened, so the transaction can only be rolled back. Raises `StepTimedOut`,
+        `StepInDoubt`, `StepRefused`, `TransactionAborted`, `BranchDoomed`, `JournalUnavailable`, `UsageError`.
+
+        An `async` step gets an event loop of its own here: it must bring its own clients.
+        """
+        use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
+        _hold(self._ctx, self._shell)
+        return cast(R, self._shell.run(calling.call(self._ctx, self._open, BLOCKING, use)))
+
     def __enter__(self) -> Self:
         if self._attempt is not None:
             raise ClosedTransaction("a transaction's block is entered once; begin another transaction")
@@ -114,7 +180,7 @@ class Transaction(_Handle):
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if error is not None:
             try:
-                self._shell.shielded(verbs.abandon(self._ctx, self._open))
+                self._shell.shielded(_abandon(self._ctx, self._shell, self._open, error))
             except Exception as failure:
                 _note(error, failure)
             return
@@ -150,6 +216,20 @@ class AsyncTransaction(_Handle):
     async def _execute(self, name: str, statement: str, params: Any) -> Reply:
         return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
 
+    async def call(
+        self,
+        step: Step[..., Any, R],
+        *args: Any,
+        undo: Compensation[..., Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+        **named: Any,
+    ) -> R:
+        """As `Transaction.call`. An `async` step runs on this event loop, an ordinary function in a thread."""
+        use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
+        _hold(self._ctx, self._shell)
+        return cast(R, await self._shell.run(calling.call(self._ctx, self._open, LOOPING, use)))
+
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
             raise ClosedTransaction("a transaction's block is entered once; begin another transaction")
@@ -161,7 +241,7 @@ class AsyncTransaction(_Handle):
     ) -> None:
         if error is not None:
             try:
-                await self._shell.shielded(verbs.abandon(self._ctx, self._open))
+                await self._shell.shielded(_abandon(self._ctx, self._shell, self._open, error))
             except Exception as failure:
                 _note(error, failure)
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import secrets
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import uuid_utils
@@ -125,6 +126,16 @@ def check_name(name: object) -> str:
     if bad is not None:
         raise InvalidName(f"a transaction name holds no control characters; this one has U+{ord(bad):04X}")
     return name
+
+
+def check_who(names: object) -> tuple[str, ...]:
+    """Who must confirm, in order. Raises `UsageError`: it is a collection of names, each as a transaction's may be."""
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise UsageError(f"confirmations= is a collection of names, as {{'shipping'}}, not {names!r}")
+    try:
+        return tuple(sorted({check_name(name) for name in names}))
+    except InvalidName as error:
+        raise UsageError(f"confirmations= names those who must confirm: {error}") from error
 
 
 def transaction_id(operation: str, entity: str) -> str:

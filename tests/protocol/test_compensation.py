@@ -58,7 +58,7 @@ SAMPLES: dict[type[Event], Event] = {
     Bare: Bare(),
     Retried: Retried("ada"),
     Skipped: Skipped("ada", "done by hand"),
-    Edited: Edited("ada", '{"a":1}'),
+    Edited: Edited("ada", "a typo", '{"a":1}'),
 }
 
 

@@ -70,6 +70,10 @@ class Attempt:
     closed: bool = False
     pid: int = field(default_factory=os.getpid)
     cause: BaseException | None = None  # what made it fail, for the caller's traceback
+    confirmations: tuple[str, ...] = ()  # who must confirm before it may be committed
+    calls: int = 0  # steps that were called, or may have been: then only the register can end it
+    calling: int = 0  # those that run at this moment
+    doomed: BaseException | None = None  # a step whose answer is not known, after which only a rollback is possible
 
     @property
     def inherited(self) -> bool:

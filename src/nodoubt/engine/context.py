@@ -57,6 +57,13 @@ class Settings:
     sweep_s: float = 10.0
     deadline_s: float = 24 * 3600.0
     retention_s: float = 7 * 24 * 3600.0
+    step_s: float = 30.0  # for a step, or a compensation, without a timeout of its own
+    retry_first_s: float = 1.0  # between two tries of a compensation; then twice as long each time
+    retry_most_s: float = 300.0
+    tries_max: int = 8  # of a compensation; then it is parked
+    unclaimed_s: float = 3600.0  # a compensation that no worker has the code for is parked after so long
+    held_warn_s: float = 3600.0  # staged work that holds its locks for longer is warned of
+    open_warn: int = 100  # more undecided names than this are warned of
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -108,6 +115,9 @@ class Context:
     closing: bool = False
     failed_begins: OrderedDict[str, FailedBegin] = field(default_factory=OrderedDict)
     names_seen: dict[str, float] = field(default_factory=dict)  # undecided names without a branch, since when
+    holding: set[str] = field(default_factory=set)  # attempts at work here that have called steps
+    journal_clock: tuple[float, float] | None = None  # what it showed, and our `elapsed` then
+    beating: bool = False  # whether something runs behind that tells others what is in `holding`
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -142,7 +152,7 @@ class Context:
     def forget(self) -> None:
         """In the child of a fork: nothing here is this process's work."""
         self.lock = threading.Lock()
-        self.live, self.ended = set(), []
+        self.live, self.ended, self.holding, self.beating = set(), [], set(), False
 
     def remember_failed_begin(self, name: str, attempt: str, *, harmless: bool) -> None:
         """So that the caller's `except` block can roll it back, and nobody else's attempt of that name."""

@@ -91,7 +91,7 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
     entries = yield from ask(ctx, ctx.journal.quarantined)
     why = {entry.attempt: entry.why for entry in entries}
     record = _record(staging, standing, why)
-    if staging is not None and standing is None and not (yield from _last_is_listed(ctx, staging)):
+    if staging is not None and standing is None and not (yield from last_is_listed(ctx, staging)):
         return replace(record, state=State.BEGINNING)
     return record
 
@@ -123,7 +123,7 @@ def _has_receipt(ctx: Context, participant: Participant, xid: Xid) -> Script[boo
     return told(ctx, participant.reserve, body)
 
 
-def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
+def last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
     """Whether its last branch is prepared; True also where that cannot be found out."""
     ref = next((ref for ref in staging.branches if ref.number == staging.last), None)
     participant = None if ref is None else ctx.by_id(ref.resource_id)

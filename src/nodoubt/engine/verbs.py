@@ -7,6 +7,7 @@ alone need not be.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +30,8 @@ from ..protocol.commit import CommitMachine, Phase, Plan, Share
 from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
-from ..xid import Xid, check_name, new_attempt
-from . import questions, register, start
+from ..xid import Xid, check_name, check_who, new_attempt
+from . import questions, readiness, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, told
 from .phases import Course, raise_for, to_answer, to_end
@@ -41,12 +42,16 @@ Wait = Literal["applied", "decided"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a verb ended. `complete`: every branch has proved itself; otherwise recovery will finish them."""
+    """How a verb ended. `complete`: every branch has proved itself; otherwise recovery will finish them.
+
+    `undoing`: steps of an aborted transaction that are not undone yet; recovery goes on with them, too.
+    """
 
     name: str
     attempt: str
     state: State
     complete: bool
+    undoing: int = 0
 
 
 # ---- begin ----------------------------------------------------------------------------------------
@@ -74,6 +79,7 @@ def begin_staged(
     deadline_s: float | None,
     metadata: dict[str, str] | None,
     reuse: bool,
+    confirmations: Collection[str] = (),
 ) -> Script[Attempt]:
     """An attempt under a name that nobody else lives under. Raises `InvalidName`, `DuplicateTransaction`."""
     check_name(name)
@@ -86,6 +92,7 @@ def begin_staged(
     attempt = Attempt(new_attempt(), name, Mode.STAGED, _until(ctx, timeout_s), timeout_s)
     attempt.deadline = ctx.clock.now() + lasts_s
     attempt.metadata = dict(metadata or {})
+    attempt.confirmations = check_who(confirmations)
     try:
         yield from _list_early(ctx, attempt, reuse=reuse)
     except BaseException as error:
@@ -149,6 +156,8 @@ def _staging(
         attempt.metadata,
         now,
         begin_by if working else 0.0,
+        attempt.confirmations,
+        attempt.calls,
     )
 
 
@@ -197,6 +206,10 @@ def _require_sound(ctx: Context, attempt: Attempt) -> None:
             raise branch.work.doomed
         if branch.busy:
             raise UsageError(f"the block ended while a statement on {branch.participant.name} was still running")
+    if attempt.doomed is not None:
+        raise attempt.doomed
+    if attempt.calling:
+        raise UsageError("the block ended while a step was still running: await it first")
     if attempt.until is not None and ctx.clock.elapsed() > attempt.until:
         raise TransactionAborted(
             f"the timeout of {attempt.timeout_s:g} s had passed before the work was done; nothing happened",
@@ -247,6 +260,7 @@ def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
         # takes the row along, and X's transaction too: then PREPARE, whichever session it comes from, has nothing to
         # prepare, and cannot answer with its tag. If it does, the log it has flushed holds the row.
         covered=traits is not None and traits.unforced_rows,
+        calls=attempt.calls > 0,
     )
 
 
@@ -271,6 +285,9 @@ def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
         attempt.forsake()
         return
     attempt.closed = True
+    if attempt.calls:
+        yield from _abandon_with_calls(ctx, attempt)
+        return
     yield from undo_all(ctx, attempt)
     if attempt.mode is Mode.STAGED:
         if attempt.early is not None:
@@ -278,6 +295,18 @@ def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
         else:
             ctx.remember_failed_begin(attempt.name, attempt.id, harmless=True)
     ctx.live.discard(attempt.id)
+
+
+def _abandon_with_calls(ctx: Context, attempt: Attempt) -> Script[None]:
+    """Where steps were called an abort is not presumed: whoever undoes them goes by the register (I19)."""
+    branches = {branch.number: branch for branch in attempt.branches.values()}
+    plan = _plan(ctx, attempt, [Share(number, True) for number in branches])
+    course = Course(attempt, CommitMachine(plan), branches)
+    yield from to_answer(ctx, course, AbortAsked("its work failed"))
+    yield from to_end(ctx, course)
+    if attempt.mode is Mode.STAGED:
+        stands = course.machine.stands is Verdict.ABORT
+        ctx.remember_failed_begin(attempt.name, attempt.id, harmless=stands)
 
 
 def fence_failed_begin(ctx: Context, attempt: Attempt, why: str) -> Script[None]:
@@ -299,10 +328,12 @@ def _abort(ctx: Context, attempt: str, name: str, refs: tuple[BranchRef, ...], w
 # ---- finish by name -------------------------------------------------------------------------------
 
 
-def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | None) -> Script[Course | Result]:
+def finish_named(
+    ctx: Context, name: str, wanted: Verdict, *, attempt: str | None, why: str = "it was asked to roll back"
+) -> Script[Course | Result]:
     """Decide a staged transaction, as far as the answer; a `Result` if it was decided before.
 
-    Raises `UnknownTransaction`, `StillBeginning`, `OutcomeConflict`, `InDoubt`, `JournalUnavailable`.
+    Raises `UnknownTransaction`, `StillBeginning`, `NotReady`, `OutcomeConflict`, `InDoubt`, `JournalUnavailable`.
     """
     check_name(name)
     if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
@@ -318,6 +349,9 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
         if told is not None:
             return told
+    gated = bool(staging.calls or staging.confirmations)
+    if gated and wanted is Verdict.COMMIT:
+        yield from readiness.require(ctx, staging)
     branches = yield from _branches_of(ctx, staging)
     if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches)):
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
@@ -336,18 +370,27 @@ def finish_named(ctx: Context, name: str, wanted: Verdict, *, attempt: str | Non
             staging.branches,
             owner=ctx.owner,
             decided_at=ctx.clock.now(),
+            gated=gated,
         ),
         staging=staging,
         rides=traits is not None and (traits.unforced_rows or traits.riders_on_prepare),
     )
     course = Course(
-        Attempt(staging.attempt, staging.name, Mode.STAGED), CommitMachine(plan, phase=Phase.STAGED), branches
+        Attempt(staging.attempt, staging.name, Mode.STAGED, calls=staging.calls),
+        CommitMachine(plan, phase=Phase.STAGED),
+        branches,
     )
     ctx.live.add(staging.attempt)
-    event = CommitAsked() if wanted is Verdict.COMMIT else AbortAsked("it was asked to roll back")
+    event = CommitAsked() if wanted is Verdict.COMMIT else AbortAsked(why)
     answer = yield from to_answer(ctx, course, event)
     if answer is Answer.STAGED:
         ctx.live.discard(staging.attempt)
+        # The COMMIT carries its conditions with it, and they may have failed since they were looked at.
+        fresh = yield from questions.find(ctx, staging.attempt)
+        if fresh is not None and (fresh.calls or fresh.confirmations):
+            yield from readiness.require(ctx, fresh)
+            if not gated:
+                return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
         raise JournalUnavailable(
             f"the journal cannot be reached: {name!r} stays prepared, undecided; try again ({course.machine.why})"
         ) from course.attempt.cause

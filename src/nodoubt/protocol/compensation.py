@@ -128,6 +128,7 @@ class Edited:
     """A human has mended the arguments."""
 
     by: str
+    because: str
     arguments: str
 
 
@@ -246,7 +247,7 @@ _CLOSE = Rule(to=_S.NOTHING)
 _RETRY = Rule(to=_S.DUE, take={"worker": "by"}, put={"tries": 0, "until": 0.0})
 _SKIP = Rule(to=_S.SKIPPED, take=_HUMAN, put=_FREE)
 _SKIP_IN_TIME = Rule(to=_S.SKIPPED, take=_HUMAN, put=_FREE, waits=True)
-_EDIT = Rule(take={"arguments": "arguments", "worker": "by"})
+_EDIT = Rule(take={"arguments": "arguments", **_HUMAN})
 _STAY = Rule()
 
 TABLE: dict[tuple[CallState, type[Event]], Rule] = {

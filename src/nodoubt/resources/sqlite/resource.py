@@ -37,7 +37,7 @@ from .failures import refusal
 class SqliteResource:
     """A SQLite file as a participant that can promise. Any number of sessions, processes and coordinators share it."""
 
-    traits = Traits(kind="sqlite", riders_on_prepare=True)
+    traits = Traits(kind="sqlite", riders_on_prepare=True, locks_all=True)
 
     def __init__(self, name: str) -> None:
         self.name = name

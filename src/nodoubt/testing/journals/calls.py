@@ -96,7 +96,7 @@ class CallClaims:
         assert not bench.advance(first, step(first, Answered("another"), at=NOW + 2))
         assert bench.calls([first.attempt]) == [done]
         claimed = step(done, Claimed("claim", "worker", NOW + 9), at=NOW + 3)
-        edited = step(done, Edited("ada", ODD), at=NOW + 4)
+        edited = step(done, Edited("ada", "a typo", ODD), at=NOW + 4)
         assert bench.advance(done, claimed) and not bench.advance(done, edited)
         assert bench.calls([first.attempt]) == [claimed]
         assert not bench.advance(call(new_attempt()), claimed)

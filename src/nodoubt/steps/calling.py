@@ -1,0 +1,354 @@
+"""Calling a step: its intent, forced; a last look whether the attempt is still open; the action; its end, forced.
+ Guarantees (I19): no action starts without its intent on disk, none in an attempt of which a decision is seen after
+that, and none that was called before under the same key, unless its function declares that it may be repeated. What
+nobody knows to have happened dooms the transaction: it can only be rolled back, and then the step is undone.
+ What is left: between the last look and the action's first byte a process can stall. `StepContext.require_wanted` and
+the key are for that.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine import questions
+from ..engine.attempt import Attempt, left_s
+from ..engine.context import Context, log
+from ..errors import (
+    BranchDoomed,
+    InvalidName,
+    JournalUnavailable,
+    NoDoubtError,
+    OutcomeConflict,
+    StepInDoubt,
+    StepRefused,
+    StepTimedOut,
+    TransactionAborted,
+    UnknownTransaction,
+    UsageError,
+)
+from ..ports import BelowFloor, Conflict
+from ..protocol.compensation import Answered, Declined, Event, NotPossible, Overtaken, Renewed, Unanswered, pause_s
+from ..protocol.records import Call, CallState, Standing, Verdict
+from ..script import Pause, Script
+from ..xid import check_name
+from . import ledger, running
+from .encoding import Bound, bind, decoded_result, encoded_result, require_result
+from .registry import STEP_TRIES_MAX, Compensation, IdempotencyKey, Step, StepContext
+from .running import Job, Runner
+
+INTENT_TRIES_MAX = 5  # numbers that somebody else takes before us
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a step, checked. Nothing has been done yet."""
+
+    bound: Bound
+    key: str
+    timeout_s: float | None
+
+
+def use(
+    step: Step[..., Any, Any],
+    args: Sequence[Any],
+    named: Mapping[str, Any],
+    *,
+    undo: Compensation[..., Any] | None,
+    timeout_s: float | None,
+    key: str | None,
+) -> Use:
+    """Check everything that can be checked here. Raises `UsageError`."""
+    _require_declared(Step.kind, step, isinstance(step, Step))
+    _require_declared(Compensation.kind, undo, undo is None or isinstance(undo, Compensation))
+    if timeout_s is not None and not timeout_s > 0:
+        raise UsageError(f"a timeout is above zero seconds, not {timeout_s!r}")
+    try:
+        key = step.name if key is None else check_name(key)
+    except InvalidName as error:
+        raise UsageError(f"key= is what the call is known by in its transaction: {error}") from error
+    bound = bind(step, undo, args, named)
+    require_result(step)
+    return Use(bound, key, timeout_s)
+
+
+def _require_declared(kind: str, function: object, is_one: bool) -> None:
+    if not is_one:
+        name = getattr(function, "__qualname__", repr(function))
+        raise UsageError(
+            f"{name} is not declared: write @nodoubt.{kind} above it, so that whoever comes after a crash finds it"
+        )
+
+
+@dataclass(slots=True)
+class _Site:
+    """Where a step is called: in which attempt, for how long; and whether it has come to the action."""
+
+    attempt: str
+    name: str
+    within_s: float
+    number: int
+    acted: bool = False
+
+
+def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any]:
+    """Call it inside of a block, and return what it returns; an error of its own comes out unchanged.
+
+    Raises `StepTimedOut`, `StepInDoubt`, `StepRefused`, `TransactionAborted` (somebody ended it meanwhile: the step was
+    not begun), `BranchDoomed`, `JournalUnavailable` (it was not begun), `UsageError`.
+    """
+    attempt.require_open()
+    if attempt.doomed is not None:
+        raise BranchDoomed(
+            f"an earlier step gave no answer, so this transaction can only be rolled back: {attempt.doomed}"
+        ) from attempt.doomed
+    _require_journal_free(attempt)
+    within_s = min(_timeout_s(ctx, use), left_s(ctx, attempt))
+    # Counted before anything is awaited or written: from now on only the register may end this attempt.
+    site = _Site(attempt.id, attempt.name, within_s, attempt.calls)
+    attempt.calls += 1
+    attempt.calling += 1
+    ctx.holding.add(attempt.id)
+    try:
+        return (yield from _call(ctx, runner, use, site))
+    except BaseException as error:
+        if not _harmless(use, site, error):
+            attempt.doomed = attempt.doomed or error
+        raise
+    finally:
+        attempt.calling -= 1
+
+
+def _harmless(use: Use, site: _Site, error: BaseException) -> bool:
+    """Whether the transaction may go on after it: surely nothing happened, and nothing is in doubt."""
+    return isinstance(error, use.bound.step.options.refused if site.acted else (UsageError, StepRefused))
+
+
+def call_named(ctx: Context, name: str, attempt: str | None, runner: Runner, use: Use) -> Script[Any]:
+    """Call it in a staged transaction, by name, from any process. Called again under its key, it returns what it did.
+
+    Raises as `call`; `UnknownTransaction`, `OutcomeConflict` (it is committed already).
+    """
+    staging = yield from questions.find(ctx, attempt or name)
+    if staging is None or staging.name != name:
+        raise UnknownTransaction(name)
+    return (yield from _call(ctx, runner, use, _Site(staging.attempt, name, _timeout_s(ctx, use), staging.calls)))
+
+
+def _timeout_s(ctx: Context, use: Use) -> float:
+    return use.timeout_s or use.bound.step.options.timeout_s or ctx.settings.step_s
+
+
+def _require_journal_free(attempt: Attempt) -> None:
+    for branch in attempt.branches.values():
+        at = branch.participant
+        if at.holds_journal and at.resource.traits.locks_all and branch.session is not None:
+            raise UsageError(
+                f"this transaction has locked {at.name}, the file in which the step's intent must be written first: "
+                "call the step before the first statement there, or between begin_distributed and commit_distributed, "
+                'or give the journal a file of its own, journal="sqlite:///…"'
+            )
+
+
+def _call(ctx: Context, runner: Runner, use: Use, site: _Site) -> Script[Any]:
+    began = ctx.clock.elapsed()
+    ctx.notice("S1", site.attempt, "calling", step=use.bound.step.name)
+    record, known = yield from _intend(ctx, use, site)
+    if known:
+        again = yield from _called_before(ctx, use, site, record)
+        if again is None:
+            return decoded_result(use.bound.step, record.result)
+        record = again
+    ctx.notice("S2", site.attempt, "intended", step=use.bound.step.name)
+    record = yield from _still_open(ctx, site, record, began)
+    return (yield from _act(ctx, runner, use, site, record))
+
+
+# ---- the intent -----------------------------------------------------------------------------------
+
+
+def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
+    """The call as it is written now, and whether it was called before."""
+    number = site.number
+    for _ in range(INTENT_TRIES_MAX):
+        at = yield from ledger.now(ctx)
+        record = Call(
+            site.attempt,
+            number,
+            use.key,
+            use.bound.step.name,
+            "" if use.bound.undo is None else use.bound.undo.name,
+            use.bound.arguments,
+            until=at + site.within_s + ctx.settings.grace_s,
+            worker=ctx.owner,
+            begun_at=at,
+            changed_at=at,
+        )
+        try:
+            yield from ledger.intend(ctx, record)
+            return record, False
+        except Conflict:
+            pass
+        except BelowFloor as error:
+            raise _too_late(site, "it is older than what the journal remembers") from error
+        except NoDoubtError as error:
+            raise JournalUnavailable(
+                f"the journal did not take the intent of {use.bound.step.name}, so it was not begun: {error}"
+            ) from error
+        others = yield from ledger.calls(ctx, [site.attempt])
+        same = next((one for one in others if one.key == use.key), None)
+        if same is not None:
+            return same, True
+        standing = yield from ledger.decided(ctx, site.attempt)
+        if standing is not None:
+            raise _ended(site, standing)
+        number = max((one.number for one in others), default=-1) + 1
+    raise JournalUnavailable(f"others call so many steps in {site.name!r} that {use.bound.step.name} found no number")
+
+
+def _called_before(ctx: Context, use: Use, site: _Site, known: Call) -> Script[Call | None]:
+    """None: it was done, and is not done again. Else the call, ours to repeat."""
+    step = use.bound.step
+    undo = "" if use.bound.undo is None else use.bound.undo.name
+    if (known.step, known.undo, known.arguments) != (step.name, undo, use.bound.arguments):
+        raise UsageError(
+            f"{known.step} was called in {site.name or site.attempt!r} under the key {use.key!r} already, and not with "
+            "the same arguments: give each call of a transaction a key of its own, key=…"
+        )
+    standing = yield from ledger.decided(ctx, site.attempt)
+    aborted = standing is not None and standing.decision.verdict is Verdict.ABORT
+    if known.state is CallState.DONE and not aborted:
+        return None
+    if standing is not None:
+        raise _ended(site, standing)
+    if known.state is CallState.REFUSED:
+        raise StepRefused(
+            f"{step.name} was refused under the key {use.key!r}, and nothing happened: {known.error}. To try again, "
+            "give the call another key, key=…"
+        )
+    if not step.options.idempotent:
+        raise StepInDoubt(
+            f"{step.name} was called under the key {use.key!r} before, by {known.worker}, and nobody knows whether it "
+            "happened. It is not declared idempotent, so it is not repeated: roll the transaction back, which undoes it"
+        )
+    at = yield from ledger.now(ctx)
+    if known.state is CallState.BEGUN and at < known.until:
+        raise StepInDoubt(f"{step.name} is under way under the key {use.key!r}, by {known.worker}: ask again later")
+    return (yield from _renewed(ctx, site, known))
+
+
+def _still_open(ctx: Context, site: _Site, record: Call, began: float) -> Script[Call]:
+    """The fence: whoever aborts writes the decision and then looks for calls; we wrote the call, and look for it."""
+    while True:
+        standing = yield from ledger.decided(ctx, site.attempt)
+        if standing is not None:
+            yield from _recorded_quietly(ctx, record, Overtaken("its transaction had been decided before it acted"))
+            raise _ended(site, standing)
+        if ctx.clock.elapsed() - began < ctx.settings.grace_s:
+            return record
+        # Stopped for so long, we may have been taken for dead, and our intent be undone already.
+        began = ctx.clock.elapsed()
+        record = yield from _renewed(ctx, site, record)
+
+
+def _renewed(ctx: Context, site: _Site, record: Call) -> Script[Call]:
+    until = (yield from ledger.now(ctx)) + site.within_s + ctx.settings.grace_s
+    try:
+        return (yield from ledger.change(ctx, record, Renewed(until)))
+    except NotPossible as error:
+        raise _too_late(site, f"whoever took it for dead has begun to undo it ({error})") from error
+
+
+def _ended(site: _Site, standing: Standing) -> NoDoubtError:
+    if standing.decision.verdict is Verdict.COMMIT:
+        return OutcomeConflict(site.name or site.attempt, stands="committed")
+    return _too_late(site, standing.decision.reason or "it was decided to abort")
+
+
+def _too_late(site: _Site, why: str) -> TransactionAborted:
+    return TransactionAborted(
+        f"{site.name or site.attempt!r} was aborted meanwhile, so the step was not begun: {why}",
+        name=site.name,
+        attempt=site.attempt,
+    )
+
+
+# ---- the action -----------------------------------------------------------------------------------
+
+
+def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> Script[Any]:
+    step = use.bound.step
+    tries_max = step.options.tries_max or STEP_TRIES_MAX
+    site.acted, tries = True, 0
+    while True:
+        tries += 1
+        job = Job(step, use.bound.values, _context(site, record, tries), site.within_s)
+        try:
+            value = yield from running.run(runner, job)
+            break
+        except step.options.refused as error:
+            yield from _recorded(ctx, site, record, Declined(words(error)))
+            raise
+        except Exception as error:
+            silent = isinstance(error, running.GaveNoAnswer)
+            if tries < tries_max and (step.options.idempotent or isinstance(error, step.options.retry_on)):
+                log.warning("%s failed and is tried again: %s", step.name, words(error))
+                yield Pause(pause_between(ctx, tries))
+                record = yield from _renewed(ctx, site, record)
+                continue
+            yield from _recorded_quietly(ctx, record, Unanswered(words(error)))
+            if silent:
+                raise StepTimedOut(
+                    f"{error}: it may have happened, or happen yet. The transaction can only be rolled back, and then "
+                    "its compensation runs"
+                ) from error
+            raise
+    ctx.notice("S3", site.attempt, "answered", step=step.name)
+    try:
+        result = encoded_result(value)
+    except UsageError as error:
+        yield from _recorded_quietly(ctx, record, Unanswered(f"it was done, but {error}"))
+        raise
+    yield from _recorded(ctx, site, record, Answered(result))
+    ctx.notice("S4", site.attempt, "recorded", step=step.name)
+    return value
+
+
+def pause_between(ctx: Context, tries: int) -> float:
+    """After so many tries, with jitter."""
+    chance = secrets.randbelow(1 << 16) / (1 << 16)
+    return pause_s(tries, first_s=ctx.settings.retry_first_s, most_s=ctx.settings.retry_most_s, jitter=chance)
+
+
+def _context(site: _Site, record: Call, tries: int) -> StepContext:
+    key = IdempotencyKey(f"{record.attempt}.{record.number}")
+    return StepContext(key, key, record.attempt, site.name, record.number, tries)
+
+
+def words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[None]:
+    """The end of the action stands in the journal, or the caller is told that its transaction is lost."""
+    after = yield from ledger.change(ctx, record, event)
+    if after.state not in (CallState.DONE, CallState.REFUSED):
+        log.warning(
+            "%s #%d of %s was answered after its transaction had been aborted: it is %s",
+            record.step, record.number, record.attempt, after.state.value,
+        )  # fmt: skip
+        raise TransactionAborted(
+            f"{site.name or site.attempt!r} was aborted while {record.step} was under way; it is being undone",
+            name=site.name,
+            attempt=site.attempt,
+        )
+
+
+def _recorded_quietly(ctx: Context, record: Call, event: Event) -> Script[None]:
+    """For an end that is told anyway, and that whoever undoes it need not know."""
+    try:
+        yield from ledger.change(ctx, record, event)
+    except (NoDoubtError, NotPossible) as error:
+        log.warning("%s #%d of %s: %s", record.step, record.number, record.attempt, error)

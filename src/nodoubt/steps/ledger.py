@@ -1,0 +1,115 @@
+"""The journal's calls, read and changed. Every change is a compare-and-set by the table in `protocol.compensation`.
+
+Guarantees: a change that is returned stands; where nobody knows whether it was written, the record is read again and
+tells.
+
+Must not: know functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..engine import questions
+from ..engine.context import Context, asked, backoff
+from ..errors import JournalUnavailable, NoDoubtError, UsageError
+from ..ports import Session
+from ..protocol import compensation
+from ..protocol.records import Call, Standing
+from ..script import Pause, Script
+
+CLOCK_GOOD_S = 60.0  # for so long a look at the journal's clock is good: clocks drift, and are set
+
+
+def now(ctx: Context) -> Script[float]:
+    """What the journal's clock shows, by our own since it was last looked at."""
+    elapsed = ctx.clock.elapsed()
+    if ctx.journal_clock is None or elapsed - ctx.journal_clock[1] > CLOCK_GOOD_S:
+        shown = yield from questions.ask(ctx, ctx.journal.now)
+        ctx.journal_clock = shown, ctx.clock.elapsed()
+    shown, then = ctx.journal_clock
+    return shown + ctx.clock.elapsed() - then
+
+
+def calls(ctx: Context, attempts: Sequence[str]) -> Script[list[Call]]:
+    """By attempt and number. Raises `JournalUnavailable`."""
+
+    def body(session: Session) -> Script[list[Call]]:
+        return ctx.journal.calls(session, attempts)
+
+    return questions.ask(ctx, body)
+
+
+def decided(ctx: Context, attempt: str) -> Script[Standing | None]:
+    """A plain look: enough to refuse an action, never enough to undo one."""
+    return (yield from questions.look(ctx, [attempt])).get(attempt)
+
+
+def intend(ctx: Context, call: Call) -> Script[None]:
+    """Write it, forced. Raises `Conflict`, `BelowFloor`, `Refused`; `Unclear`: it may stand."""
+
+    def body(session: Session) -> Script[None]:
+        return ctx.journal.intend(session, call)
+
+    return asked(ctx, ctx.journal_pool, body)
+
+
+def change(ctx: Context, call: Call, event: compensation.Event) -> Script[Call]:
+    """Let the event happen to the call, whatever it has become meanwhile, and return what it is now.
+
+    Raises `NotPossible` and `NotNow`, as the table says; `JournalUnavailable` after `decide_s`: it may have happened.
+    """
+    until = ctx.clock.elapsed() + ctx.settings.decide_s
+    for pause_s in backoff():
+        at = yield from now(ctx)
+        after = compensation.step(call, event, at=at)
+        if after is call:
+            return call
+        try:
+            if (yield from _advance(ctx, call, after)):
+                return after
+            fresh = yield from _again(ctx, call)
+        except NoDoubtError as error:
+            if ctx.clock.elapsed() + pause_s >= until:
+                what = f"{call.step} #{call.number} of {call.attempt}"
+                raise JournalUnavailable(f"the journal does not say whether {what} was changed: {error}") from error
+            yield Pause(pause_s)
+            fresh = yield from _again_if_possible(ctx, call)
+        if fresh == after:
+            return after  # it was written, and only the answer was lost
+        call = fresh
+    raise AssertionError("backoff does not end")
+
+
+def _advance(ctx: Context, before: Call, after: Call) -> Script[bool]:
+    def body(session: Session) -> Script[bool]:
+        return ctx.journal.advance(session, before, after)
+
+    return asked(ctx, ctx.journal_pool, body)
+
+
+def _again(ctx: Context, call: Call) -> Script[Call]:
+    for one in (yield from calls(ctx, [call.attempt])):
+        if one.number == call.number:
+            return one
+    raise UsageError(f"the journal knows no step #{call.number} of {call.attempt} any more")
+
+
+def _again_if_possible(ctx: Context, call: Call) -> Script[Call]:
+    try:
+        return (yield from _again(ctx, call))
+    except NoDoubtError:
+        return call
+
+
+def hold(ctx: Context) -> Script[None]:
+    """Tell whoever may look that the attempts at work here are alive. If the journal is away, the next turn will."""
+    held = sorted(ctx.holding)
+    if not held:
+        return
+    until = (yield from now(ctx)) + ctx.settings.grace_s
+
+    def body(session: Session) -> Script[None]:
+        return ctx.journal.hold(session, held, until)
+
+    yield from questions.ask(ctx, body, changes=True)

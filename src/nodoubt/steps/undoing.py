@@ -1,0 +1,206 @@
+"""Undoing the steps of an attempt: from the last call to the first, each claimed, run and recorded.
+
+Guarantees (I19, I20): nothing is undone before the register's ABORT is confirmed; a compensation that nobody has begun
+waits for those of later calls to be over or parked; each try has the call's own key; after so many tries it is parked,
+and holds up no other. A claim keeps others away for a while. It saves work, and decides nothing: whoever is stopped for
+longer than it lasts has to claim again before it acts, and two that act have one key.
+
+Must not: undo where somebody else's clock, or a lease, says that it is time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..engine import register
+from ..engine.context import Context, log
+from ..errors import NoDoubtError
+from ..protocol.compensation import Bare, Claimed, Failed, GivenUp, NotNow, NotPossible, Undone, Unfit, following
+from ..protocol.records import Call, CallState, Decision, Verdict
+from ..script import Script
+from ..xid import new_mark
+from . import ledger, running
+from .calling import pause_between, words
+from .encoding import DoesNotFit, fit
+from .registry import Compensation, IdempotencyKey, Registry, StepContext
+from .running import Job, Runner
+
+
+@dataclass(slots=True)
+class Undoing:
+    """What became of the steps of aborted attempts. `without_code`: compensations that this process does not know."""
+
+    undone: int = 0
+    failed: int = 0
+    parked: int = 0
+    waiting: int = 0  # calls that are neither undone nor parked yet
+    without_code: Counter[str] = field(default_factory=Counter)
+
+
+class _After(Enum):
+    """What to do after a look at one call."""
+
+    NEXT = "go on"
+    WAIT = "somebody has it, or it is not time yet, or the code is not here"
+
+
+def undo(
+    ctx: Context, registry: Registry, runner: Runner, attempt: str, *, mine: bool = False, report: Undoing | None = None
+) -> Script[Undoing]:
+    """Undo what can be undone now. `mine`: the attempt's own process, whose actions are over.
+
+    Raises `JournalUnavailable`, `Unclear`: recovery goes on with it.
+    """
+    report = Undoing() if report is None else report
+    standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
+    if standing is None or standing.decision.verdict is not Verdict.ABORT:
+        return report
+    while True:
+        calls = yield from ledger.calls(ctx, [attempt])
+        chosen = following(calls)
+        if chosen is None:
+            break
+        try:
+            after = yield from _undo_one(ctx, registry, runner, chosen, standing.decision, report, mine=mine)
+        except NotNow:
+            after = _After.WAIT
+        except NotPossible:
+            after = _After.NEXT  # somebody has brought it further since it was read
+        if after is _After.WAIT:
+            break
+    report.waiting += sum(not call.closed and call.state is not CallState.PARKED for call in calls)
+    return report
+
+
+def _undo_one(
+    ctx: Context,
+    registry: Registry,
+    runner: Runner,
+    call: Call,
+    decision: Decision,
+    report: Undoing,
+    *,
+    mine: bool,
+) -> Script[_After]:
+    if not call.undo:
+        yield from ledger.change(ctx, call, Bare())
+        return _After.NEXT
+    function = registry.compensations.get(call.undo)
+    if function is None:
+        return (yield from _without_code(ctx, registry, call, decision, report))
+    try:
+        values = fit(function, call.arguments)
+    except DoesNotFit as error:
+        return (yield from _park(ctx, call, str(error), report))
+    tries_max = function.options.tries_max or ctx.settings.tries_max
+    if call.tries >= tries_max:
+        why = f"it was begun {call.tries} times, and whoever began it did not come back: {call.error or 'killed?'}"
+        return (yield from _park(ctx, call, why, report))
+    return (yield from _run(ctx, runner, call, decision, function, values, report, mine=mine))
+
+
+def _park(ctx: Context, call: Call, why: str, report: Undoing) -> Script[_After]:
+    yield from ledger.change(ctx, call, Unfit(why))
+    report.parked += 1
+    _tell_parked(call, why)
+    return _After.NEXT
+
+
+def _tell_parked(call: Call, why: str) -> None:
+    log.error(
+        "PARKED: the compensation %s of %s (#%d of %s): %s. A human must look: nodoubt steps show %s",
+        call.undo, call.step, call.number, call.attempt, why, call.attempt,
+    )  # fmt: skip
+
+
+def _without_code(ctx: Context, registry: Registry, call: Call, decision: Decision, report: Undoing) -> Script[_After]:
+    """Another process may have the code, so it is left; but not for ever, and not if its own module has lost it."""
+    report.without_code[call.undo] += 1
+    if registry.gone(call.undo):
+        return (yield from _park(ctx, call, f"there is no compensation {call.undo} any more: was it renamed?", report))
+    at = yield from ledger.now(ctx)
+    if at - max(call.changed_at, decision.decided_at) > ctx.settings.unclaimed_s:
+        why = (
+            f"no worker that has the compensation {call.undo} has come within {ctx.settings.unclaimed_s:g} s: run "
+            "nodoubt recover --watch --app MODULE, then nodoubt steps retry"
+        )
+        return (yield from _park(ctx, call, why, report))
+    return _After.WAIT
+
+
+def _run(
+    ctx: Context,
+    runner: Runner,
+    call: Call,
+    decision: Decision,
+    function: Compensation[..., Any],
+    values: dict[str, object],
+    report: Undoing,
+    *,
+    mine: bool,
+) -> Script[_After]:
+    began = ctx.clock.elapsed()
+    within_s, margin_s = function.options.timeout_s or ctx.settings.step_s, ctx.settings.grace_s
+    at = yield from ledger.now(ctx)
+    claim = new_mark()
+    claimed = yield from ledger.change(ctx, call, Claimed(claim, ctx.owner, at + within_s + margin_s, mine))
+    if claimed.claim != claim:
+        return _After.WAIT
+    ctx.notice("S5", call.attempt, "undoing", step=call.undo)
+    if ctx.clock.elapsed() - began >= margin_s:
+        # Stopped for so long, we may not have it any more by the time that it ends: claim it again.
+        yield from ledger.change(ctx, claimed, Failed(claim, "its worker was stopped before it began", at))
+        return _After.NEXT
+    try:
+        yield from running.run(runner, Job(function, values, _context(claimed, decision), within_s))
+    except Exception as error:
+        yield from _failed(ctx, claimed, function, words(error), report)
+        return _After.NEXT
+    ctx.notice("S6", call.attempt, "undone", step=call.undo)
+    yield from ledger.change(ctx, claimed, Undone())
+    report.undone += 1
+    ctx.notice("S7", call.attempt, "undone, recorded", step=call.undo)
+    return _After.NEXT
+
+
+def _failed(ctx: Context, call: Call, function: Compensation[..., Any], why: str, report: Undoing) -> Script[None]:
+    if call.tries >= (function.options.tries_max or ctx.settings.tries_max):
+        after = yield from ledger.change(ctx, call, GivenUp(call.claim, why))
+        if after.state is CallState.PARKED:
+            report.parked += 1
+            _tell_parked(call, f"{why} (tried {call.tries} times)")
+        return
+    report.failed += 1
+    at = yield from ledger.now(ctx)
+    pause_s = pause_between(ctx, call.tries)
+    yield from ledger.change(ctx, call, Failed(call.claim, why, at + pause_s))
+    log.warning("the compensation %s of %s failed, and is tried again: %s", call.undo, call.attempt, why)
+
+
+def _context(call: Call, decision: Decision) -> StepContext:
+    action = f"{call.attempt}.{call.number}"
+    return StepContext(
+        IdempotencyKey(f"{action}.undo"),
+        IdempotencyKey(action),
+        call.attempt,
+        decision.name,
+        call.number,
+        call.tries,
+        result_json=call.result,
+    )
+
+
+def undo_quietly(ctx: Context, registry: Registry, runner: Runner, attempt: str, *, mine: bool) -> Script[int]:
+    """For whoever has just aborted it: undo what can be undone now; how many steps are left to recovery, or a human."""
+    try:
+        report = yield from undo(ctx, registry, runner, attempt, mine=mine)
+        left = yield from ledger.calls(ctx, [attempt])
+    except NoDoubtError as error:
+        log.warning("the steps of %s are left to recovery: %s", attempt, error)
+        return 1
+    if report.waiting:
+        log.warning("%d steps of %s are not undone yet: recovery goes on with them", report.waiting, attempt)
+    return sum(not call.closed for call in left)
