@@ -171,6 +171,10 @@ class FaceTransaction:
         answer = self.handle[name].execute(statement, params or None)
         return answer if self.face.mode == "sync" else await answer
 
+    async def call(self, step: Any, *args: Any, **options: Any) -> Any:
+        answer = self.handle.call(step, *args, **options)
+        return answer if self.face.mode == "sync" else await answer
+
     async def move(self, source: str, target: str, amount: int, account: int = 0) -> None:
         await self.execute(source, "update accounts set balance = balance - ? where id = ?", amount, account)
         await self.execute(target, "update accounts set balance = balance + ? where id = ?", amount, account)

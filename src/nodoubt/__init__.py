@@ -13,11 +13,13 @@ The public names, nothing else. Importing this package imports no database drive
 from .coordinator import AsyncCoordinator, Coordinator
 from .engine.context import Settings
 from .engine.questions import State, TransactionRecord
+from .engine.reaper import ReapReport
 from .engine.sweep import SweepReport
 from .engine.verbs import Result
 from .errors import (
     BranchDoomed,
     ClosedTransaction,
+    ConfirmationConflict,
     DuplicateTransaction,
     Heuristic,
     InDoubt,
@@ -27,17 +29,25 @@ from .errors import (
     MissingExtra,
     NoDoubtError,
     NotAllowed,
+    NotAsked,
+    NotReady,
     OutcomeConflict,
     PoolExhausted,
     ResourceRefused,
     ResourceUnavailable,
     SchemaMismatch,
+    StepInDoubt,
+    StepRefused,
+    StepTimedOut,
     StillBeginning,
     TransactionAborted,
     UnknownTransaction,
     UsageError,
 )
 from .ports import Notice, Observer, Reply
+from .protocol.records import Call, CallState, Confirmation, Readiness
+from .steps import IdempotencyKey, StepContext, compensation, step
+from .steps.undoing import Undoing
 from .transaction import AsyncTransaction, Transaction
 from .xid import transaction_id
 
@@ -47,10 +57,15 @@ __all__ = [
     "AsyncCoordinator",
     "AsyncTransaction",
     "BranchDoomed",
+    "Call",
+    "CallState",
     "ClosedTransaction",
+    "Confirmation",
+    "ConfirmationConflict",
     "Coordinator",
     "DuplicateTransaction",
     "Heuristic",
+    "IdempotencyKey",
     "InDoubt",
     "InvalidName",
     "JournalUnavailable",
@@ -58,10 +73,14 @@ __all__ = [
     "MissingExtra",
     "NoDoubtError",
     "NotAllowed",
+    "NotAsked",
+    "NotReady",
     "Notice",
     "Observer",
     "OutcomeConflict",
     "PoolExhausted",
+    "Readiness",
+    "ReapReport",
     "Reply",
     "ResourceRefused",
     "ResourceUnavailable",
@@ -69,12 +88,19 @@ __all__ = [
     "SchemaMismatch",
     "Settings",
     "State",
+    "StepContext",
+    "StepInDoubt",
+    "StepRefused",
+    "StepTimedOut",
     "StillBeginning",
     "SweepReport",
     "Transaction",
     "TransactionAborted",
     "TransactionRecord",
+    "Undoing",
     "UnknownTransaction",
     "UsageError",
+    "compensation",
+    "step",
     "transaction_id",
 ]

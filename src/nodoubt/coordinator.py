@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Self, TypeVar, overload
 
 from . import wiring
-from .engine import ends, questions, settle, start, sweep, verbs
+from .engine import cautions, ends, questions, reaper, settle, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
-from .engine.phases import Course, to_end
 from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch, UsageError
+from .outside import AsyncOutside, Outside, Scripts
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Verdict
 from .script import Script
@@ -33,7 +33,7 @@ SELDOM = 60  # sweeps, in the background or asked for, between two clean-ups, an
 _COORDINATORS: weakref.WeakSet[_Base] = weakref.WeakSet()
 
 
-class _Base:
+class _Base(Scripts):
     """What both coordinators share: the context, and whether it is open."""
 
     def __init__(self, ctx: Context, shell: ThreadShell | AsyncShell, *, recovery: bool, read_only: bool) -> None:
@@ -87,13 +87,24 @@ class _Base:
         if self._not_ready is not None:
             return
         yield from ends.flush_or_keep(self._ctx)
+        yield from reaper.reap(self._ctx)
         yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
+        yield from cautions.look(self._ctx)
         yield from self._now_and_then()
+
+    def _steps_turn(self) -> Script[None]:
+        """Behind, and apart from the sweeps: a compensation that hangs must not keep a prepared branch waiting."""
+        if self._not_ready is None:
+            yield from self._undo_script()
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._writable()
         yield from ends.flush_or_keep(ctx)
+        reaped = yield from reaper.reap(ctx)
         report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
+        report.reaped, report.rolled_back = reaped.reaped, report.rolled_back + reaped.rolled_back
+        report.trouble = reaped.trouble | report.trouble
+        report.steps = yield from self._undo_script()
         yield from self._now_and_then()
         return report
 
@@ -104,15 +115,9 @@ class _Base:
             yield from ends.retire(self._ctx)
             yield from start.renew(self._ctx)
 
-    def _finish_script(self, name: str, wanted: Verdict, attempt: str | None, wait: Wait) -> Script[Result]:
-        ctx = self._writable()
-        found = yield from verbs.finish_named(ctx, name, wanted, attempt=attempt)
-        if not isinstance(found, Course):
-            return found
-        if wait == "applied":
-            return (yield from verbs.complete_named(ctx, found, wanted))
-        self._runs.behind(to_end(ctx, found))
-        return verbs.named_result(found, wanted)
+    def _settle_script(self, attempt: str) -> Script[Result]:
+        result = yield from settle.settle(self._writable(), attempt)
+        return (yield from self._undone(1, result))
 
     def _events_script(self, attempt: str) -> Script[list[Event]]:
         ctx = self._ready()
@@ -140,7 +145,7 @@ def _children() -> None:
 os.register_at_fork(after_in_child=_children)
 
 
-class Coordinator(_Base):
+class Coordinator(Outside, _Base):
     """Transactions over several databases, from threads.
 
     `resources`: one URL, or names with URLs. `journal`: the name of the resource whose database holds the journal
@@ -182,6 +187,7 @@ class Coordinator(_Base):
         self._opened = True
         if self._recovery:
             self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+            self._shell.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
         return self
 
     def close(self) -> None:
@@ -249,6 +255,7 @@ class Coordinator(_Base):
         deadline: float | None = None,
         metadata: dict[str, str] | None = None,
         reuse: bool = False,
+        confirmations: Collection[str] = (),
     ) -> Transaction: ...
     @overload
     def begin_distributed(
@@ -260,6 +267,7 @@ class Coordinator(_Base):
         deadline: float | None = None,
         metadata: dict[str, str] | None = None,
         reuse: bool = False,
+        confirmations: Collection[str] = (),
     ) -> T: ...
     def begin_distributed(
         self,
@@ -270,16 +278,26 @@ class Coordinator(_Base):
         deadline: float | None = None,
         metadata: dict[str, str] | None = None,
         reuse: bool = False,
+        confirmations: Collection[str] = (),
     ) -> Transaction | T:
         """Stage work under a name: prepared everywhere when this returns, decided later by anybody.
 
-        `timeout`: seconds for the work. `deadline`: seconds until recovery aborts it (default a day). With `work`,
-        returns what it returns; without, a block. Raises `DuplicateTransaction`, `InvalidName`, `TransactionAborted`.
+        `timeout`: seconds for the work. `deadline`: seconds until recovery aborts it (default a day). `confirmations`:
+        who must `confirm` before it can be committed. With `work`, returns what it returns; without, a block. Raises
+        `DuplicateTransaction`, `InvalidName`, `TransactionAborted`.
         """
         ctx = self._writable()
 
         def beginning() -> Script[Attempt]:
-            return verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse)
+            return verbs.begin_staged(
+                ctx,
+                name,
+                timeout_s=timeout,
+                deadline_s=deadline,
+                metadata=metadata,
+                reuse=reuse,
+                confirmations=confirmations,
+            )
 
         transaction = Transaction(ctx, self._shell, beginning, "applied")
         if work is None:
@@ -290,13 +308,13 @@ class Coordinator(_Base):
     def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """Commit a staged transaction, from any process. Repeating it returns the first outcome (I12).
 
-        Raises `UnknownTransaction`, `OutcomeConflict` (it was aborted), `StillBeginning`, `InDoubt`,
-        `JournalUnavailable`.
+        Raises `UnknownTransaction`, `OutcomeConflict` (it was aborted), `StillBeginning`, `NotReady` (somebody has not
+        confirmed, or a step has not been answered), `InDoubt`, `JournalUnavailable`.
         """
         return self._shell.shielded(self._finish_script(name, Verdict.COMMIT, attempt, wait))
 
     def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
-        """Roll a staged transaction back. Quiet where its begin failed in this process.
+        """Roll a staged transaction back, and undo its steps. Quiet where its begin failed in this process.
 
         Raises as `commit_distributed`.
         """
@@ -308,16 +326,18 @@ class Coordinator(_Base):
         Raises `InDoubt` (it is too old to tell), `ResourceUnavailable`, `JournalUnavailable` (try again), `UsageError`
         (it is staged and undecided, or a database where it may have committed is not among the resources).
         """
-        return self._shell.shielded(settle.settle(self._writable(), attempt))
+        return self._shell.shielded(self._settle_script(attempt))
 
     def status(self, name: str) -> TransactionRecord:
         """What the journal knows of a staged name, or of any attempt id. Raises `UnknownTransaction`."""
         return self._shell.run(questions.status(self._ready(), name))
 
     def transactions(
-        self, *, state: State | None = None, older_than: float | None = None, limit: int = LIST_MAX
+        self, *, state: State | str | None = None, older_than: float | None = None, limit: int = LIST_MAX
     ) -> list[TransactionRecord]:
-        """Staged transactions, newest first. `older_than`: begun more than so many seconds ago."""
+        """Staged transactions, newest first. `state`: as in their `state` or `status`; `older_than`: begun more than so
+        many seconds ago.
+        """
         return self._shell.run(questions.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
 
     def wait(self, name: str, *, timeout: float | None = None) -> TransactionRecord:
@@ -337,11 +357,14 @@ class Coordinator(_Base):
         self._shell.run(self._clear_script(attempt, branch, by))
 
     def recover(self, *, grace: float | None = None) -> SweepReport:
-        """One sweep of recovery, now. `grace`: seconds an undecided branch is left alone (default: the settings')."""
+        """One sweep of recovery, now, and one turn at what is to be undone.
+
+        `grace`: seconds an undecided branch is left alone (default: the settings').
+        """
         return self._shell.run(self._sweep_script(grace))
 
 
-class AsyncCoordinator(_Base):
+class AsyncCoordinator(AsyncOutside, _Base):
     """Transactions over several databases, on asyncio. The verbs and arguments of `Coordinator`."""
 
     def __init__(
@@ -378,6 +401,7 @@ class AsyncCoordinator(_Base):
         self._opened = True
         if self._recovery:
             self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+            self._shell.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
         return self
 
     async def close(self) -> None:
@@ -439,12 +463,21 @@ class AsyncCoordinator(_Base):
         deadline: float | None = None,
         metadata: dict[str, str] | None = None,
         reuse: bool = False,
+        confirmations: Collection[str] = (),
     ) -> Staging[T]:
         """As `Coordinator.begin_distributed`: await it with `work`, or enter it as a block."""
         ctx = self._writable()
 
         def beginning() -> Script[Attempt]:
-            return verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=metadata, reuse=reuse)
+            return verbs.begin_staged(
+                ctx,
+                name,
+                timeout_s=timeout,
+                deadline_s=deadline,
+                metadata=metadata,
+                reuse=reuse,
+                confirmations=confirmations,
+            )
 
         return Staging(AsyncTransaction(ctx, self._shell, beginning, "applied"), work)
 
@@ -458,14 +491,14 @@ class AsyncCoordinator(_Base):
 
     async def settle(self, attempt: str) -> Result:
         """As `Coordinator.settle`."""
-        return await self._shell.shielded(settle.settle(self._writable(), attempt))
+        return await self._shell.shielded(self._settle_script(attempt))
 
     async def status(self, name: str) -> TransactionRecord:
         """As `Coordinator.status`."""
         return await self._shell.run(questions.status(self._ready(), name))
 
     async def transactions(
-        self, *, state: State | None = None, older_than: float | None = None, limit: int = LIST_MAX
+        self, *, state: State | str | None = None, older_than: float | None = None, limit: int = LIST_MAX
     ) -> list[TransactionRecord]:
         """As `Coordinator.transactions`."""
         return await self._shell.run(

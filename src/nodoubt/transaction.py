@@ -22,7 +22,7 @@ from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, UsageError
 from .ports import Reply
 from .script import Script
-from .steps import Compensation, Step, calling, ledger, registry, undoing
+from .steps import REGISTRY, Compensation, Step, calling, ledger, undoing
 from .steps.running import BLOCKING, LOOPING, Runner
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def _abandon(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, er
 
 def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
     """Only if the register says ABORT: after an error that leaves that open nothing is undone."""
-    left = yield from undoing.undo_quietly(ctx, registry, _runner(shell), attempt.id, mine=True)
+    left = yield from undoing.undo_quietly(ctx, REGISTRY, _runner(shell), attempt.id, mine=True)
     if left:
         error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
 

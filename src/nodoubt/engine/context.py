@@ -118,6 +118,7 @@ class Context:
     holding: set[str] = field(default_factory=set)  # attempts at work here that have called steps
     journal_clock: tuple[float, float] | None = None  # what it showed, and our `elapsed` then
     beating: bool = False  # whether something runs behind that tells others what is in `holding`
+    told: set[str] = field(default_factory=set)  # cautions that were given already
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 from ..errors import JournalUnavailable, NoDoubtError, ResourceRefused, ResourceUnavailable, UnknownTransaction
 from ..ports import Prepared, Refused, Session, Unclear
 from ..protocol.records import Mode, Staging, Standing, Verdict
+from ..protocol.recovery import STALE
 from ..script import Pause, Script
 from ..xid import Xid, is_attempt
 from .context import Context, Participant, asked, backoff, told
 
 R = TypeVar("R")
 PAGE_MAX = 500
+CLEANED_UP, MANUAL = "cleaned_up", "requires_manual_intervention"
 
 
 class State(StrEnum):
@@ -46,7 +48,14 @@ class TransactionRecord:
     reason: str = ""
     owner: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
-    heuristic: str = ""  # why a human must look, if one must
+    heuristic: str = ""  # why a human must look, if one must: a quarantined branch, a parked compensation
+
+    @property
+    def status(self) -> str:
+        """As `state`, in two words more: `cleaned_up` by the reaper, `requires_manual_intervention`."""
+        if self.heuristic:
+            return MANUAL
+        return CLEANED_UP if self.state is State.ABORTED and STALE in self.reason else self.state.value
 
 
 def ask(ctx: Context, body: Callable[[Session], Script[R]], *, changes: bool = False) -> Script[R]:
@@ -88,12 +97,18 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
         standing = (yield from look(ctx, [attempt])).get(attempt)
     if staging is None and standing is None:
         return (yield from _by_receipt(ctx, name))
-    entries = yield from ask(ctx, ctx.journal.quarantined)
-    why = {entry.attempt: entry.why for entry in entries}
-    record = _record(staging, standing, why)
+    record = _record(staging, standing, (yield from _need_a_human(ctx)))
     if staging is not None and standing is None and not (yield from last_is_listed(ctx, staging)):
         return replace(record, state=State.BEGINNING)
     return record
+
+
+def _need_a_human(ctx: Context) -> Script[dict[str, str]]:
+    """By attempt: what recovery has quarantined, and which compensations are parked."""
+    parked = yield from ask(ctx, ctx.journal.parked_calls)
+    why = {call.attempt: f"the compensation {call.undo} of {call.step} is parked: {call.error}" for call in parked}
+    entries = yield from ask(ctx, ctx.journal.quarantined)
+    return why | {entry.attempt: entry.why for entry in entries}
 
 
 def _by_receipt(ctx: Context, attempt: str) -> Script[TransactionRecord]:
@@ -141,11 +156,10 @@ def last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
 
 
 def listing(
-    ctx: Context, *, state: State | None, older_than_s: float | None, limit: int
+    ctx: Context, *, state: State | str | None, older_than_s: float | None, limit: int
 ) -> Script[list[TransactionRecord]]:
     """The directory of names, newest first."""
-    entries = yield from ask(ctx, ctx.journal.quarantined)
-    why = {entry.attempt: entry.why for entry in entries}
+    why = yield from _need_a_human(ctx)
     found: list[TransactionRecord] = []
     after = ""
     while True:
@@ -157,7 +171,7 @@ def listing(
         for staging, standing in rows:
             record = _record(staging, standing, why)
             young = older_than_s is not None and staging.created_at > ctx.clock.now() - older_than_s
-            if (state is None or record.state is state) and not young:
+            if state in (None, record.state, record.status) and not young:
                 found.append(record)
             if len(found) >= limit:
                 return found

@@ -23,9 +23,9 @@ class NotDecided(NoDoubtError):
 
 
 def write(ctx: Context, decisions: Sequence[Decision]) -> Script[list[NoDoubtError | None]]:
-    """One forced write for all of them; where that is refused, one for each. None: written, durably.
+    """One forced write for all of them; where that is refused, one for each half. None: written, durably.
 
-    One decision that stands already must not keep its neighbours from being written.
+    One decision that stands already must not keep its neighbours from being written, nor cost each a write of its own.
     """
 
     def together(session: Session) -> Script[None]:
@@ -36,10 +36,9 @@ def write(ctx: Context, decisions: Sequence[Decision]) -> Script[list[NoDoubtErr
     except Refused as error:
         if len(decisions) == 1:
             return [error]
-        answers: list[NoDoubtError | None] = []
-        for decision in decisions:
-            answers += yield from write(ctx, [decision])
-        return answers
+        middle = len(decisions) // 2
+        answers = yield from write(ctx, decisions[:middle])
+        return answers + (yield from write(ctx, decisions[middle:]))
     except NoDoubtError as error:
         return [error] * len(decisions)
     return [None] * len(decisions)
@@ -79,6 +78,19 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
             raise kind(f"the journal gave no decision within {ctx.settings.decide_s:g} s: {error}") from error
         yield Pause(pause_s)
     raise AssertionError("backoff does not end")
+
+
+def decide_all(ctx: Context, wanted: Sequence[Decision]) -> Script[list[Decision]]:
+    """`decide` for many, in as few forced writes as possible. Raises what `decide` raises for the first that it
+    cannot do.
+    """
+    if not wanted:
+        return []
+    answers = yield from write(ctx, wanted)
+    stand: list[Decision] = []
+    for decision, error in zip(wanted, answers, strict=True):
+        stand.append(decision if error is None else (yield from decide(ctx, decision)))
+    return stand
 
 
 def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:

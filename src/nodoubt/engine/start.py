@@ -10,6 +10,7 @@ What it cannot see: a clone that answers with the same server identity, and a re
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
 from ..ports import Identity, Session, Unclear
@@ -138,6 +139,35 @@ def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
         return _identity(participant, session)
 
     yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body))
+
+
+@dataclass(slots=True)
+class Lineage:
+    """What a look at every participant has shown. `restored`: by this journal nothing may be decided (I15)."""
+
+    reached: int = 0
+    restored: bool = False
+    trouble: dict[str, str] = field(default_factory=dict)
+
+
+def lineage(ctx: Context) -> Script[Lineage]:
+    """The check of a sweep, for those that look at no branches: the reaper, and whoever undoes steps."""
+    found = Lineage()
+
+    def one(participant: Participant) -> Script[None]:
+        yield from admit(ctx, participant)
+        yield from lineage_holds(ctx, participant)
+
+    outcomes = yield from every([one(participant) for participant in ctx.participants.values()])
+    for participant, outcome in zip(ctx.participants.values(), outcomes, strict=True):
+        if outcome.error is None:
+            found.reached += 1
+            continue
+        found.restored |= isinstance(outcome.error, JournalRestored)
+        if isinstance(outcome.error, LineageBroken):
+            participant.barred = str(outcome.error)
+        found.trouble[participant.name] = str(outcome.error)
+    return found
 
 
 def _identity(participant: Participant, session: Session) -> Script[Identity]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError
 from ..ports import BelowFloor, Prepared, Session
@@ -36,6 +37,8 @@ class SweepReport:
     left: int = 0
     ended: int = 0
     quarantined: int = 0
+    reaped: int = 0  # staged transactions past their deadline, or refused, that were aborted
+    steps: Any = None  # what became of steps: a `steps.undoing.Undoing`
     trouble: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -31,7 +31,7 @@ from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, check_who, new_attempt
-from . import questions, readiness, register, start
+from . import cautions, questions, readiness, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, told
 from .phases import Course, raise_for, to_answer, to_end
@@ -352,6 +352,7 @@ def finish_named(
     gated = bool(staging.calls or staging.confirmations)
     if gated and wanted is Verdict.COMMIT:
         yield from readiness.require(ctx, staging)
+    cautions.one_branch(ctx, staging)
     branches = yield from _branches_of(ctx, staging)
     if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches)):
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)

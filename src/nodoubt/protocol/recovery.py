@@ -65,6 +65,7 @@ class Row:
     why: str
 
 
+STALE = "stale_timeout: nobody decided before its deadline"
 _LISTED = frozenset({Seen.PREPARED, Seen.PREPARED_STILL})
 _UNLISTED = frozenset({Seen.RECEIPT, Seen.ABSENT, Seen.ABSENT_STILL})
 _FIRST = frozenset({Seen.PREPARED})
@@ -82,8 +83,8 @@ TABLE: tuple[Row, ...] = (
     Row(_K.ABORT, _LISTED, None, _A.ROLLBACK, "also a prepare that came late (I11)"),
     Row(_K.ABORT, _UNLISTED, None, _A.DONE, "nothing is left"),
     Row(_K.STAGED, _LISTED | _UNLISTED, None, _A.LEAVE, "somebody will decide"),
-    Row(_K.STAGED_DUE, _LISTED, None, _A.FENCE, "nobody did in time"),
-    Row(_K.STAGED_DUE, _UNLISTED, None, _A.FENCE, "nobody did in time"),
+    Row(_K.STAGED_DUE, _LISTED, None, _A.FENCE, STALE),
+    Row(_K.STAGED_DUE, _UNLISTED, None, _A.FENCE, STALE),
     Row(_K.STAGED_PARTLY, _LISTED | _UNLISTED, Age.YOUNG, _A.LEAVE, "its begin may be at work"),
     Row(_K.STAGED_PARTLY, _LISTED | _UNLISTED, Age.OLD, _A.FENCE, "its begin died"),
     Row(_K.NOTHING, _LISTED, Age.YOUNG, _A.LEAVE, "its coordinator may be about to decide"),

@@ -24,15 +24,15 @@ request, or a worker that is taken for dead, can have an effect that nobody undo
 Must not: decide anything. The register does.
 """
 
-from .registry import Compensation, IdempotencyKey, Registry, Step, StepContext, compensation, registry, step
+from .registry import REGISTRY, Compensation, IdempotencyKey, Registry, Step, StepContext, compensation, step
 
 __all__ = [
+    "REGISTRY",
     "Compensation",
     "IdempotencyKey",
     "Registry",
     "Step",
     "StepContext",
     "compensation",
-    "registry",
     "step",
 ]

@@ -31,7 +31,7 @@ from ..errors import (
 )
 from ..ports import BelowFloor, Conflict
 from ..protocol.compensation import Answered, Declined, Event, NotPossible, Overtaken, Renewed, Unanswered, pause_s
-from ..protocol.records import Call, CallState, Standing, Verdict
+from ..protocol.records import ANSWERED, Call, CallState, Standing, Verdict
 from ..script import Pause, Script
 from ..xid import check_name
 from . import ledger, running
@@ -333,11 +333,14 @@ def words(error: BaseException) -> str:
 
 def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[None]:
     """The end of the action stands in the journal, or the caller is told that its transaction is lost."""
-    after = yield from ledger.change(ctx, record, event)
-    if after.state not in (CallState.DONE, CallState.REFUSED):
+    try:
+        state = (yield from ledger.change(ctx, record, event)).state
+    except NotPossible as error:
+        state = error.state
+    if state not in ANSWERED:
         log.warning(
             "%s #%d of %s was answered after its transaction had been aborted: it is %s",
-            record.step, record.number, record.attempt, after.state.value,
+            record.step, record.number, record.attempt, state.value,
         )  # fmt: skip
         raise TransactionAborted(
             f"{site.name or site.attempt!r} was aborted while {record.step} was under way; it is being undone",

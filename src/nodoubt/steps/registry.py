@@ -193,7 +193,7 @@ class Registry:
         return bool(separator) and name not in self.compensations and module in sys.modules
 
 
-registry = Registry()
+REGISTRY = Registry()
 
 
 class _Steps(Protocol):
@@ -235,7 +235,7 @@ def step(function: Any = None, /, **options: Any) -> Any:
     called again. `idempotent`: it may be called again after any, for the outside honours the key. `tries`: how often at
     most.
     """
-    return _declare(registry.step, function, Options.checked("step", **options))
+    return _declare(REGISTRY.step, function, Options.checked("step", **options))
 
 
 @overload
@@ -251,7 +251,7 @@ def compensation(function: Any = None, /, *, timeout: float | None = None, tries
     the same key, until it has returned once. `timeout`: seconds. `tries`: how often before it is parked for a human.
     """
     options = Options.checked("compensation", timeout=timeout, tries=tries)
-    return _declare(registry.compensation, function, options)
+    return _declare(REGISTRY.compensation, function, options)
 
 
 def _declare(add: Callable[..., Any], function: Any, options: Options) -> Any:

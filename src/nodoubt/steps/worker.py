@@ -2,16 +2,16 @@
 undone.
 
 Any number of workers may do this at any time (I13). Those without the code leave compensations to those who have it.
-
-Guarantees: what is aborted is so by the register's word; a compensation that hangs holds up one lane of many, and none
-of the others' attempts; an attempt that is staged is left to its deadline.
+ Guarantees: nothing is aborted, or undone, by a journal that was restored (I15), and all is by the register's word; a
+compensation that hangs holds up one lane of many, and none of the others' attempts; an attempt that is staged is left
+to its deadline.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from ..engine import questions, register
+from ..engine import questions, register, start
 from ..engine.context import Context, asked, log
 from ..errors import NoDoubtError
 from ..ports import BelowFloor, Session
@@ -30,6 +30,10 @@ LANES = 8
 def turn(ctx: Context, registry: Registry, runner: Runner) -> Script[Undoing]:
     """One look at every attempt that has steps which are neither undone nor parked. Raises `JournalUnavailable`."""
     report = Undoing()
+    lineage = yield from start.lineage(ctx)
+    if lineage.restored or not lineage.reached:
+        log.warning("no steps are undone while nobody can vouch for the journal: %s", lineage.trouble)
+        return report  # a journal that has forgotten a COMMIT would have it undone (I15)
     ctx.journal_clock = None  # looked at anew
     after = ""
     while True:

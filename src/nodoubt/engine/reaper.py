@@ -1,0 +1,156 @@
+"""The reaper: staged transactions past their deadline, or refused, are aborted through the register and rolled back.
+ Any number of reapers may run at once; each takes a place of its own in the list to begin at, so that they seldom meet.
+That saves work and decides nothing: which of two that meet has aborted a transaction is the register's word, and
+whoever it was counts it.
+ Guarantees: what is reaped was decided ABORT, by this process, once; names are taken page by page, so memory does not
+grow with their number; a database that is down keeps no name from being aborted, and its branches wait for the sweep.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..errors import NoDoubtError
+from ..ports import Prepared, Session
+from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
+from ..protocol.recovery import STALE
+from ..script import Script, every
+from ..xid import Xid, new_attempt
+from . import register, start
+from .branches import End, carry_out
+from .context import Context, Participant, asked, chunks, log
+
+PAGE_MAX = 256
+AT_ONCE_MAX = 8
+REFUSED = "somebody who was asked refused it"
+
+
+@dataclass(slots=True)
+class ReapReport:
+    """What a reaper did. `reaped`: whose ABORT it has written. `trouble`: what it could not do, with the reason."""
+
+    reaped: int = 0
+    rolled_back: int = 0  # branches
+    trouble: dict[str, str] = field(default_factory=dict)
+
+
+def reap(ctx: Context) -> Script[ReapReport]:
+    """Abort whatever is overdue, once through the list. By a journal that was restored nothing is decided (I15)."""
+    lineage = yield from start.lineage(ctx)
+    report = ReapReport(trouble=lineage.trouble)
+    if lineage.restored:
+        return report
+    try:
+        first = yield from _page(ctx, "", 1)
+        if not first:
+            return report
+        middle = _somewhere_after(first[0].attempt)
+        yield from _reap_between(ctx, report, middle, None)
+        yield from _reap_between(ctx, report, "", middle)
+    except NoDoubtError as error:
+        report.trouble["journal"] = str(error)
+    return report
+
+
+def _somewhere_after(first: str) -> str:
+    """A place between the oldest that is overdue and now, by chance. Attempts rise with time."""
+    begin, end = int(first, 16), int(new_attempt(), 16)
+    return f"{begin + secrets.randbelow(max(end - begin, 1)):032x}"
+
+
+def _page(ctx: Context, after: str, limit: int) -> Script[list[Staging]]:
+    now = ctx.clock.now()
+
+    def body(session: Session) -> Script[list[Staging]]:
+        return ctx.journal.overdue(session, now, after, limit)
+
+    return asked(ctx, ctx.journal_pool, body)
+
+
+def _reap_between(ctx: Context, report: ReapReport, after: str, until: str | None) -> Script[None]:
+    while True:
+        stagings = yield from _page(ctx, after, PAGE_MAX)
+        mine = [one for one in stagings if (until is None or one.attempt <= until) and one.attempt not in ctx.live]
+        yield from _reap_page(ctx, report, mine)
+        if len(stagings) < PAGE_MAX or (until is not None and stagings[-1].attempt > until):
+            return
+        after = stagings[-1].attempt
+
+
+def _reap_page(ctx: Context, report: ReapReport, stagings: Sequence[Staging]) -> Script[None]:
+    wanted = [_abort(ctx, staging) for staging in stagings]
+    stand = yield from register.decide_all(ctx, wanted)
+    ours = [staging for staging, want, got in zip(stagings, wanted, stand, strict=True) if _is_ours(want, got)]
+    report.reaped += len(ours)
+    for staging in ours:
+        log.info("reaped %r (attempt %s): %s", staging.name, staging.attempt, _why(ctx, staging))
+    prepared = yield from _handles(ctx, report)
+    for part in chunks(ours, AT_ONCE_MAX):
+        scripts = [_roll_back(ctx, report, one.attempt, ref, prepared) for one in part for ref in one.branches]
+        for outcome in (yield from every(scripts)):
+            outcome.get()
+    if ours:
+        log.warning("reaped %d staged transactions past their deadline or refused", len(ours))
+
+
+def _is_ours(wanted: Decision, stands: Decision) -> bool:
+    """Whether it was we who wrote it, even if our answer was lost and somebody had to look."""
+    written = (stands.verdict, stands.owner, stands.decided_at)
+    return written == (wanted.verdict, wanted.owner, wanted.decided_at)
+
+
+def _abort(ctx: Context, staging: Staging) -> Decision:
+    why = _why(ctx, staging)
+    return Decision(
+        staging.attempt,
+        Verdict.ABORT,
+        Mode.STAGED,
+        staging.name,
+        staging.branches,
+        None,
+        ctx.owner,
+        why,
+        ctx.clock.now(),
+    )
+
+
+def _why(ctx: Context, staging: Staging) -> str:
+    return f"recovery: {STALE if staging.deadline <= ctx.clock.now() else REFUSED}"
+
+
+def _handles(ctx: Context, report: ReapReport) -> Script[dict[Xid, Prepared]]:
+    """Where a branch needs more than its xid to be named (MariaDB), one listing for the whole page."""
+    found: dict[Xid, Prepared] = {}
+    for participant in ctx.participants.values():
+        if not participant.resource.traits.holds_session or participant.barred:
+            continue
+
+        def body(session: Session, participant: Participant = participant) -> Script[tuple[Prepared, ...]]:
+            return participant.resource.prepared(session, ctx.cluster)
+
+        try:
+            listed = yield from asked(ctx, participant.reserve, body)
+        except NoDoubtError as error:
+            report.trouble[participant.name] = str(error)
+            continue
+        found.update((one.xid, one) for one in listed)
+    return found
+
+
+def _roll_back(
+    ctx: Context, report: ReapReport, attempt: str, ref: BranchRef, prepared: dict[Xid, Prepared]
+) -> Script[None]:
+    """What cannot be reached, or is another coordinator's, is left to the sweep."""
+    participant = ctx.by_id(ref.resource_id)
+    if participant is None or participant.barred or participant.name in report.trouble:
+        return
+    xid = Xid(ctx.cluster, attempt, ref.number)
+    if participant.resource.traits.holds_session and xid not in prepared:
+        return  # not prepared any more, or not yet: the next sweep looks again (I11)
+    ending = yield from carry_out(ctx, participant, prepared.get(xid, Prepared(xid)), Verdict.ABORT)
+    if ending.end is End.PROVED:
+        report.rolled_back += 1
+    else:
+        report.trouble[participant.name] = ending.why
