@@ -104,7 +104,7 @@ class _Base(Scripts):
         report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
         report.reaped, report.rolled_back = reaped.reaped, report.rolled_back + reaped.rolled_back
         report.trouble = reaped.trouble | report.trouble
-        report.steps = yield from self._undo_script()
+        report.steps = yield from self._undo_script(grace_s)
         yield from self._now_and_then()
         return report
 

@@ -21,7 +21,7 @@ from .script import Script
 from .steps import REGISTRY, Compensation, Step, calling, mending, undoing, worker
 from .steps.mending import Mended
 from .steps.running import BLOCKING, LOOPING, Runner
-from .steps.undoing import Undoing
+from .steps.undoing import Hand, Undoing
 from .transaction import AsyncTransaction, Transaction
 
 R = TypeVar("R")
@@ -61,13 +61,16 @@ class Scripts:
     def _to_end(self, course: Course) -> Script[None]:
         yield from to_end(self._ctx, course)
         if course.attempt.calls:
-            yield from undoing.undo_quietly(self._ctx, REGISTRY, self._runner, course.attempt.id, mine=False)
+            yield from undoing.undo_quietly(self._hand(), course.attempt.id)
+
+    def _hand(self, grace_s: float | None = None) -> Hand:
+        return Hand(self._ctx, REGISTRY, self._runner, grace_s=grace_s)
 
     def _undone(self, calls: int, result: Result) -> Script[Result]:
         """Whoever rolls back also undoes, as far as that can be done now."""
         if not calls or result.state is not State.ABORTED:
             return result
-        left = yield from undoing.undo_quietly(self._ctx, REGISTRY, self._runner, result.attempt, mine=False)
+        left = yield from undoing.undo_quietly(self._hand(), result.attempt)
         return Result(result.name, result.attempt, result.state, result.complete, left)
 
     def _refuse_script(self, name: str, who: str, why: str, attempt: str | None) -> Script[Result]:
@@ -92,8 +95,9 @@ class Scripts:
         yield from self._undo_script()
         return report
 
-    def _undo_script(self) -> Script[Undoing]:
-        return worker.turn(self._writable(), REGISTRY, self._runner)
+    def _undo_script(self, grace_s: float | None = None) -> Script[Undoing]:
+        self._writable()
+        return worker.turn(self._hand(grace_s))
 
     def _give_up_script(self, name: str, attempt: str) -> Script[Result]:
         return self._finish_script(name, Verdict.ABORT, attempt, "applied", "its external operation failed")
@@ -217,9 +221,12 @@ class Outside(Scripts):
         script = mending.edit(self._writable(), REGISTRY, name, number, arguments, by=by, because=because)
         return self._shell.run(script)
 
-    def undo_steps(self) -> Undoing:
-        """One turn of what also runs behind: undo the steps of what was aborted, or whose process has died."""
-        return self._shell.run(self._undo_script())
+    def undo_steps(self, *, grace: float | None = None) -> Undoing:
+        """One turn of what also runs behind: undo the steps of what was aborted, or whose process has died.
+
+        `grace`: whoever is at work on one is left alone for so many seconds, and not for as long as they have asked.
+        """
+        return self._shell.run(self._undo_script(grace))
 
     def reap(self) -> ReapReport:
         """Abort what is staged past its deadline, or refused, now; roll it back, and undo its steps."""
@@ -321,9 +328,9 @@ class AsyncOutside(Scripts):
         script = mending.edit(self._writable(), REGISTRY, name, number, arguments, by=by, because=because)
         return await self._shell.run(script)
 
-    async def undo_steps(self) -> Undoing:
+    async def undo_steps(self, *, grace: float | None = None) -> Undoing:
         """As `Coordinator.undo_steps`."""
-        return await self._shell.run(self._undo_script())
+        return await self._shell.run(self._undo_script(grace))
 
     async def reap(self) -> ReapReport:
         """As `Coordinator.reap`."""

@@ -97,7 +97,7 @@ def _abandon(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, er
 
 def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
     """Only if the register says ABORT: after an error that leaves that open nothing is undone."""
-    left = yield from undoing.undo_quietly(ctx, REGISTRY, _runner(shell), attempt.id, mine=True)
+    left = yield from undoing.undo_quietly(undoing.Hand(ctx, REGISTRY, _runner(shell), mine=True), attempt.id)
     if left:
         error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
 

@@ -39,6 +39,11 @@ class Outside:
         assert len(found) <= 1, f"more than one charge for {order}: {found}"
         return found[0] if found else Account("", order)
 
+    def under(self, key: str) -> Account:
+        """What was done, or not, under the key of one call."""
+        (found,) = [account for account in ledger(self.url) if account.key == key]
+        return found
+
 
 @pytest.fixture
 def outside(outside_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outside]:

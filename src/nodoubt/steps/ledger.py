@@ -15,7 +15,7 @@ from ..engine.context import Context, asked, backoff
 from ..errors import JournalUnavailable, NoDoubtError, UsageError
 from ..ports import Session
 from ..protocol import compensation
-from ..protocol.records import Call, Standing
+from ..protocol.records import Call, CallState, Standing
 from ..script import Pause, Script
 
 CLOCK_GOOD_S = 60.0  # for so long a look at the journal's clock is good: clocks drift, and are set
@@ -54,15 +54,18 @@ def intend(ctx: Context, call: Call) -> Script[None]:
     return asked(ctx, ctx.journal_pool, body)
 
 
-def change(ctx: Context, call: Call, event: compensation.Event) -> Script[Call]:
+def change(ctx: Context, call: Call, event: compensation.Event, *, grace_s: float | None = None) -> Script[Call]:
     """Let the event happen to the call, whatever it has become meanwhile, and return what it is now.
 
+    `grace_s`: whoever has the call is left alone for so long, and no longer, whatever they have asked for.
     Raises `NotPossible` and `NotNow`, as the table says; `JournalUnavailable` after `decide_s`: it may have happened.
     """
     until = ctx.clock.elapsed() + ctx.settings.decide_s
     for pause_s in backoff():
         at = yield from now(ctx)
-        after = compensation.step(call, event, at=at)
+        held = call.state in (CallState.BEGUN, CallState.UNDOING)
+        impatient = held and grace_s is not None and at >= call.changed_at + grace_s
+        after = compensation.step(call, event, at=max(at, call.until) if impatient else at)
         if after is call:
             return call
         try:

@@ -47,14 +47,23 @@ class _After(Enum):
     WAIT = "somebody has it, or it is not time yet, or the code is not here"
 
 
-def undo(
-    ctx: Context, registry: Registry, runner: Runner, attempt: str, *, mine: bool = False, report: Undoing | None = None
-) -> Script[Undoing]:
-    """Undo what can be undone now. `mine`: the attempt's own process, whose actions are over.
-
-    Raises `JournalUnavailable`, `Unclear`: recovery goes on with it.
+@dataclass(slots=True)
+class Hand:
+    """Who undoes, with what. `mine`: the attempt's own process, whose actions are over. `grace_s`: as in
+    `ledger.change`.
     """
-    report = Undoing() if report is None else report
+
+    ctx: Context
+    registry: Registry
+    runner: Runner
+    mine: bool = False
+    grace_s: float | None = None
+    report: Undoing = field(default_factory=Undoing)
+
+
+def undo(hand: Hand, attempt: str) -> Script[Undoing]:
+    """Undo what can be undone now. Raises `JournalUnavailable`, `Unclear`: recovery goes on with it."""
+    ctx, report = hand.ctx, hand.report
     standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
     if standing is None or standing.decision.verdict is not Verdict.ABORT:
         return report
@@ -64,7 +73,7 @@ def undo(
         if chosen is None:
             break
         try:
-            after = yield from _undo_one(ctx, registry, runner, chosen, standing.decision, report, mine=mine)
+            after = yield from _undo_one(hand, chosen, standing.decision)
         except NotNow:
             after = _After.WAIT
         except NotPossible:
@@ -75,36 +84,28 @@ def undo(
     return report
 
 
-def _undo_one(
-    ctx: Context,
-    registry: Registry,
-    runner: Runner,
-    call: Call,
-    decision: Decision,
-    report: Undoing,
-    *,
-    mine: bool,
-) -> Script[_After]:
+def _undo_one(hand: Hand, call: Call, decision: Decision) -> Script[_After]:
+    ctx = hand.ctx
     if not call.undo:
         yield from ledger.change(ctx, call, Bare())
         return _After.NEXT
-    function = registry.compensations.get(call.undo)
+    function = hand.registry.compensations.get(call.undo)
     if function is None:
-        return (yield from _without_code(ctx, registry, call, decision, report))
+        return (yield from _without_code(hand, call, decision))
     try:
         values = fit(function, call.arguments)
     except DoesNotFit as error:
-        return (yield from _park(ctx, call, str(error), report))
+        return (yield from _park(hand, call, str(error)))
     tries_max = function.options.tries_max or ctx.settings.tries_max
     if call.tries >= tries_max:
         why = f"it was begun {call.tries} times, and whoever began it did not come back: {call.error or 'killed?'}"
-        return (yield from _park(ctx, call, why, report))
-    return (yield from _run(ctx, runner, call, decision, function, values, report, mine=mine))
+        return (yield from _park(hand, call, why))
+    return (yield from _run(hand, call, decision, function, values))
 
 
-def _park(ctx: Context, call: Call, why: str, report: Undoing) -> Script[_After]:
-    yield from ledger.change(ctx, call, Unfit(why))
-    report.parked += 1
+def _park(hand: Hand, call: Call, why: str) -> Script[_After]:
+    yield from ledger.change(hand.ctx, call, Unfit(why), grace_s=hand.grace_s)
+    hand.report.parked += 1
     _tell_parked(call, why)
     return _After.NEXT
 
@@ -116,37 +117,32 @@ def _tell_parked(call: Call, why: str) -> None:
     )  # fmt: skip
 
 
-def _without_code(ctx: Context, registry: Registry, call: Call, decision: Decision, report: Undoing) -> Script[_After]:
+def _without_code(hand: Hand, call: Call, decision: Decision) -> Script[_After]:
     """Another process may have the code, so it is left; but not for ever, and not if its own module has lost it."""
-    report.without_code[call.undo] += 1
-    if registry.gone(call.undo):
-        return (yield from _park(ctx, call, f"there is no compensation {call.undo} any more: was it renamed?", report))
+    ctx = hand.ctx
+    if hand.registry.gone(call.undo):
+        return (yield from _park(hand, call, f"there is no compensation {call.undo} any more: was it renamed?"))
+    hand.report.without_code[call.undo] += 1
     at = yield from ledger.now(ctx)
     if at - max(call.changed_at, decision.decided_at) > ctx.settings.unclaimed_s:
         why = (
             f"no worker that has the compensation {call.undo} has come within {ctx.settings.unclaimed_s:g} s: run "
             "nodoubt recover --watch --app MODULE, then nodoubt steps retry"
         )
-        return (yield from _park(ctx, call, why, report))
+        return (yield from _park(hand, call, why))
     return _After.WAIT
 
 
 def _run(
-    ctx: Context,
-    runner: Runner,
-    call: Call,
-    decision: Decision,
-    function: Compensation[..., Any],
-    values: dict[str, object],
-    report: Undoing,
-    *,
-    mine: bool,
+    hand: Hand, call: Call, decision: Decision, function: Compensation[..., Any], values: dict[str, object]
 ) -> Script[_After]:
+    ctx = hand.ctx
     began = ctx.clock.elapsed()
     within_s, margin_s = function.options.timeout_s or ctx.settings.step_s, ctx.settings.grace_s
     at = yield from ledger.now(ctx)
     claim = new_mark()
-    claimed = yield from ledger.change(ctx, call, Claimed(claim, ctx.owner, at + within_s + margin_s, mine))
+    wanted = Claimed(claim, ctx.owner, at + within_s + margin_s, hand.mine)
+    claimed = yield from ledger.change(ctx, call, wanted, grace_s=hand.grace_s)
     if claimed.claim != claim:
         return _After.WAIT
     ctx.notice("S5", call.attempt, "undoing", step=call.undo)
@@ -155,18 +151,19 @@ def _run(
         yield from ledger.change(ctx, claimed, Failed(claim, "its worker was stopped before it began", at))
         return _After.NEXT
     try:
-        yield from running.run(runner, Job(function, values, _context(claimed, decision), within_s))
+        yield from running.run(hand.runner, Job(function, values, _context(claimed, decision), within_s))
     except Exception as error:
-        yield from _failed(ctx, claimed, function, words(error), report)
+        yield from _failed(hand, claimed, function, words(error))
         return _After.NEXT
     ctx.notice("S6", call.attempt, "undone", step=call.undo)
     yield from ledger.change(ctx, claimed, Undone())
-    report.undone += 1
+    hand.report.undone += 1
     ctx.notice("S7", call.attempt, "undone, recorded", step=call.undo)
     return _After.NEXT
 
 
-def _failed(ctx: Context, call: Call, function: Compensation[..., Any], why: str, report: Undoing) -> Script[None]:
+def _failed(hand: Hand, call: Call, function: Compensation[..., Any], why: str) -> Script[None]:
+    ctx, report = hand.ctx, hand.report
     if call.tries >= (function.options.tries_max or ctx.settings.tries_max):
         after = yield from ledger.change(ctx, call, GivenUp(call.claim, why))
         if after.state is CallState.PARKED:
@@ -193,11 +190,11 @@ def _context(call: Call, decision: Decision) -> StepContext:
     )
 
 
-def undo_quietly(ctx: Context, registry: Registry, runner: Runner, attempt: str, *, mine: bool) -> Script[int]:
+def undo_quietly(hand: Hand, attempt: str) -> Script[int]:
     """For whoever has just aborted it: undo what can be undone now; how many steps are left to recovery, or a human."""
     try:
-        report = yield from undo(ctx, registry, runner, attempt, mine=mine)
-        left = yield from ledger.calls(ctx, [attempt])
+        report = yield from undo(hand, attempt)
+        left = yield from ledger.calls(hand.ctx, [attempt])
     except NoDoubtError as error:
         log.warning("the steps of %s are left to recovery: %s", attempt, error)
         return 1

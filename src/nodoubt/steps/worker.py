@@ -19,17 +19,15 @@ from ..protocol.compensation import NotNow, NotPossible, Unfit
 from ..protocol.records import Call, Decision, Mode, Staging, Standing, Verdict
 from ..script import Script, every
 from . import ledger
-from .registry import Registry
-from .running import Runner
-from .undoing import Undoing, undo
+from .undoing import Hand, Undoing, undo
 
 PAGE_MAX = 200
 LANES = 8
 
 
-def turn(ctx: Context, registry: Registry, runner: Runner) -> Script[Undoing]:
+def turn(hand: Hand) -> Script[Undoing]:
     """One look at every attempt that has steps which are neither undone nor parked. Raises `JournalUnavailable`."""
-    report = Undoing()
+    ctx, report = hand.ctx, hand.report
     lineage = yield from start.lineage(ctx)
     if lineage.restored or not lineage.reached:
         log.warning("no steps are undone while nobody can vouch for the journal: %s", lineage.trouble)
@@ -45,7 +43,7 @@ def turn(ctx: Context, registry: Registry, runner: Runner) -> Script[Undoing]:
         theirs = [attempt for attempt in attempts if attempt not in ctx.holding]
         standings = yield from questions.look(ctx, theirs)
         waiting = deque(theirs)
-        lanes = yield from every([_lane(ctx, registry, runner, waiting, standings, report) for _ in range(LANES)])
+        lanes = yield from every([_lane(hand, waiting, standings) for _ in range(LANES)])
         for lane in lanes:
             lane.get()
         if len(attempts) < PAGE_MAX:
@@ -53,14 +51,7 @@ def turn(ctx: Context, registry: Registry, runner: Runner) -> Script[Undoing]:
         after = attempts[-1]
 
 
-def _lane(
-    ctx: Context,
-    registry: Registry,
-    runner: Runner,
-    waiting: deque[str],
-    standings: dict[str, Standing],
-    report: Undoing,
-) -> Script[None]:
+def _lane(hand: Hand, waiting: deque[str], standings: dict[str, Standing]) -> Script[None]:
     """One of several that take the next attempt each: where one waits for a function that hangs, the others go on."""
     while waiting:
         try:
@@ -68,31 +59,25 @@ def _lane(
         except IndexError:
             return
         try:
-            yield from _look_after(ctx, registry, runner, attempt, standings.get(attempt), report)
+            yield from _look_after(hand, attempt, standings.get(attempt))
         except NoDoubtError as error:
             log.warning("the steps of %s are left for now: %s", attempt, error)
 
 
-def _look_after(
-    ctx: Context,
-    registry: Registry,
-    runner: Runner,
-    attempt: str,
-    standing: Standing | None,
-    report: Undoing,
-) -> Script[None]:
-    if standing is None and not (yield from _given_up(ctx, attempt)):
+def _look_after(hand: Hand, attempt: str, standing: Standing | None) -> Script[None]:
+    if standing is None and not (yield from _given_up(hand, attempt)):
         return
     if standing is not None and standing.decision.verdict is Verdict.COMMIT:
         return  # they stand; its end closes them
-    yield from undo(ctx, registry, runner, attempt, report=report)
+    yield from undo(hand, attempt)
 
 
-def _given_up(ctx: Context, attempt: str) -> Script[bool]:
+def _given_up(hand: Hand, attempt: str) -> Script[bool]:
     """Whether an undecided attempt is aborted now: its process has been silent for longer than it had said."""
+    ctx = hand.ctx
     calls = [call for call in (yield from ledger.calls(ctx, [attempt])) if not call.closed]
     at = yield from ledger.now(ctx)
-    if not calls or at < max(call.until for call in calls):
+    if not calls or at < max(_left_alone_until(hand, call) for call in calls):
         return False
 
     def body(session: Session) -> Script[dict[str, Staging]]:
@@ -117,6 +102,10 @@ def _given_up(ctx: Context, attempt: str) -> Script[bool]:
         yield from _park_all(ctx, calls, f"nobody can tell any more how it ended: {error}")
         return False
     return stands.verdict is Verdict.ABORT
+
+
+def _left_alone_until(hand: Hand, call: Call) -> float:
+    return call.until if hand.grace_s is None else min(call.until, call.changed_at + hand.grace_s)
 
 
 def _park_all(ctx: Context, calls: list[Call], why: str) -> Script[None]:
