@@ -187,11 +187,6 @@ class Registry:
         self.compensations[free] = declared
         return declared
 
-    def gone(self, name: str) -> bool:
-        """Whether the compensation of that name was taken away: its module is here, and it is not."""
-        module, separator, _ = name.partition(":")
-        return bool(separator) and name not in self.compensations and module in sys.modules
-
 
 REGISTRY = Registry()
 

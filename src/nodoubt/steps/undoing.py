@@ -118,16 +118,14 @@ def _tell_parked(call: Call, why: str) -> None:
 
 
 def _without_code(hand: Hand, call: Call, decision: Decision) -> Script[_After]:
-    """Another process may have the code, so it is left; but not for ever, and not if its own module has lost it."""
+    """Another process may have it: of another service, or of the release that is being rolled out. Not for ever."""
     ctx = hand.ctx
-    if hand.registry.gone(call.undo):
-        return (yield from _park(hand, call, f"there is no compensation {call.undo} any more: was it renamed?"))
     hand.report.without_code[call.undo] += 1
     at = yield from ledger.now(ctx)
     if at - max(call.changed_at, decision.decided_at) > ctx.settings.unclaimed_s:
         why = (
-            f"no worker that has the compensation {call.undo} has come within {ctx.settings.unclaimed_s:g} s: run "
-            "nodoubt recover --watch --app MODULE, then nodoubt steps retry"
+            f"no worker that has the compensation {call.undo} has come within {ctx.settings.unclaimed_s:g} s. Was it "
+            "renamed? Bring it back, or run nodoubt recover --watch --app MODULE where it is; then nodoubt steps retry"
         )
         return (yield from _park(hand, call, why))
     return _After.WAIT
