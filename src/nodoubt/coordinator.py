@@ -102,7 +102,10 @@ class _Base(Scripts):
         yield from ends.flush_or_keep(ctx)
         reaped = yield from reaper.reap(ctx)
         report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
-        report.reaped, report.rolled_back = reaped.reaped, report.rolled_back + reaped.rolled_back
+        report.reaped = reaped.reaped
+        report.prepared, report.rolled_back = (
+            count + reaped.rolled_back for count in (report.prepared, report.rolled_back)
+        )
         report.trouble = reaped.trouble | report.trouble
         report.steps = yield from self._undo_script(grace_s)
         yield from self._now_and_then()

@@ -149,6 +149,10 @@ class Outside(Scripts):
         """
         return self._shell.run(readiness.wait(self._ready(), name, attempt=attempt, timeout_s=timeout))
 
+    def confirmations(self, attempt: str) -> list[Confirmation]:
+        """What everybody who was asked about an attempt has said."""
+        return self._shell.run(readiness.confirmations(self._ready(), attempt))
+
     def run_distributed(
         self,
         name: str,
@@ -274,6 +278,10 @@ class AsyncOutside(Scripts):
     ) -> list[Confirmation]:
         """As `Coordinator.wait_ready`."""
         return await self._shell.run(readiness.wait(self._ready(), name, attempt=attempt, timeout_s=timeout))
+
+    async def confirmations(self, attempt: str) -> list[Confirmation]:
+        """As `Coordinator.confirmations`."""
+        return await self._shell.run(readiness.confirmations(self._ready(), attempt))
 
     async def run_distributed(
         self,

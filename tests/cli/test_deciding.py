@@ -19,7 +19,7 @@ def test_a_commit_is_carried_out_everywhere(shop: Shop) -> None:
     attempt = shop.stage("order-1")
     assert shop.notes() == {"shop": [], "stock": []}
     document = shop.json("commit", "order-1", "--yes")
-    assert document == {"name": "order-1", "attempt": attempt, "state": "committed", "complete": True}
+    assert document == {"name": "order-1", "attempt": attempt, "state": "committed", "complete": True, "undoing": 0}
     assert shop.notes() == {"shop": ["order-1"], "stock": ["order-1"]}
 
 
@@ -110,7 +110,7 @@ def test_a_doubt_is_ended_for_good(shop: Shop) -> None:
     never = "01a" + attempt[3:-4] + "0000"
     assert shop.nodoubt("settle", never, input="y\n").exit_code == 2, "nobody is there to ask"
     document = shop.json("settle", never, "--yes")
-    assert document == {"name": "", "attempt": never, "state": "aborted", "complete": True}
+    assert document == {"name": "", "attempt": never, "state": "aborted", "complete": True, "undoing": 0}
 
 
 def test_an_interrupted_commit_has_not_failed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

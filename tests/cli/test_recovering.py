@@ -22,6 +22,9 @@ REPORT_KEYS = {
     "ended",
     "trouble",
     "quarantined",
+    "parked",
+    "reaped",
+    "steps",
 }
 DEAD = "postgresql://me:hunter22@127.0.0.1:1/shop"
 

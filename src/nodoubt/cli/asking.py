@@ -13,18 +13,20 @@ import rich_click as click
 from click.exceptions import Exit as Leave
 
 from ..coordinator import LIST_MAX
-from ..engine.questions import State, TransactionRecord
+from ..engine.questions import CLEANED_UP, MANUAL, State, TransactionRecord
 from ..errors import UnknownTransaction
-from ..protocol.records import Event, Quarantined
+from ..protocol.records import Call, Confirmation, Event, Quarantined
 from ..xid import is_attempt
 from .desk import Desk, desk_command
 from .outcome import Exit
 from .output import Cell
+from .steps import call_json, print_call, print_parked
 from .words import age, iso, moment, seconds_of
 
 LIST_DEFAULT = 100
 STATE_STYLES = {State.PREPARED: "yellow", State.COMMITTED: "green", State.ABORTED: "dim", State.BEGINNING: "cyan"}
 HUMAN_STYLE = "bold red"
+STATES = (*(state.value for state in State), CLEANED_UP, MANUAL)
 
 
 class Duration(click.ParamType[float]):
@@ -43,23 +45,27 @@ class Duration(click.ParamType[float]):
 
 @click.command()
 @desk_command
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only those in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
 @click.option("--older-than", type=Duration(), metavar="TIME", help="Only those begun longer ago, as 30s, 5m, 1h, 2d.")
 @click.option("--limit", type=click.IntRange(1, LIST_MAX), default=LIST_DEFAULT, show_default=True, metavar="N")
 def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> None:
     """List staged transactions, newest first, and whatever needs a human."""
     with desk.coordinator(read_only=True) as db:
-        wanted = None if state is None else State(state)
-        records = db.transactions(state=wanted, older_than=older_than, limit=limit)
-        held, barred = db.quarantined(), db.barred
+        records = db.transactions(state=state, older_than=older_than, limit=limit)
+        held, parked, barred = db.quarantined(), db.parked_steps(), db.barred
     if desk.out.json:
         desk.out.document(
-            {"transactions": [record_json(one) for one in records], "quarantined": [held_json(one) for one in held]}
+            {
+                "transactions": [record_json(one) for one in records],
+                "quarantined": [held_json(one) for one in held],
+                "parked": [call_json(one) for one in parked],
+            }
         )
     else:
         _print_list(desk, records)
         print_quarantined(desk, held)
-    if held or barred:
+        print_parked(desk, parked)
+    if held or parked or barred:
         raise Leave(Exit.HUMAN)
 
 
@@ -100,27 +106,39 @@ def show(desk: Desk, name: str) -> None:
                 raise
         attempt = name if record is None else record.attempt
         held = [one for one in held if one.attempt == attempt]
-        trail = db.events(attempt)
+        trail, calls = db.events(attempt), db.steps(attempt)
+        said = db.confirmations(attempt)
     if desk.out.json:
         desk.out.document(
             {
                 "transaction": None if record is None else record_json(record),
                 "events": [event_json(one) for one in trail],
                 "quarantined": [held_json(one) for one in held],
+                "confirmations": [said_json(one) for one in said],
+                "steps": [call_json(one) for one in calls],
             }
         )
     else:
-        _print_one(desk, record, trail)
+        _print_one(desk, record, trail, said, calls)
         print_quarantined(desk, held)
     if held or (record is not None and record.heuristic):
         raise Leave(Exit.HUMAN)
 
 
-def _print_one(desk: Desk, record: TransactionRecord | None, trail: list[Event]) -> None:
+def _print_one(
+    desk: Desk, record: TransactionRecord | None, trail: list[Event], said: list[Confirmation], calls: list[Call]
+) -> None:
     if record is None:
         desk.out.say("The journal has no record of this attempt.")
     else:
         print_record(desk, record)
+    if said:
+        answers: list[list[Cell]] = [[one.who, one.answer.value, one.why] for one in said]
+        desk.out.table("\nConfirmations", ("who", "says", "why"), answers, cut=2)
+    if calls:
+        desk.out.say("\nSteps")
+    for call in calls:
+        print_call(desk, call)
     if trail:
         rows: list[list[Cell]] = [[moment(one.at), one.what, one.detail] for one in trail]
         desk.out.table("\nTrail", ("at", "what", "detail"), rows, cut=2)
@@ -165,7 +183,7 @@ def state_cell(record: TransactionRecord, now: float) -> Cell:
     """The state in words and colour."""
     if record.heuristic:
         return f"{record.state.value}, needs a human", HUMAN_STYLE
-    words = record.state.value
+    words = record.status.replace("_", " ")
     if record.state is State.COMMITTED and not record.complete:
         words += ", still being carried out"
     if record.state is State.PREPARED and record.deadline is not None and record.deadline <= now:
@@ -180,6 +198,7 @@ def record_json(record: TransactionRecord) -> dict[str, Any]:
         "attempt": record.attempt,
         "mode": str(record.mode),
         "state": record.state.value,
+        "status": record.status,
         "complete": record.complete,
         "branches": list(record.branches),
         "created_at": iso(record.created_at),
@@ -201,6 +220,11 @@ def held_json(entry: Quarantined) -> dict[str, Any]:
         "why": entry.why,
         "since": iso(entry.since),
     }
+
+
+def said_json(one: Confirmation) -> dict[str, Any]:
+    """A confirmation for programs."""
+    return {"who": one.who, "says": one.answer.value, "why": one.why}
 
 
 def event_json(event: Event) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def settle(desk: Desk, attempt: str, yes: bool) -> None:
         desk.require_terminal()
         desk.ask(f"If {attempt} is still under way somewhere, this aborts it.")
     with desk.coordinator() as db:
-        _tell(desk, db.settle(attempt))
+        tell(desk, db.settle(attempt))
 
 
 def _decide(desk: Desk, name: str, attempt: str | None, yes: bool, wanted: State) -> None:
@@ -63,10 +63,11 @@ def _decide(desk: Desk, name: str, attempt: str | None, yes: bool, wanted: State
             verb = "Commit" if wanted is State.COMMITTED else "Roll back"
             desk.ask(f"{verb} {name!r} on {', '.join(record.branches)}? This is final.")
         decide: Callable[..., Result] = db.commit_distributed if wanted is State.COMMITTED else db.rollback_distributed
-        _tell(desk, decide(name, attempt=attempt))
+        tell(desk, decide(name, attempt=attempt))
 
 
-def _tell(desk: Desk, result: Result) -> None:
+def tell(desk: Desk, result: Result) -> None:
+    """How a transaction ended."""
     if desk.out.json:
         desk.out.document(
             {
@@ -74,9 +75,13 @@ def _tell(desk: Desk, result: Result) -> None:
                 "attempt": result.attempt,
                 "state": result.state.value,
                 "complete": result.complete,
+                "undoing": result.undoing,
             }
         )
         return
     done = "every branch has confirmed it" if result.complete else "recovery will finish the branches that are not yet"
     words = "committed" if result.state is State.COMMITTED else "rolled back"
     desk.out.say((f"{result.name or result.attempt} is {words}; {done}.", "green" if result.complete else "yellow"))
+    if result.undoing:
+        left = f"{result.undoing} of its steps {'is' if result.undoing == 1 else 'are'} not undone yet"
+        desk.out.say((f"{left}: nodoubt recover --app MODULE undoes them.", "yellow"))

@@ -21,6 +21,7 @@ from ..errors import (
     InvalidName,
     JournalUnavailable,
     LineageBroken,
+    NotReady,
     ResourceUnavailable,
     StillBeginning,
     UsageError,
@@ -42,7 +43,7 @@ class Exit(IntEnum):
 # The first row that fits counts.
 _CODES: tuple[tuple[tuple[type[BaseException], ...], Exit], ...] = (
     ((InDoubt, Heuristic, LineageBroken), Exit.HUMAN),
-    ((ResourceUnavailable, JournalUnavailable, StillBeginning, NotDecided, TimeoutError), Exit.AGAIN),
+    ((ResourceUnavailable, JournalUnavailable, StillBeginning, NotReady, NotDecided, TimeoutError), Exit.AGAIN),
     # No answer, raised before anything was decided: a verb whose outcome is unknown raises InDoubt.
     ((Unclear, SessionLost), Exit.AGAIN),
     ((UsageError, InvalidName), Exit.USAGE),

@@ -18,10 +18,12 @@ from click.exceptions import Exit as Leave
 
 from ..engine.sweep import SweepReport
 from ..errors import NoDoubtError
-from ..protocol.records import Quarantined
+from ..protocol.records import Call, Quarantined
+from .apps import app_option, import_apps
 from .asking import Duration, held_json, print_quarantined
 from .desk import Desk, desk_command
 from .outcome import Exit, code_of
+from .steps import call_json, print_parked
 from .words import iso, moment, span
 
 if TYPE_CHECKING:
@@ -43,21 +45,27 @@ EVERY_LEAST_S = 0.05
     metavar="TIME",
     help="Leave undecided branches alone that are younger [60s]. 0 aborts whatever is being prepared at this moment.",
 )
-def recover(desk: Desk, watch: bool, every: float, grace: float | None) -> None:
-    """Finish what crashed processes left behind: commit what was decided, abort what never was."""
+@app_option
+def recover(desk: Desk, watch: bool, every: float, grace: float | None, apps: tuple[str, ...]) -> None:
+    """Finish what crashed processes left behind: commit what was decided, abort what never was.
+
+    With --app, undo the steps of what was aborted, too: that takes the application's code.
+    """
     if every < EVERY_LEAST_S:
         raise click.UsageError(f"--every is at least {EVERY_LEAST_S:g}s")
+    import_apps(apps)
     if watch:
         _watch(desk, every, grace)
         return
     with desk.coordinator() as db:
-        report, held = db.recover(grace=grace), db.quarantined()
+        report, held, parked = db.recover(grace=grace), db.quarantined(), db.parked_steps()
     if desk.out.json:
-        desk.out.document(report_json(report, held))
+        desk.out.document(report_json(report, held, parked))
     else:
         _print_report(desk, report)
         print_quarantined(desk, held)
-    if held or report.quarantined:
+        print_parked(desk, parked)
+    if held or parked or report.quarantined:
         raise Leave(Exit.HUMAN)
     if report.trouble:
         raise Leave(Exit.AGAIN)
@@ -83,15 +91,16 @@ def _watch(desk: Desk, every_s: float, grace_s: float | None) -> None:
 def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None, stop: threading.Event) -> None:
     seen: frozenset[tuple[str, int]] = frozenset()
     while not stop.is_set():
-        report, held = db.recover(grace=grace_s), db.quarantined()
+        report, held, parked = db.recover(grace=grace_s), db.quarantined(), db.parked_steps()
         if desk.out.json:
-            desk.out.line(report_json(report, held))
+            desk.out.line(report_json(report, held, parked))
         else:
             if _did_something(report):
                 _print_report(desk, report, at=time.time())
-            now = frozenset((one.attempt, one.branch) for one in held)
+            now = frozenset([(one.attempt, one.branch) for one in held] + [(c.attempt, -1 - c.number) for c in parked])
             if now - seen:
                 print_quarantined(desk, held)
+                print_parked(desk, parked)
             seen = now
         stop.wait(every_s)
 
@@ -117,13 +126,16 @@ def _told_to_stop() -> Iterator[threading.Event]:
 
 def _tell_trouble(desk: Desk, error: NoDoubtError) -> None:
     if desk.out.json:
-        desk.out.line(report_json(SweepReport(trouble={"journal": str(error)}), []))
+        desk.out.line(report_json(SweepReport(trouble={"journal": str(error)}), [], []))
     else:
         desk.out.note((f"{moment(time.time())}  {error}", "yellow"))
 
 
 def _did_something(report: SweepReport) -> bool:
-    return bool(report.trouble or report.committed or report.rolled_back or report.ended or report.quarantined)
+    steps = report.steps
+    undone = steps is not None and (steps.undone or steps.failed or steps.parked)
+    did = report.committed or report.rolled_back or report.ended or report.quarantined or report.reaped
+    return bool(report.trouble or did or undone)
 
 
 def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> None:
@@ -145,12 +157,35 @@ def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> N
             "Left alone: staged and before their deadline, or younger than the grace (--grace). MariaDB does not tell "
             "how old a branch is: there it is as old as this process has known it, so use --watch."
         )
+    if report.reaped:
+        overdue = "transaction" if report.reaped == 1 else "transactions"
+        desk.out.say((f"{prefix}{report.reaped} overdue {overdue} aborted.", "yellow"))
+    _print_steps(desk, report, prefix)
     for what, why in report.trouble.items():
         desk.out.say((f"{prefix}{what}: {why}", "red"))
 
 
-def report_json(report: SweepReport, held: list[Quarantined]) -> dict[str, Any]:
+def _print_steps(desk: Desk, report: SweepReport, prefix: str) -> None:
+    steps = report.steps
+    if steps is None:
+        return
+    counts = [
+        (steps.undone, "undone"),
+        (steps.failed, "failed, to be tried again"),
+        (steps.parked, "parked"),
+        (steps.waiting, "waiting"),
+    ]
+    told = [f"{count} {what}" for count, what in counts if count]
+    if told:
+        clean = not (steps.failed or steps.parked or steps.waiting)
+        desk.out.say((f"{prefix}Steps: {', '.join(told)}.", "green" if clean else "yellow"))
+    for name, count in steps.without_code.items():
+        desk.out.say((f"{prefix}{count} wait for the code of {name}: name its module with --app.", "yellow"))
+
+
+def report_json(report: SweepReport, held: list[Quarantined], parked: list[Call]) -> dict[str, Any]:
     """A sweep for programs."""
+    steps = report.steps
     return {
         "at": iso(time.time()),
         "clean": report.clean,
@@ -159,6 +194,17 @@ def report_json(report: SweepReport, held: list[Quarantined]) -> dict[str, Any]:
         "rolled_back": report.rolled_back,
         "left": report.left,
         "ended": report.ended,
+        "reaped": report.reaped,
+        "steps": None
+        if steps is None
+        else {
+            "undone": steps.undone,
+            "failed": steps.failed,
+            "parked": steps.parked,
+            "waiting": steps.waiting,
+            "without_code": dict(steps.without_code),
+        },
         "trouble": dict(report.trouble),
         "quarantined": [held_json(one) for one in held],
+        "parked": [call_json(one) for one in parked],
     }

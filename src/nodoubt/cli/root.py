@@ -9,8 +9,10 @@ from .asking import ls, show
 from .deciding import commit, rollback, settle
 from .desk import journal_option, resource_option
 from .recovering import recover
+from .resolving import reap, resolve
 from .schema import schema
 from .showing import demo
+from .steps import steps
 
 EPILOG = (
     "Exit codes: 0 fine, 1 failed, 2 usage, 3 something is in doubt or needs a human, 75 try again. "
@@ -29,5 +31,5 @@ def root(resources: tuple[str, ...], journal: str | None) -> None:
     """
 
 
-for command in (demo, ls, show, commit, rollback, settle, recover, schema):
+for command in (demo, ls, show, commit, rollback, settle, resolve, recover, reap, steps, schema):
     root.add_command(command)
