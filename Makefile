@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint servers clean
+.PHONY: help demo demo-servers test lint reap-10k servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
 	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
+	@echo "make reap-10k      10,000 staged transactions past their deadline, three reapers at once: rate and memory"
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run
@@ -32,6 +33,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+reap-10k: $(VENV)/.dev servers
+	NODOUBT_REAP=10000 $(BIN)/pytest tests/steps/test_reaper.py -k many -s
 
 servers:
 	@.ci/servers
