@@ -8,11 +8,12 @@ Must not: call a function.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from ..errors import NoDoubtError, UsageError
 from .registry import Compensation, Declared, Step
@@ -102,9 +103,25 @@ def require_result(step: Step[..., Any, Any]) -> None:
     """Raise `UsageError` if what the step says it returns can't be read back from JSON."""
     kind = step.types.get("return", Any)
     try:
-        msgspec.json.Decoder(type(None) if kind is None else kind)
+        foreign = _foreign(msgspec.inspect.type_info(kind), set())
     except TypeError as error:
         raise UsageError(f"{step.name} returns {kind}, which can't be stored as JSON: {error}") from error
+    if foreign is not None:
+        raise UsageError(f"{step.name} returns {kind}, and JSON knows no {foreign.__qualname__}: return what it holds")
+
+
+def _foreign(info: object, seen: set[int]) -> type | None:
+    """A class somewhere in this type that msgspec cannot read back. Types may hold themselves."""
+    if isinstance(info, msgspec.inspect.CustomType):
+        return info.cls
+    if isinstance(info, tuple):
+        parts: Iterable[object] = info
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and id(info) not in seen:
+        seen.add(id(info))
+        parts = (getattr(info, name) for name in info.__struct_fields__)
+    else:
+        return None
+    return next((found for found in (_foreign(part, seen) for part in parts) if found is not None), None)
 
 
 def encoded_result(value: Any) -> str:
