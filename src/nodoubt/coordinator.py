@@ -15,7 +15,7 @@ from typing import Self, TypeVar, overload
 from . import wiring
 from .engine import cautions, ends, questions, reaper, settle, start, sweep, verbs
 from .engine.attempt import Attempt
-from .engine.context import Context, Settings
+from .engine.context import Context, Settings, log
 from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
@@ -94,8 +94,12 @@ class _Base(Scripts):
 
     def _steps_turn(self) -> Script[None]:
         """Behind, and apart from the sweeps: a compensation that hangs must not keep a prepared branch waiting."""
-        if self._not_ready is None:
+        if self._not_ready is not None:
+            return
+        try:
             yield from self._undo_script()
+        except NoDoubtError as error:
+            log.warning("no steps were undone in this turn: %s", error)
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._writable()
@@ -107,7 +111,10 @@ class _Base(Scripts):
             count + reaped.rolled_back for count in (report.prepared, report.rolled_back)
         )
         report.trouble = reaped.trouble | report.trouble
-        report.steps = yield from self._undo_script(grace_s)
+        try:
+            report.steps = yield from self._undo_script(grace_s)
+        except NoDoubtError as error:
+            report.trouble["steps"] = str(error)
         yield from self._now_and_then()
         return report
 

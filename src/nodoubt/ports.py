@@ -499,7 +499,11 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A point of the protocol that one attempt has reached: P1 to P10 of the fault matrix, and what happened."""
+    """A point of the protocol that one attempt has reached: P1 to P10 of the fault matrix, and what happened.
+
+    S1 to S7 are those of a step: about to be called, its intent written, answered, recorded; its compensation about to
+    run, over, recorded.
+    """
 
     point: str
     attempt: str

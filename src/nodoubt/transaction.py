@@ -97,6 +97,9 @@ def _abandon(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, er
 
 def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
     """Only if the register says ABORT: after an error that leaves that open nothing is undone."""
+    if not attempt.aborted:
+        error.add_note(f"nodoubt: the steps of {attempt.id} are left to recovery, which asks the register first")
+        return
     left = yield from undoing.undo_quietly(undoing.Hand(ctx, REGISTRY, _runner(shell), mine=True), attempt.id)
     if left:
         error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
@@ -160,6 +163,8 @@ class Transaction(_Handle):
         `step` and `undo` are declared by `@nodoubt.step` and `@nodoubt.compensation`; `undo` takes those of the step's
         arguments that it names. `timeout`: seconds. `key`: what the call is known by in this transaction, the step's
         name if not said; called again under it, the step is not done again.
+
+        Arguments and results are stored in the journal as they are: pass ids and tokens, not secrets.
 
         Returns what the step returns. Its own errors come out unchanged; but for those that it declares as `refused`,
         they leave open whether it happened, so the transaction can only be rolled back. Raises `StepTimedOut`,

@@ -216,3 +216,25 @@ def test_a_commit_whose_reply_is_lost_is_never_compensated(pair: list[Database],
 def test_the_pages_own_pattern_refunds_an_order_that_stands(pair: list[Database], outside: Outside, order: str) -> None:
     the_reply_to_the_commit_is_lost(pair, page, order)
     assert (outside.of(order).charges, outside.of(order).refunds) == (1, 1)
+
+
+# ---- answers of the journal that are lost ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [b"INSERT INTO nodoubt.calls", b"UPDATE nodoubt.calls SET"], ids=["intent", "result"])
+@pytest.mark.parametrize("fault", ["cut_reply", "cut_request"])
+async def test_a_lost_answer_about_a_step_has_it_called_once_all_the_same(
+    plain_mode: str, pair: list[Database], outside: Outside, order: str, lost: bytes, fault: str
+) -> None:
+    with TcpProxy.to(pair[0].url) as proxy:
+        seen = [Database("a", proxy.url_for(pair[0].url)), pair[1]]
+        async with opened(plain_mode, seen) as db:
+            async with db.staged(order) as tx:
+                await tx.move("a", "b", 30)
+            hit = getattr(proxy, fault)(lost)
+            assert await db.call(order, app.charge, order, "good", undo=app.refund) == f"p-{order}"
+            hit.wait_hit()
+            assert [call.state for call in await db.steps(order)] == [CallState.DONE]
+            await db.commit_distributed(order)
+    assert balances(pair) == (70, 130)
+    assert (outside.of(order).charges, outside.of(order).asked) == (1, 1)

@@ -73,6 +73,7 @@ class Attempt:
     confirmations: tuple[str, ...] = ()  # who must confirm before it may be committed
     calls: int = 0  # steps that were called, or may have been: then only the register can end it
     calling: int = 0  # those that run at this moment
+    aborted: bool = False  # the register has said so: then its steps may be undone
     doomed: BaseException | None = None  # a step whose answer is not known, after which only a rollback is possible
 
     @property

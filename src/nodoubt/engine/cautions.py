@@ -5,6 +5,7 @@ Guarantees: each cause is told once, not with every sweep; nothing is changed, a
 
 from __future__ import annotations
 
+from ..errors import NoDoubtError
 from ..ports import Session
 from ..protocol.records import Staging
 from ..script import Script
@@ -19,7 +20,10 @@ def look(ctx: Context) -> Script[None]:
     def body(session: Session) -> Script[list[Staging]]:
         return ctx.journal.undecided(session, "", ctx.settings.open_warn + 1)
 
-    stagings = yield from asked(ctx, ctx.journal_pool, body)
+    try:
+        stagings = yield from asked(ctx, ctx.journal_pool, body)
+    except NoDoubtError:
+        return  # the sweep tells that the journal is away
     for staging in stagings:
         held_s = ctx.clock.now() - staging.created_at
         if held_s > ctx.settings.held_warn_s and _first(ctx, f"held {staging.attempt}"):

@@ -105,6 +105,7 @@ def _advance(ctx: Context, course: Course, events: Sequence[Event]) -> Script[No
     queue = list(events)
     while queue:
         ready = course.machine.step(queue.pop(0))
+        course.attempt.aborted = course.machine.stands is Verdict.ABORT
         course.commands += ready.commands
         course.answer = course.answer or ready.answer
         _notice_answer(ctx, course, ready)

@@ -29,7 +29,7 @@ from ..errors import (
     UnknownTransaction,
     UsageError,
 )
-from ..ports import BelowFloor, Conflict
+from ..ports import BelowFloor, Conflict, Refused, Unclear
 from ..protocol.compensation import Answered, Declined, Event, NotPossible, Overtaken, Renewed, Unanswered, pause_s
 from ..protocol.records import ANSWERED, Call, CallState, Standing, Verdict
 from ..script import Pause, Script
@@ -39,7 +39,8 @@ from .encoding import Bound, bind, decoded_result, encoded_result, require_resul
 from .registry import STEP_TRIES_MAX, Compensation, IdempotencyKey, Step, StepContext
 from .running import Job, Runner
 
-INTENT_TRIES_MAX = 5  # numbers that somebody else takes before us
+INTENT_TRIES_MAX = 5  # numbers that somebody else takes before us, or answers that are lost
+CALLS_MAX = 1000  # of one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +172,11 @@ def _call(ctx: Context, runner: Runner, use: Use, site: _Site) -> Script[Any]:
 
 def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
     """The call as it is written now, and whether it was called before."""
-    number = site.number
+    refused: Refused | Unclear | None = None
+    number, at = site.number, (yield from ledger.now(ctx))
     for _ in range(INTENT_TRIES_MAX):
-        at = yield from ledger.now(ctx)
+        if number >= CALLS_MAX:
+            raise UsageError(f"a transaction calls at most {CALLS_MAX} steps")
         record = Call(
             site.attempt,
             number,
@@ -189,8 +192,8 @@ def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
         try:
             yield from ledger.intend(ctx, record)
             return record, False
-        except Conflict:
-            pass
+        except (Conflict, Unclear) as error:
+            refused = error
         except BelowFloor as error:
             raise _too_late(site, "it is older than what the journal remembers") from error
         except NoDoubtError as error:
@@ -199,13 +202,19 @@ def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
             ) from error
         others = yield from ledger.calls(ctx, [site.attempt])
         same = next((one for one in others if one.key == use.key), None)
+        if same == record:
+            # Ours, and its answer was lost. It is seen, which is not yet flushed: written once more, it is.
+            return (yield from _renewed(ctx, site, record)), False
         if same is not None:
             return same, True
         standing = yield from ledger.decided(ctx, site.attempt)
         if standing is not None:
             raise _ended(site, standing)
-        number = max((one.number for one in others), default=-1) + 1
-    raise JournalUnavailable(f"others call so many steps in {site.name!r} that {use.bound.step.name} found no number")
+        if isinstance(refused, Conflict):
+            number = max((one.number for one in others), default=-1) + 1
+    raise JournalUnavailable(
+        f"the journal took no intent of {use.bound.step.name} in {INTENT_TRIES_MAX} tries; it was not begun: {refused}"
+    )
 
 
 def _called_before(ctx: Context, use: Use, site: _Site, known: Call) -> Script[Call | None]:

@@ -68,16 +68,18 @@ def change(ctx: Context, call: Call, event: compensation.Event, *, grace_s: floa
         after = compensation.step(call, event, at=max(at, call.until) if impatient else at)
         if after is call:
             return call
+        trouble: NoDoubtError | None = None
         try:
             if (yield from _advance(ctx, call, after)):
                 return after
             fresh = yield from _again(ctx, call)
         except NoDoubtError as error:
-            if ctx.clock.elapsed() + pause_s >= until:
-                what = f"{call.step} #{call.number} of {call.attempt}"
-                raise JournalUnavailable(f"the journal does not say whether {what} was changed: {error}") from error
+            trouble = error
             yield Pause(pause_s)
             fresh = yield from _again_if_possible(ctx, call)
+        if fresh != after and ctx.clock.elapsed() >= until:
+            what, why = f"{call.step} #{call.number} of {call.attempt}", trouble or "others change it all the time"
+            raise JournalUnavailable(f"the journal does not say whether {what} was changed: {why}") from trouble
         if fresh == after:
             return after  # it was written, and only the answer was lost
         call = fresh

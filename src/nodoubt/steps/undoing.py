@@ -23,7 +23,7 @@ from ..protocol.records import Call, CallState, Decision, Verdict
 from ..script import Script
 from ..xid import new_mark
 from . import ledger, running
-from .calling import pause_between, words
+from .calling import CALLS_MAX, pause_between, words
 from .encoding import DoesNotFit, fit
 from .registry import Compensation, IdempotencyKey, Registry, StepContext
 from .running import Job, Runner
@@ -38,6 +38,9 @@ class Undoing:
     parked: int = 0
     waiting: int = 0  # calls that are neither undone nor parked yet
     without_code: Counter[str] = field(default_factory=Counter)
+
+
+TURNS_MAX = 4 * CALLS_MAX  # looks at one attempt: each brings one of its calls further
 
 
 class _After(Enum):
@@ -67,7 +70,8 @@ def undo(hand: Hand, attempt: str) -> Script[Undoing]:
     standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
     if standing is None or standing.decision.verdict is not Verdict.ABORT:
         return report
-    while True:
+    calls: list[Call] = []
+    for _ in range(TURNS_MAX):
         calls = yield from ledger.calls(ctx, [attempt])
         chosen = following(calls)
         if chosen is None:

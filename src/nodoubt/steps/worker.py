@@ -30,8 +30,9 @@ def turn(hand: Hand) -> Script[Undoing]:
     ctx, report = hand.ctx, hand.report
     lineage = yield from start.lineage(ctx)
     if lineage.restored or not lineage.reached:
-        log.warning("no steps are undone while nobody can vouch for the journal: %s", lineage.trouble)
-        return report  # a journal that has forgotten a COMMIT would have it undone (I15)
+        # A journal that has forgotten a COMMIT would have it undone (I15): somebody must vouch for it.
+        log.warning("no steps are undone: %s", "; ".join(lineage.trouble.values()))
+        return report
     ctx.journal_clock = None  # looked at anew
     after = ""
     while True:
