@@ -1,5 +1,6 @@
 """The world outside: a payment service in a process of its own, over HTTP. And how to talk to it.
- `python outside.py FILE` serves on 127.0.0.1 and prints its port. It forces each effect to its file before it answers,
+
+`python outside.py FILE` serves on 127.0.0.1 and prints its port. It forces each effect to its file before it answers,
 does everything once per idempotency key, and refuses a charge whose refund has come before it. It counts what it did,
 so that whoever sends another key for the same thing is found out.
 """

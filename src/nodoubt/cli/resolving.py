@@ -1,5 +1,6 @@
 """`resolve` and `reap`: an operator's word, and the deadline's.
- Guarantees: resolving asks for the transaction's name to be typed, or is told `--yes`; who, and why, is kept in the
+
+Guarantees: resolving asks for the transaction's name to be typed, or is told `--yes`; who, and why, is kept in the
 trail; neither passes by the register.
 """
 

@@ -1,5 +1,6 @@
 """`steps`: what was called outside, what is being undone, and what waits for a human (I20).
- Guarantees: nothing is run here; who changes something, and why, is kept in the trail; a parked step makes `ls` exit
+
+Guarantees: nothing is run here; who changes something, and why, is kept in the trail; a parked step makes `ls` exit
 with 3, as whatever needs a human does.
 """
 

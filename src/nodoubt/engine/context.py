@@ -119,6 +119,7 @@ class Context:
     journal_clock: tuple[float, float] | None = None  # what it showed, and our `elapsed` then
     beating: bool = False  # whether something runs behind that tells others what is in `holding`
     told: set[str] = field(default_factory=set)  # cautions that were given already
+    unclaimed: dict[tuple[str, int], float] = field(default_factory=dict)  # calls without code here, since when
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -98,7 +98,7 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
     if staging is None and standing is None:
         return (yield from _by_receipt(ctx, name))
     record = _record(staging, standing, (yield from _need_a_human(ctx)))
-    if staging is not None and standing is None and not (yield from last_is_listed(ctx, staging)):
+    if staging is not None and standing is None and not (yield from _last_is_listed(ctx, staging)):
         return replace(record, state=State.BEGINNING)
     return record
 
@@ -138,7 +138,7 @@ def _has_receipt(ctx: Context, participant: Participant, xid: Xid) -> Script[boo
     return told(ctx, participant.reserve, body)
 
 
-def last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
+def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
     """Whether its last branch is prepared; True also where that cannot be found out."""
     ref = next((ref for ref in staging.branches if ref.number == staging.last), None)
     participant = None if ref is None else ctx.by_id(ref.resource_id)

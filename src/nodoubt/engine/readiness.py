@@ -1,5 +1,6 @@
 """Readiness: those who were asked say whether a staged transaction may be committed.
- Guarantees: an answer is durable before it is told, and the first of each stands; a COMMIT carries in its own
+
+Guarantees: an answer is durable before it is told, and the first of each stands; a COMMIT carries in its own
 transaction the condition that all have confirmed (`Decision.gated`), so an answer and the decision cannot contradict
 each other, however they race; a refusal aborts through the register, like everything that ends a transaction.
 """

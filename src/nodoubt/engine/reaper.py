@@ -1,8 +1,10 @@
 """The reaper: staged transactions past their deadline, or refused, are aborted through the register and rolled back.
- Any number of reapers may run at once; each takes a place of its own in the list to begin at, so that they seldom meet.
+
+Any number of reapers may run at once; each takes a place of its own in the list to begin at, so that they seldom meet.
 That saves work and decides nothing: which of two that meet has aborted a transaction is the register's word, and
 whoever it was counts it.
- Guarantees: what is reaped was decided ABORT, by this process, once; names are taken page by page, so memory does not
+
+Guarantees: what is reaped was decided ABORT, by this process, once; names are taken page by page, so memory does not
 grow with their number; a database that is down keeps no name from being aborted, and its branches wait for the sweep.
 """
 

@@ -9,7 +9,8 @@
     with db.transaction("order-42") as tx:
         tx["shop"].execute(…)
         tx.call(charge_card, 42, 99, undo=refund_card)
- `registry` knows the functions, `encoding` turns arguments and results into JSON and back, `running` runs a function
+
+`registry` knows the functions, `encoding` turns arguments and results into JSON and back, `running` runs a function
 with a time limit, `calling` is the script of a call, `undoing` that of its compensation, `worker` finishes what dead
 processes left, `mending` is what a human may do about a call.
 
@@ -17,7 +18,8 @@ What is guaranteed: the intent is durable before the action starts, and its resu
 attempt has been decided by then does not start; a compensation runs only where the register says ABORT, from the last
 call to the first, and until it has succeeded, is parked, or is skipped by a human. Every try of an action has one
 idempotency key, and so has every try of its compensation.
- What the outside must do: take two requests of one key for one; cope with a compensation whose action never happened,
+
+What the outside must do: take two requests of one key for one; cope with a compensation whose action never happened,
 and then refuse that action should it still come. Without it, a process that stalls between its last look and its
 request, or a worker that is taken for dead, can have an effect that nobody undoes, or undo one twice.
 

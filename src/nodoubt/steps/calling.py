@@ -1,8 +1,10 @@
 """Calling a step: its intent, forced; a last look whether the attempt is still open; the action; its end, forced.
- Guarantees (I19): no action starts without its intent on disk, none in an attempt of which a decision is seen after
+
+Guarantees (I19): no action starts without its intent on disk, none in an attempt of which a decision is seen after
 that, and none that was called before under the same key, unless its function declares that it may be repeated. What
 nobody knows to have happened dooms the transaction: it can only be rolled back, and then the step is undone.
- What is left: between the last look and the action's first byte a process can stall. `StepContext.require_wanted` and
+
+What is left: between the last look and the action's first byte a process can stall. `StepContext.require_wanted` and
 the key are for that.
 """
 

@@ -1,5 +1,6 @@
 """Arguments and results as JSON, by the types that the function itself declares.
- Guarantees: what cannot be stored, or read back as the types say, is found before anything is done outside; arguments
+
+Guarantees: what cannot be stored, or read back as the types say, is found before anything is done outside; arguments
 are stored by the names of their parameters, so a compensation takes those it names, whatever their order.
 
 Must not: call a function.

@@ -1,5 +1,6 @@
 """The functions that may be called outside, by a name under which every process finds them: `@step`, `@compensation`.
- Guarantees: a name stands for one function of each kind; a function that no other process could find or call (a lambda,
+
+Guarantees: a name stands for one function of each kind; a function that no other process could find or call (a lambda,
 a local one without a name of its own, parameters without a type) is refused where it is declared, with what to do.
 
 Must not: call any of them.

@@ -1,8 +1,10 @@
 """Running a user's function with a time limit: in a thread of its own, or on the running event loop.
- Both take functions of both kinds. From `Coordinator` an `async` function gets an event loop of its own, in a thread of
+
+Both take functions of both kinds. From `Coordinator` an `async` function gets an event loop of its own, in a thread of
 its own, for each call: it must bring its own clients, for those that belong to another loop do not work there. From
 `AsyncCoordinator` it runs on the loop that called; an ordinary function runs in a thread.
- Guarantees: whoever waits is answered when the time is up, whatever the function does; it is told so (`given_up`). What
+
+Guarantees: whoever waits is answered when the time is up, whatever the function does; it is told so (`given_up`). What
 cannot be done: a thread cannot be stopped, so an ordinary function that hangs goes on hanging, and may act later. They
 are counted, and beyond a bound no more are begun.
 
@@ -80,7 +82,7 @@ class _Threads:
     def start(self, job: Job, ended: Callable[[Any, BaseException | None], None]) -> Callable[[], None]:
         """Run it in a thread, which calls `ended`. What is returned is to be called when nobody waits any more."""
         with self._lock:
-            if self.hanging >= HANGING_MAX:
+            if saturated():
                 raise TooManyHang(f"{self.hanging} steps hang in this process already: it must be restarted")
         left, over = False, False
 
@@ -122,6 +124,11 @@ def _broken(job: Job, failure: BaseException) -> Broke:
 
 
 _THREADS = _Threads()
+
+
+def saturated() -> bool:
+    """Whether so many functions hang in this process that no more are begun."""
+    return _THREADS.hanging >= HANGING_MAX
 
 
 class Blocking:

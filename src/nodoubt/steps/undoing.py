@@ -11,6 +11,7 @@ Must not: undo where somebody else's clock, or a lease, says that it is time.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -52,8 +53,10 @@ class _After(Enum):
 
 @dataclass(slots=True)
 class Hand:
-    """Who undoes, with what. `mine`: the attempt's own process, whose actions are over. `grace_s`: as in
-    `ledger.change`.
+    """Who undoes, and with what.
+
+    `mine`: the attempt's own process, whose actions are over. `grace_s`: as in `ledger.change`. `lacking`: calls whose
+    code is not here, as far as this turn has come.
     """
 
     ctx: Context
@@ -62,6 +65,27 @@ class Hand:
     mine: bool = False
     grace_s: float | None = None
     report: Undoing = field(default_factory=Undoing)
+    lacking: set[tuple[str, int]] = field(default_factory=set)
+
+
+def something_to_do(hand: Hand, calls: Sequence[Call], at: float) -> bool:
+    """Whether a look at one aborted attempt, which costs a forced write, is worth it now. What waits is counted."""
+    chosen = following(calls)
+    if chosen is None:
+        return False
+    waits = chosen.state in (CallState.BEGUN, CallState.UNDOING, CallState.DUE) and at < chosen.until
+    if hand.grace_s is None and waits:
+        hand.report.waiting += _open(calls)
+        return False
+    if chosen.undo and chosen.undo not in hand.registry.compensations and not _overdue(hand, chosen):
+        hand.report.waiting += _open(calls)
+        hand.report.without_code[chosen.undo] += 1
+        return False
+    return True
+
+
+def _open(calls: Sequence[Call]) -> int:
+    return sum(not call.closed and call.state is not CallState.PARKED for call in calls)
 
 
 def undo(hand: Hand, attempt: str) -> Script[Undoing]:
@@ -84,7 +108,7 @@ def undo(hand: Hand, attempt: str) -> Script[Undoing]:
             after = _After.NEXT  # somebody has brought it further since it was read
         if after is _After.WAIT:
             break
-    report.waiting += sum(not call.closed and call.state is not CallState.PARKED for call in calls)
+    report.waiting += _open(calls)
     return report
 
 
@@ -95,7 +119,7 @@ def _undo_one(hand: Hand, call: Call, decision: Decision) -> Script[_After]:
         return _After.NEXT
     function = hand.registry.compensations.get(call.undo)
     if function is None:
-        return (yield from _without_code(hand, call, decision))
+        return (yield from _without_code(hand, call))
     try:
         values = fit(function, call.arguments)
     except DoesNotFit as error:
@@ -121,24 +145,33 @@ def _tell_parked(call: Call, why: str) -> None:
     )  # fmt: skip
 
 
-def _without_code(hand: Hand, call: Call, decision: Decision) -> Script[_After]:
+def _without_code(hand: Hand, call: Call) -> Script[_After]:
     """Another process may have it: of another service, or of the release that is being rolled out. Not for ever."""
-    ctx = hand.ctx
     hand.report.without_code[call.undo] += 1
-    at = yield from ledger.now(ctx)
-    if at - max(call.changed_at, decision.decided_at) > ctx.settings.unclaimed_s:
-        why = (
-            f"no worker that has the compensation {call.undo} has come within {ctx.settings.unclaimed_s:g} s. Was it "
-            "renamed? Bring it back, or run nodoubt recover --watch --app MODULE where it is; then nodoubt steps retry"
-        )
-        return (yield from _park(hand, call, why))
-    return _After.WAIT
+    if not _overdue(hand, call):
+        return _After.WAIT
+    why = (
+        f"no worker that has the compensation {call.undo} has come within {hand.ctx.settings.unclaimed_s:g} s. Was it "
+        "renamed? Bring it back, or run nodoubt recover --watch --app MODULE where it is; then nodoubt steps retry"
+    )
+    return (yield from _park(hand, call, why))
+
+
+def _overdue(hand: Hand, call: Call) -> bool:
+    """Since this process first saw it so: after an outage of everybody, those with the code must have their time."""
+    ctx, which = hand.ctx, (call.attempt, call.number)
+    hand.lacking.add(which)
+    since = ctx.unclaimed.setdefault(which, ctx.clock.elapsed())
+    return ctx.clock.elapsed() - since > ctx.settings.unclaimed_s
 
 
 def _run(
     hand: Hand, call: Call, decision: Decision, function: Compensation[..., Any], values: dict[str, object]
 ) -> Script[_After]:
     ctx = hand.ctx
+    if running.saturated():
+        log.error("so many steps hang in this process that no compensation is begun any more: restart it")
+        return _After.WAIT
     began = ctx.clock.elapsed()
     within_s, margin_s = function.options.timeout_s or ctx.settings.step_s, ctx.settings.grace_s
     at = yield from ledger.now(ctx)
