@@ -24,12 +24,13 @@ from nodoubt import (
     State,
     StepContext,
     TransactionAborted,
+    Undoing,
     UsageError,
     compensation,
     step,
 )
 from nodoubt.protocol.records import Call
-from nodoubt.steps import REGISTRY
+from nodoubt.steps import REGISTRY, undoing
 from steps import app, mutants
 from steps.conftest import Outside
 
@@ -451,16 +452,14 @@ def test_a_worker_that_does_not_ask_the_register_refunds_what_was_committed(
         db.setup()
         attempt = a_commit_whose_phase_two_is_not_over(db, order)
         mutants.undone_although_committed(monkeypatch)
-        until(lambda: bool(db.steps(attempt)))
-        assert undo_directly(db, attempt) == 1
+        report = undo_directly(db, attempt)
+        assert report.undone == 1, f"{report}, {db.steps(attempt)}"
     assert outside.of(order).balance == 0
 
 
-def undo_directly(db: Coordinator, attempt: str) -> int:
+def undo_directly(db: Coordinator, attempt: str) -> Undoing:
     """As a worker that has found the attempt among the unfinished."""
-    from nodoubt.steps import undoing
-
-    return db._shell.run(undoing.undo(db._hand(), attempt)).undone
+    return db._shell.run(undoing.undo(db._hand(), attempt))
 
 
 async def test_in_order_instead_of_reverse_is_caught(
