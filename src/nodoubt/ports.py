@@ -423,8 +423,8 @@ class Journal(Protocol):
         """Store it, forced; one entry per (attempt, branch)."""
         ...
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
-        """Those not cleared."""
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+        """Those not cleared, oldest first."""
         ...
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]: ...

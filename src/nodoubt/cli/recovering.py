@@ -64,7 +64,7 @@ def recover(desk: Desk, watch: bool, every: float, grace: float | None) -> None:
 
 
 def _watch(desk: Desk, every_s: float, grace_s: float | None) -> None:
-    with _told_to_stop() as stop:
+    with told_to_stop() as stop:
         if not desk.out.json:
             desk.out.note(f"Sweeping every {span(every_s)} until Ctrl-C.")
         while not stop.is_set():
@@ -97,7 +97,7 @@ def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
+def told_to_stop() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts as usual."""
     stop = threading.Event()
 
