@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +27,14 @@ CUT_LEAST = 12  # a cell that gives way keeps so many columns
 CELL_MARGIN = 3
 
 Cell = str | tuple[str, str]  # text, or text with a style
+
+
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """A line, and what hangs from it."""
+
+    cell: Cell
+    branches: tuple[Branching, ...] = ()
 
 
 class Output:
@@ -89,6 +98,25 @@ class Output:
         for name, value in rows:
             grid.add_row(name, self._text(value))
         self._console().print(grid)
+
+    def indented(self, text: Cell, by: int) -> None:
+        """A sentence of the result, moved in; its further lines, too."""
+        from rich.padding import Padding
+
+        if not self.json:
+            self._console().print(Padding(self._text(text), (0, 0, 0, by), expand=False))
+
+    def tree(self, tree: Branching) -> None:
+        """What hangs from what."""
+        from rich.tree import Tree
+
+        def grow(under: Tree, branches: Sequence[Branching]) -> None:
+            for one in branches:
+                grow(under.add(self._text(one.cell)), one.branches)
+
+        root = Tree(self._text(tree.cell), guide_style="dim")
+        grow(root, tree.branches)
+        self._console().print(root)
 
     def say(self, text: Cell) -> None:
         """A sentence of the result."""

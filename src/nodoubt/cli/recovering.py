@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.exceptions import Exit as Leave
 
+from ..amounts import iso, span
 from ..engine.sweep import SweepReport
 from ..errors import NoDoubtError
 from ..protocol.records import Quarantined
 from .asking import Duration, held_json, print_quarantined
 from .desk import Desk, desk_command
 from .outcome import Exit, code_of
-from .words import iso, moment, span
+from .words import moment
 
 if TYPE_CHECKING:
     from ..coordinator import Coordinator

@@ -189,8 +189,8 @@ def set_back(name: str, identity: Identity, epoch: int, witnessed: int | None, *
         )
     if not minted:
         return JournalRestored(
-            f"{name} has witnessed an epoch that the journal has never had, although it has had one of its number since: "
-            f"{_SET_BACK}"
+            f"{name} has witnessed an epoch that the journal has never had, although it has had one of its number "
+            f"since: {_SET_BACK}"
         )
     return None
 
