@@ -46,7 +46,7 @@ class Case:
 
 
 def age_s(one: Prepared, case: Case) -> float | None:
-    """At least how old it is: by the server, by how long this process has seen it, or by when an id of ours was made."""
+    """At least how old it is: by the server, by how long it has been seen here, or by when an id of ours was made."""
     ages = [one.age_s, case.known_for_s.get(one.id)]
     if one.since == "begin" and one.origin.xid is not None:
         ages.append(max(case.now - begun_at(one.origin.xid.attempt), 0.0))

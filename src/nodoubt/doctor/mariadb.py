@@ -65,13 +65,14 @@ _HISTORY = "SHOW GLOBAL STATUS LIKE 'Innodb_history_list_length'"
 _OURS = """SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {database}
  AND TABLE_NAME LIKE 'nodoubt\\_%' LIMIT 20"""
 _STATUS = "SHOW ENGINE INNODB STATUS"
-_TRANSACTION = re.compile(r"^---TRANSACTION (\d+), ACTIVE \(PREPARED\) (\d+) sec((?:.*\n(?!---))*)", re.MULTILINE)
+_BLOCK = re.compile(r"^---", re.MULTILINE)
+_TRANSACTION = re.compile(r"TRANSACTION (\d+), ACTIVE \(PREPARED\) (\d+) sec")
 _THREAD = re.compile(r"(?:MariaDB|MySQL) thread id (\d+)")
 _LOCKED = re.compile(r"(\d+) row lock\(s\)(?:, undo log entries (\d+))?")
 _TRUNCATED = "... truncated..."
 
 _WAITS = """SELECT r.trx_mysql_thread_id AS session, b.trx_id AS blocker, b.trx_mysql_thread_id AS blocking,
- TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS since_s, {what} AS what, {mode} AS mode, p.USER AS who, p.DB AS at,
+ TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS since_s, {what} AS what, l.{mode} AS mode, l.{type} AS type, p.USER AS who, p.DB AS at,
  LEFT(r.trx_query, {cut}) AS statement FROM {waits} w
  JOIN information_schema.INNODB_TRX r ON r.trx_id = w.{requesting} JOIN information_schema.INNODB_TRX b
  ON b.trx_id = w.{blocking} LEFT JOIN {locks} l ON l.{lock} = w.{requested}
@@ -79,13 +80,13 @@ _WAITS = """SELECT r.trx_mysql_thread_id AS session, b.trx_id AS blocker, b.trx_
 _WAITS_MARIADB = {
     "waits": "information_schema.INNODB_LOCK_WAITS", "locks": "information_schema.INNODB_LOCKS",
     "requesting": "requesting_trx_id", "blocking": "blocking_trx_id", "requested": "requested_lock_id",
-    "lock": "lock_id", "what": "REPLACE(l.lock_table, '`', '')", "mode": "CONCAT(l.lock_mode, ' ', l.lock_type)",
+    "lock": "lock_id", "what": "REPLACE(l.lock_table, '`', '')", "mode": "lock_mode", "type": "lock_type",
 }  # fmt: skip
 _WAITS_MYSQL = {
     "waits": "performance_schema.data_lock_waits", "locks": "performance_schema.data_locks",
     "requesting": "REQUESTING_ENGINE_TRANSACTION_ID", "blocking": "BLOCKING_ENGINE_TRANSACTION_ID",
     "requested": "REQUESTING_ENGINE_LOCK_ID", "lock": "ENGINE_LOCK_ID",
-    "what": "CONCAT(l.OBJECT_SCHEMA, '.', l.OBJECT_NAME)", "mode": "CONCAT(l.LOCK_MODE, ' ', l.LOCK_TYPE)",
+    "what": "CONCAT(l.OBJECT_SCHEMA, '.', l.OBJECT_NAME)", "mode": "LOCK_MODE", "type": "LOCK_TYPE",
 }  # fmt: skip
 _HISTORY_MYSQL = "SELECT 'h', COUNT FROM information_schema.INNODB_METRICS WHERE NAME = 'trx_rseg_history_len'"
 
@@ -216,10 +217,11 @@ def _held(session: Session, seen: Seen, *, mysql: bool) -> Script[_Held]:
 def prepared_of(status: str) -> list[Inner]:
     """The prepared transactions in the text of SHOW ENGINE INNODB STATUS."""
     found = []
-    for number, age_s, rest in _TRANSACTION.findall(status):
-        thread, locked = _THREAD.search(rest), _LOCKED.search(rest)
-        rows = (locked[1], locked[2] or "0") if locked else ("0", "0")
-        found.append(Inner(int(number), float(age_s), int(thread[1]) if thread else 0, *map(int, rows)))
+    for block in _BLOCK.split(status):
+        head, thread, locked = _TRANSACTION.match(block), _THREAD.search(block), _LOCKED.search(block)
+        if head is not None:
+            rows = (locked[1], locked[2] or "0") if locked else ("0", "0")
+            found.append(Inner(int(head[1]), float(head[2]), int(thread[1]) if thread else 0, *map(int, rows)))
     return found
 
 
@@ -263,7 +265,7 @@ def _row_wait(row: Mapping[str, Any], behind: tuple[f.Blocker, ...]) -> f.Waitin
     return f.Waiting(
         session=int(row["session"]),
         behind=behind,
-        waits_for=f"{_text(row['what'])} ({_text(row['mode'])})",
+        waits_for=f"{_text(row['what'])} ({_text(row['mode'])} {_text(row['type'])})",
         **_session(row),
     )
 

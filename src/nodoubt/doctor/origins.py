@@ -221,9 +221,9 @@ def _xa_text(match: re.Match[str]) -> Origin | None:
     if format_id >= FORMAT_ID_BELOW or not gtrid or bqual is None:
         return None
     xa = XaId(format_id, gtrid, bqual)
-    if _plain(gtrid) and _plain(bqual):
-        return _managed(xa) or Origin(Kind.XA_TEXT, "", f"XA id {xa.text}")
-    # A plain name can look like one: "7_jobs_done" does. Only a known manager's format id makes sure.
+    if format_id not in _MANAGERS and _plain(gtrid) and _plain(bqual):
+        return Origin(Kind.XA_TEXT, "", f"XA id {xa.text}")
+    # A plain name can look like one: "7_jobs_done" does. Only what fits a known manager is surely none.
     return _managed(xa) or Origin(Kind.UNKNOWN, detail=f"an XA id of format {format_id} as text, or a plain name")
 
 

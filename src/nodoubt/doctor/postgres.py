@@ -120,7 +120,8 @@ _LOCKS = f"""WITH held AS MATERIALIZED (SELECT * FROM pg_catalog.pg_locks WHERE 
  pg_catalog.pg_stat_get_dead_tuples(c.oid)::int8 AS dead
  FROM held own JOIN prepared p ON p.transaction = own.transactionid AND own.locktype = 'transactionid'
  JOIN held l ON l.virtualtransaction = own.virtualtransaction {_NAMED}
- ORDER BY own.transactionid::text, n.nspname = 'nodoubt', c.relkind = 'i', n.nspname, c.relname LIMIT {f.LOCKS_MAX + 1}"""
+ ORDER BY own.transactionid::text, n.nspname = 'nodoubt', c.relkind = 'i', n.nspname, c.relname
+ LIMIT {f.LOCKS_MAX + 1}"""
 
 
 def _waiting(version: int) -> str:

@@ -15,7 +15,7 @@ from ..engine.start import elsewhere, set_back
 from ..ports import Identity as Participant
 from ..protocol.records import BranchRef, Standing
 from .advice import Case
-from .facts import Facts
+from .facts import Facts, Prepared
 from .origins import Kind
 from .report import Change, Finding, Severity
 from .waits import count, longest_s, trees
@@ -191,12 +191,15 @@ def _blocked(case: Case) -> Iterator[Finding]:
         )
 
 
+def _oldest(facts: Facts) -> Prepared | None:
+    """The one that holds VACUUM back the furthest."""
+    return max(facts.prepared, key=lambda one: one.xids_held or 0, default=None)
+
+
 def _vacuum(case: Case) -> Iterator[Finding]:
-    vacuum = case.facts.vacuum
-    held = [one for one in case.facts.prepared if one.xids_held is not None]
-    if vacuum is None or not held:
+    vacuum, oldest = case.facts.vacuum, _oldest(case.facts)
+    if vacuum is None or oldest is None:
         return
-    oldest = max(held, key=lambda one: one.xids_held or 0)
     xids = oldest.xids_held or 0
     if xids >= vacuum.freeze_max_age * VACUUM_SHARE:
         late = xids >= vacuum.freeze_max_age
@@ -208,7 +211,13 @@ def _vacuum(case: Case) -> Iterator[Finding]:
             "tables that it has locked)",
             about=(oldest.id,),
         )
-    others = {name: age for name, age in vacuum.others.items() if age > xids}
+
+
+def _vacuum_elsewhere(case: Case) -> Iterator[Finding]:
+    vacuum, oldest = case.facts.vacuum, _oldest(case.facts)
+    if vacuum is None or oldest is None:
+        return
+    others = {name: age for name, age in vacuum.others.items() if age > (oldest.xids_held or 0)}
     if others:
         name = max(others, key=lambda other: others[other])
         yield Finding(
@@ -396,6 +405,7 @@ RULES: dict[str, Rule] = {
     "wait-timeout": _wait_timeout,
     "blocked": _blocked,
     "vacuum": _vacuum,
+    "vacuum-elsewhere": _vacuum_elsewhere,
     "wraparound": _wraparound,
     "history": _history,
     "sqlite-guards": _unguarded,
