@@ -114,16 +114,28 @@ def test_mariadb_itself_says_that_it_was_only_read(maria: Ward) -> None:
     assert any("INNODB_LOCK_WAITS" in one for one in statements)
 
 
-def test_the_session_could_not_write_if_it_were_told_to(ward: Ward) -> None:
+def write_on_the_doctors_session(ward: Ward) -> None:
     """With all the rights there are: it is the session that is read-only, not the account."""
     with wiring.patients({"db": parse_url(ward.url)}) as (patients, shell):
         shell.run(examine(patients, wiring.SystemClock()))
         session = patients[0].pool.acquire()
         try:
-            with pytest.raises(StatementFailed, match=r"read-only transaction|READ ONLY"):
-                session.run("update t set v = 7 where id = 150")
+            session.run("update t set v = 7 where id = 150")
         finally:
             patients[0].pool.release(session)
+
+
+def test_the_session_could_not_write_if_it_were_told_to(ward: Ward) -> None:
+    with pytest.raises(StatementFailed, match=r"read-only transaction|READ ONLY"):
+        write_on_the_doctors_session(ward)
+    assert ward.query("select v from t where id = 150")[0][0] == 150
+
+
+def test_a_mutant_that_leaves_the_session_as_it_is_could_write(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_facts, "_read_only_for_good", lambda _: "SELECT 1")
+    monkeypatch.setattr(mariadb_facts, "_READ_ONLY", "SELECT 1")
+    write_on_the_doctors_session(ward)
+    assert ward.query("select v from t where id = 150")[0][0] == 7
 
 
 # ---- what it locks, who waits ---------------------------------------------------------------------

@@ -37,8 +37,8 @@ class Watchable(click.RichCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         told = list(args)
-        for number, (one, following) in enumerate(zip(args, [*args[1:], ""], strict=True)):
-            if one == "--watch" and not _is_time(following):
+        for number, one in enumerate(args):
+            if one == "--watch" and not _is_time("".join(args[number + 1 : number + 2])):
                 told[number] = f"--watch={WATCH_EVERY_S:g}"
         return super().parse_args(ctx, told)
 

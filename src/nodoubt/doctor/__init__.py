@@ -9,8 +9,8 @@ Guarantees: nothing is changed, and nothing that is advised is executed.
 
 from __future__ import annotations
 
-from .diagnose import diagnose
-from .examine import Patient, examine
+from .diagnosis import diagnose
+from .examination import Patient, examine
 from .report import Report, Severity
 
 __all__ = ["Patient", "Report", "Severity", "diagnose", "examine"]

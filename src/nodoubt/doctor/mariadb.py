@@ -72,7 +72,8 @@ _LOCKED = re.compile(r"(\d+) row lock\(s\)(?:, undo log entries (\d+))?")
 _TRUNCATED = "... truncated..."
 
 _WAITS = """SELECT r.trx_mysql_thread_id AS session, b.trx_id AS blocker, b.trx_mysql_thread_id AS blocking,
- TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS since_s, {what} AS what, l.{mode} AS mode, l.{type} AS type, p.USER AS who, p.DB AS at,
+ TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS since_s,
+ {what} AS what, l.{mode} AS mode, l.{type} AS type, p.USER AS who, p.DB AS at,
  LEFT(r.trx_query, {cut}) AS statement FROM {waits} w
  JOIN information_schema.INNODB_TRX r ON r.trx_id = w.{requesting} JOIN information_schema.INNODB_TRX b
  ON b.trx_id = w.{blocking} LEFT JOIN {locks} l ON l.{lock} = w.{requested}

@@ -9,7 +9,7 @@ import pytest
 
 from nodoubt.doctor import Report, diagnose
 from nodoubt.doctor import facts as f
-from nodoubt.doctor.diagnose import EXIT_FAILED, EXIT_FINE, EXIT_HUMAN
+from nodoubt.doctor.diagnosis import EXIT_FAILED, EXIT_FINE, EXIT_HUMAN
 
 from . import patients as p
 
