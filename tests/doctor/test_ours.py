@@ -12,7 +12,8 @@ from crash.test_coordinator_killed import killed_at
 from kit import QUICK, Database, make_database, until
 from nodoubt import Coordinator, wiring
 from nodoubt.engine.context import using
-from nodoubt.ports import Session
+from nodoubt.journals.sql import SqlJournal
+from nodoubt.ports import Session, Unclear
 from nodoubt.protocol.records import Quarantined
 from nodoubt.script import Script
 from nodoubt.testing.servers import PostgresServer
@@ -147,6 +148,26 @@ def test_a_journal_of_another_version_is_told_and_not_read(home: Database) -> No
 def test_a_database_that_was_set_back_is_not_what_it_was(home: Database) -> None:
     home.query(f"update {table(home, 'identity')} set epoch = 0")
     assert "lineage" in rules(doctor("-r", f"home={home.url}", code=3), "home")
+
+
+def test_a_journal_that_does_not_tell_what_was_decided_is_not_one_that_has_decided_nothing(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_database("sqlite", "home", request, tmp_path)
+    with Coordinator({"home": one.url}, recovery=False) as db:
+        db.setup()
+        with db.begin_distributed("order-7", deadline=0.001) as tx:
+            tx.execute("insert into accounts values (10, 1)")
+
+    def silent(*_: Any, **__: Any) -> Any:
+        raise Unclear("no answer")
+        yield
+
+    assert doctor(one.url, "--grace", "0", code=3)["databases"][0]["prepared"][0]["decision"] == "none"
+    monkeypatch.setattr(SqlJournal, "look", silent)
+    (told,) = doctor(one.url, "--grace", "1h", code=1)["databases"]
+    assert (told["error"], told["prepared"][0]["decision"]) == ("no answer", None)
+    assert "only that cluster's journal can tell" in told["prepared"][0]["action"]["why"]
 
 
 def test_a_role_that_may_not_read_our_tables_is_told_what_to_grant(postgres: PostgresServer) -> None:

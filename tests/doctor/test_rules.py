@@ -221,6 +221,14 @@ def test_a_change_names_the_file_and_line_that_the_setting_is_in() -> None:
     assert finding.changes[0].where == "postgresql.conf"
 
 
+def test_what_mariadb_lets_be_changed_while_it_runs_is_given_as_a_statement_too() -> None:
+    (finding,) = found("settings", p.case(p.facts("mariadb", flaws=(MILD,))))
+    assert [change.line for change in finding.changes] == ["sync_binlog = 1", "SET GLOBAL sync_binlog = 1;"]
+    torn = f.Flaw(what="x", advice="y", refused=False, line="innodb_doublewrite = ON", where="my.cnf")
+    (finding,) = found("settings", p.case(p.facts("mariadb", flaws=(torn,))))
+    assert [change.line for change in finding.changes] == ["innodb_doublewrite = ON"]
+
+
 def test_more_places_are_asked_for_than_are_needed_now() -> None:
     (finding,) = found("slots", p.case(p.facts(prepared_count=90)))
     assert finding.changes[0].line == "max_prepared_transactions = 200"

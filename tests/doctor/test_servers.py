@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -19,10 +20,13 @@ from nodoubt.doctor import facts as f
 from nodoubt.doctor import mariadb as mariadb_facts
 from nodoubt.doctor import postgres as postgres_facts
 from nodoubt.doctor.origins import Kind, XaId
+from nodoubt.drivers import psycopg as psycopg_session
+from nodoubt.drivers import pymysql as pymysql_session
 from nodoubt.ports import StatementFailed
-from nodoubt.script import adrive
+from nodoubt.script import Watch, adrive, drive
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
+from nodoubt.xid import XaXid, Xid, new_attempt, new_cluster
 
 from .conftest import EACH, GIDS, XAS, Ward, doctor, fill, looked, ours
 
@@ -269,6 +273,92 @@ def test_a_session_that_still_has_its_branch_is_named_if_it_is_ours_or_the_only_
         (facts,) = looked(maria.url)
         assert {one.session for one in facts.prepared} == {None}
     session.close()
+
+
+def test_a_session_of_ours_that_still_has_its_branch_is_told_among_others(maria: Ward) -> None:
+    session = pymysql_session.connect(parse_url(maria.url))
+    handle = XaXid(Xid(new_cluster(), new_attempt(), 0), session.connection_id, session.server_started)
+    maria.prepare(XAS[Kind.NAME](1), 2)
+    session.run(f"xa start {handle.sql}; update t set v = 1 where id = 1; xa end {handle.sql}; xa prepare {handle.sql}")
+    (facts,) = looked(maria.url)
+    found = {one.origin.kind: one for one in facts.prepared}
+    assert found[Kind.NODOUBT].session == session.connection_id
+    assert (found[Kind.NODOUBT].at_least, found[Kind.NAME].at_least) == (False, True)
+    session.close()
+    until(lambda: {one.session for one in looked(maria.url)[0].prepared} == {None})
+
+
+# ---- in between, and behind -----------------------------------------------------------------------
+
+
+class Pooler:
+    """A session whose messages go to several server processes in turn, as a pooler by transaction hands them out."""
+
+    usable = True
+
+    def __init__(self, connection_id: int, *sessions: Any) -> None:
+        self.connection_id, self.sessions = connection_id, list(sessions)
+
+    def run(self, sql: str) -> Any:
+        self.sessions.append(self.sessions.pop(0))
+        return self.sessions[-1].run(sql)
+
+
+def left_read_only(pg: Ward) -> tuple[list[str], list[str]]:
+    """What the doctor says behind a pooler, and what each of its server sessions is left with."""
+    sessions = [psycopg_session.connect(parse_url(pg.url)) for _ in range(2)]
+    pooler: Any = Pooler(sessions[1].connection_id + 1_000_000, *sessions)
+    with ThreadPoolExecutor(1) as threads:
+        seen = drive(postgres_facts.look(pooler, wiring.SystemClock()), executor=threads, watch=Watch())
+    left = [session.run("show default_transaction_read_only")[0].scalar() for session in sessions]
+    for session in sessions:
+        session.close()
+    return [flaw.what for flaw in seen.flaws], left
+
+
+def test_behind_a_pooler_no_session_is_left_read_only_for_whoever_comes_next(pg: Ward) -> None:
+    flaws, left = left_read_only(pg)
+    assert any("a pooler shares sessions by transaction" in one for one in flaws)
+    assert any("a connection pooler stands between us and the server" in one for one in flaws)
+    assert left == ["off", "off"]
+
+
+def test_a_mutant_that_does_not_ask_whose_session_it_is_leaves_one_read_only(
+    pg: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = postgres_facts._read_only_for_good
+    monkeypatch.setattr(postgres_facts, "_read_only_for_good", lambda number: sound(number).partition(" WHERE ")[0])
+    assert "on" in left_read_only(pg)[1]
+
+
+class Standby(PostgresServer):
+    """A server that follows nobody, and can be read."""
+
+    def _ready(self) -> bool:
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return lines[0] == str(self.pid) and lines[-1].strip() in ("ready", "standby")
+
+
+def test_a_standby_is_told_to_list_nothing() -> None:
+    with Standby() as server:
+        url = server.url()
+        with psycopg.connect(url, autocommit=True) as one:
+            one.execute("create table t (id int)")
+            one.execute("begin")
+            one.execute("insert into t values (1)")
+            one.execute("prepare transaction 'order-7'")
+        (facts,) = looked(url)
+        assert len(facts.prepared) == 1
+        (server.data / "standby.signal").touch()
+        server.restart()
+        (told,) = doctor(url, code=3)["databases"]
+        assert (told["server"]["standby"], told["prepared"]) == (True, [])
+        assert any("a standby lists none" in gap["what"] for gap in told["gaps"])
+        (finding,) = [each for each in told["findings"] if each["rule"] == "settings"]
+        assert finding["why"] == "connect to the primary"
 
 
 # ---- rights ---------------------------------------------------------------------------------------

@@ -272,7 +272,10 @@ def _by_hand(one: Prepared, kind: str, *, only_rollback: bool) -> tuple[str, ...
         return tuple(f"XA {verb} {one.xa.sql};" for verb in verbs)
     if kind != "postgres":
         return ()
-    return tuple(f"{verb} PREPARED {literal(one.id)};" for verb in verbs)
+    where = f" -- in database {one.database}, as {one.owner} or a superuser" if one.database and one.owner else ""
+    if not where.isprintable():  # a role's name can hold anything, and must not end the comment
+        where = ""
+    return tuple(f"{verb} PREPARED {literal(one.id)};{where}" for verb in verbs)
 
 
 def literal(gid: str) -> str:

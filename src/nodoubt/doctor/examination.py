@@ -262,4 +262,6 @@ def _told(
             messages=facts.messages + counting.messages,
         )
 
-    return (yield from _answered(patient, body, facts, clock, answer_s))
+    # A journal that has not told what was decided must not look like one that has decided nothing.
+    silent = msgspec.structs.replace(facts, journal=None)
+    return (yield from _answered(patient, body, silent, clock, answer_s))

@@ -14,6 +14,7 @@ from ..amounts import quantity, span
 from ..engine.start import elsewhere, set_back
 from ..ports import Identity as Participant
 from ..protocol.records import BranchRef, Standing
+from ..resources.mariadb_settings import CNF
 from .advice import Case
 from .facts import Facts, Prepared
 from .origins import Kind
@@ -30,9 +31,14 @@ IDLE_LONG_S = 3600
 OPEN_LONG_S = 3600.0  # a COMMIT whose end is not recorded: sweeps end it within seconds
 SKEW_MAX_S = 2.0
 NAMED_MAX = 5
+_DYNAMIC = frozenset(
+    {
+        "binlog_format", "debug_no_sync", "innodb_flush_log_at_trx_commit", "read_only", "rpl_semi_sync_master_enabled",
+        "super_read_only", "sync_binlog", "wait_timeout",
+    }
+)  # fmt: skip
 
 Rule = Callable[[Case], Iterable[Finding]]
-CNF = "the section [mysqld] of my.cnf"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -55,17 +61,27 @@ def _where(facts: Facts, line: str, default: str) -> str:
     return setting.place if setting is not None and setting.place else default
 
 
+def _at_once(line: str) -> tuple[Change, ...]:
+    """MariaDB reads my.cnf at its start; what it lets be changed while it runs is changed so, too."""
+    name, _, value = line.partition(" = ")
+    return (Change(f"SET GLOBAL {name} = {value};"),) if name in _DYNAMIC else ()
+
+
+def _cnf(line: str) -> tuple[Change, ...]:
+    return Change(line, CNF), *_at_once(line)
+
+
 # ---- settings and rights --------------------------------------------------------------------------
 
 
 def _settings(case: Case) -> Iterator[Finding]:
     for flaw in case.facts.flaws:
-        changes = (Change(flaw.line, _where(case.facts, flaw.line, flaw.where)),) if flaw.line else ()
+        change = Change(flaw.line, _where(case.facts, flaw.line, flaw.where))
         yield Finding(
             severity=Severity.HUMAN if flaw.refused else Severity.ADVICE,
             what=flaw.what,
             why=flaw.advice,
-            changes=changes,
+            changes=(change, *_at_once(flaw.line)) if flaw.line else (),
         )
 
 
@@ -135,7 +151,7 @@ def _replicas(case: Case) -> Iterator[Finding]:
             severity=Severity.ADVICE,
             what="replicas follow this server, asynchronously",
             why="the promotion of one can lose a promise that was given: a branch prepared here, or a decision",
-            changes=(Change("rpl_semi_sync_master_enabled = ON", CNF),),
+            changes=_cnf("rpl_semi_sync_master_enabled = ON"),
         )
 
 
@@ -145,7 +161,7 @@ def _binlog(case: Case) -> Iterator[Finding]:
             severity=Severity.ADVICE,
             what="binlog_format is STATEMENT",
             why="it refuses writes in READ COMMITTED (1665), which a journal of nodoubt's makes: it cannot live here",
-            changes=(Change("binlog_format = ROW", CNF),),
+            changes=_cnf("binlog_format = ROW"),
         )
 
 
@@ -168,7 +184,7 @@ def _wait_timeout(case: Case) -> Iterator[Finding]:
             what=f"wait_timeout is {limit} s",
             why="so long a client whose machine has gone can hold a prepared branch, which nobody else can end "
             "meanwhile (KILL ends the session; nodoubt's recovery does that by itself)",
-            changes=(Change("wait_timeout = 600", CNF),),
+            changes=_cnf("wait_timeout = 600"),
         )
 
 
