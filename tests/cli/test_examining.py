@@ -10,11 +10,13 @@ import subprocess
 import sys
 from typing import Any
 
+import psycopg
 import pytest
 
 from nodoubt import doctor, wiring
 from nodoubt.cli.databases import RESOURCES_VARIABLE
 from nodoubt.errors import MissingExtra
+from nodoubt.testing.servers import PostgresServer
 
 from .conftest import ENVIRONMENT, Shop, nodoubt
 
@@ -224,3 +226,22 @@ def test_watch_may_stand_before_a_url_and_without_a_time(shop: Shop) -> None:
 @pytest.mark.parametrize("arguments", [["--watch=0"], ["--watch=0.01s"], ["--watch=soon"], ["--expect", "0"]])
 def test_what_is_no_time_or_number_is_a_usage_error(shop: Shop, arguments: list[str]) -> None:
     assert nodoubt("doctor", *shop.options, *arguments).exit_code == 2
+
+
+def test_strangers_are_told_of_once_where_they_want_the_same_and_each_by_statements_behind_the_question(
+    postgres: PostgresServer,
+) -> None:
+    url = postgres.url()
+    gids = [f"order-{number}" for number in range(7)]
+    with psycopg.connect(url, autocommit=True) as connection:
+        for gid in gids:
+            connection.execute(f"begin; create table t_{gid[-1]} (x int); prepare transaction '{gid}'".encode())
+        told = nodoubt("doctor", url, "--grace", "0")
+        for gid in gids:
+            connection.execute(f"rollback prepared '{gid}'".encode())
+    assert told.exit_code == 3
+    assert told.stdout.count("its name says nothing of who decides") == 1
+    assert "7 of a plain name: order-0, order-1, order-2, order-3, order-4 and 2 more" in told.stdout
+    asked = told.stdout.index("only after having asked, in database ")
+    assert asked < told.stdout.index("COMMIT PREPARED 'order-0';") < told.stdout.index("ROLLBACK PREPARED 'order-0';")
+    assert "COMMIT PREPARED 'order-1'" not in told.stdout

@@ -163,13 +163,11 @@ def test_a_foreign_one_needs_a_human_once_it_is_old(age: float | None, severity:
     assert advise(p.prepared(age_s=age), p.case(p.facts())).severity is severity
 
 
-def test_where_a_statement_belongs_is_a_comment_that_no_name_can_end() -> None:
-    one = p.prepared(database="shop", owner="app")
-    assert advise(one, p.case(p.facts())).after_asking[0] == (
-        "COMMIT PREPARED 'order-7'; -- in database shop, as app or a superuser"
-    )
-    evil = p.prepared(database="shop", owner="app\ndrop table t")
-    assert advise(evil, p.case(p.facts())).after_asking[0] == "COMMIT PREPARED 'order-7';"
+def test_where_a_statement_belongs_is_told_beside_it() -> None:
+    action = advise(p.prepared(database="shop", owner="app"), p.case(p.facts()))
+    assert action.where == "in database shop, as app or a superuser"
+    assert action.after_asking == ("COMMIT PREPARED 'order-7';", "ROLLBACK PREPARED 'order-7';")
+    assert advise(p.prepared(), p.case(p.facts())).where == ""
 
 
 def test_on_mariadb_it_is_ended_by_the_very_id_that_is_listed() -> None:

@@ -25,7 +25,7 @@ PREPARED = {
     "id", "kind", "system", "coordinator", "detail", "database", "owner", "age_s", "since", "at_least", "session",
     "locks", "locks_left_out", "xids_held", "dead_rows", "blocks", "decision", "action",
 }  # fmt: skip
-ACTION = {"severity", "who", "why", "do", "after_asking"}
+ACTION = {"severity", "who", "why", "do", "after_asking", "where"}
 FINDING = {"rule", "severity", "what", "why", "changes", "about"}
 WAIT = {"session", "waits_for", "since_s", "user", "application", "database", "statement", "waiting"}
 

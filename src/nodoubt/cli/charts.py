@@ -28,7 +28,7 @@ def print_report(out: Output, report: Report) -> None:
     """All of it."""
     for one in report.databases:
         _print_database(out, one)
-    _print_findings(out, report.findings, (), tuple(Severity))
+    _print_findings(out, report.findings, ())
     if report.exit_code == 0:
         out.say(("\nNothing needs a human.", "green"))
 
@@ -41,10 +41,10 @@ def _print_database(out: Output, one: Examined) -> None:
     for line in _about(one):
         out.indented((line, "dim"), 2)
     if one.prepared:
-        _print_table(out, one.prepared)
+        _print_table(out, one)
     for tree in one.waits:
         out.tree(_drawn(tree))
-    _print_findings(out, one.findings, one.prepared, tuple(Severity))
+    _print_findings(out, one.findings, one.prepared)
     if one.gaps or one.cut:
         out.say(("\nNot seen", "bold"))
         for gap in one.gaps:
@@ -78,14 +78,15 @@ def _about(one: Examined) -> list[str]:
     if one.identity is not None:
         lines.append(f"takes part in cluster {one.identity.cluster} as {one.identity.resource_id}")
     if one.journal is None and one.identity is None:
-        lines.append("no tables of ours that could be read")
+        lines.append("has no tables of nodoubt's, or none that may be read")
     return lines
 
 
-def _print_table(out: Output, prepared: Sequence[PreparedReport]) -> None:
-    """Without the columns that this kind of server can't fill."""
-    rows = [_row(one) for one in prepared]
-    told = [n for n in range(len(_COLUMNS)) if any(row[n] not in ("", "?") for row in rows)]
+def _print_table(out: Output, one: Examined) -> None:
+    """Without the columns that this kind of server can't fill, or that say what everybody knows."""
+    here = "" if one.server is None else one.server.database
+    rows = [_row(prepared) for prepared in one.prepared]
+    told = [n for n in range(len(_COLUMNS)) if any(row[n] not in ("", "?", here) for row in rows)]
     out.table("", [_COLUMNS[n] for n in told], [[row[n] for n in told] for row in rows], cut=0)
 
 
@@ -127,9 +128,8 @@ def _names(ids: Sequence[str]) -> str:
 def _waits(one: Wait) -> Branching:
     who = "@".join(part for part in (one.user, one.database) if part)
     text = f"session {one.session}" + (f" {who}" if who else "") + (f", {one.application}" if one.application else "")
-    text += (
-        f" waits for {one.waits_for}" if one.since_s is None else f" has waited {span(one.since_s)} for {one.waits_for}"
-    )
+    waits = "waits" if one.since_s is None else f"has waited {span(one.since_s)}"
+    text += f" {waits} for {one.waits_for}"
     if one.statement:
         text += f": {one.statement}"
     return Branching(text, tuple(map(_waits, one.waiting)))
@@ -138,13 +138,8 @@ def _waits(one: Wait) -> Branching:
 # ---- what to do -----------------------------------------------------------------------------------
 
 
-def _print_findings(
-    out: Output,
-    findings: Sequence[Finding],
-    prepared: Sequence[PreparedReport],
-    severities: Sequence[Severity],
-) -> None:
-    for severity in severities:
+def _print_findings(out: Output, findings: Sequence[Finding], prepared: Sequence[PreparedReport]) -> None:
+    for severity in Severity:
         groups = _grouped([one for one in prepared if one.action.severity is severity])
         some = [one for one in findings if one.severity is severity]
         if not groups and not some:
@@ -158,9 +153,10 @@ def _print_findings(
 
 def _grouped(prepared: Sequence[PreparedReport]) -> list[tuple[Action, list[PreparedReport]]]:
     """Those that want the same together: the same but for the statements, which name each."""
-    groups: dict[tuple[str, str, str, tuple[str, ...]], list[PreparedReport]] = {}
+    groups: dict[object, list[PreparedReport]] = {}
     for one in prepared:
-        groups.setdefault((one.system, one.action.who, one.action.why, one.action.do), []).append(one)
+        action = one.action
+        groups.setdefault((one.system, action.who, action.why, action.do, action.where), []).append(one)
     return [(alike[0].action, alike) for alike in groups.values()]
 
 
@@ -172,8 +168,11 @@ def _print_action(out: Output, action: Action, alike: Sequence[PreparedReport]) 
     for step in action.do:
         out.indented((f"→ {step}", "cyan"), 4)
     if action.after_asking:
-        each = "" if len(alike) == 1 else " (and so for each; --json has all)"
-        out.indented((f"only after having asked: {' or '.join(action.after_asking)}{each}", "dim"), 4)
+        each = "" if len(alike) == 1 else " (so for each; --json has all)"
+        where = f"{action.where}, " if action.where else ""
+        out.indented((f"only after having asked, {where}one of these{each}:", "dim"), 4)
+        for statement in action.after_asking:
+            out.indented((statement, "dim"), 6)
 
 
 def _print_finding(out: Output, finding: Finding) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 100_000  # columns: a pipe has no edge at which to cut
 CUT_LEAST = 12  # a cell that gives way keeps so many columns
+SHORT_MAX = 9  # columns so narrow are never cut: ages, counts
 CELL_MARGIN = 3
 
 Cell = str | tuple[str, str]  # text, or text with a style
@@ -83,7 +84,8 @@ class Output:
         left = console.width - (sum(widths) - widths[cut]) - CELL_MARGIN * len(columns)
         for number, column in enumerate(columns):
             most = max(left, CUT_LEAST) if number == cut else None
-            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most)
+            least = widths[number] if widths[number] <= SHORT_MAX else None
+            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most, min_width=least)
         for row in texts:
             table.add_row(*row)
         console.print(table)

@@ -263,6 +263,7 @@ def _foreign(one: Prepared, case: Case) -> Action:
         why=guide.why + when,
         do=guide.do,
         after_asking=_by_hand(one, case.facts.kind, only_rollback=guide.only_rollback),
+        where=f"in database {one.database}, as {one.owner} or a superuser" if one.database and one.owner else "",
     )
 
 
@@ -272,10 +273,7 @@ def _by_hand(one: Prepared, kind: str, *, only_rollback: bool) -> tuple[str, ...
         return tuple(f"XA {verb} {one.xa.sql};" for verb in verbs)
     if kind != "postgres":
         return ()
-    where = f" -- in database {one.database}, as {one.owner} or a superuser" if one.database and one.owner else ""
-    if not where.isprintable():  # a role's name can hold anything, and must not end the comment
-        where = ""
-    return tuple(f"{verb} PREPARED {literal(one.id)};{where}" for verb in verbs)
+    return tuple(f"{verb} PREPARED {literal(one.id)};" for verb in verbs)
 
 
 def literal(gid: str) -> str:

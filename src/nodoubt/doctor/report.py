@@ -50,7 +50,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """What to do about one prepared transaction. `who`: whose it is to end; `do`: in this order; `after_asking`: the
-    statements that end it by hand, for foreign ones only, and only once whoever decides has been asked.
+    statements that end it by hand, `where`: for foreign ones only, and only once whoever decides has been asked.
     """
 
     severity: Severity
@@ -58,6 +58,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     do: tuple[str, ...] = ()
     after_asking: tuple[str, ...] = ()
+    where: str = ""
 
 
 class PreparedReport(msgspec.Struct, frozen=True, kw_only=True):

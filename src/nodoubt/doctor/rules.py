@@ -202,7 +202,7 @@ def _blocked(case: Case) -> Iterator[Finding]:
         yield Finding(
             severity=Severity.HUMAN if long else Severity.ADVICE,
             what=f"{waits} behind {whom}" + ("" if longest is None else f", the first for {span(longest)}"),
-            why="they go on when it ends, not before: see what to do about it",
+            why="they go on when it has ended, not before",
             about=tree.prepared,
         )
 
