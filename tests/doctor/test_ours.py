@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from crash.test_coordinator_killed import killed_at
 from kit import QUICK, Database, make_database, until
 from nodoubt import Coordinator, wiring
+from nodoubt.doctor import examination
 from nodoubt.engine.context import using
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session, Unclear
@@ -168,6 +170,42 @@ def test_a_journal_that_does_not_tell_what_was_decided_is_not_one_that_has_decid
     (told,) = doctor(one.url, "--grace", "1h", code=1)["databases"]
     assert (told["error"], told["prepared"][0]["decision"]) == ("no answer", None)
     assert "only that cluster's journal can tell" in told["prepared"][0]["action"]["why"]
+
+
+@pytest.fixture
+def just_ended(home: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A branch that is listed, and committed everywhere before the journal is asked about it."""
+    sound, told = SqlJournal.look, ["once"]
+
+    def look(journal: SqlJournal, session: Session, attempts: Any) -> Any:
+        if told:
+            told.clear()
+            with Coordinator({"home": home.url}, recovery=False) as db:
+                db.commit_distributed("order-7")
+        return (yield from sound(journal, session, attempts))
+
+    with Coordinator({"home": home.url}, recovery=False) as db, db.begin_distributed("order-7") as tx:
+        tx.execute("insert into accounts values (10, 1)")
+    monkeypatch.setattr(SqlJournal, "look", look)
+    yield home
+    assert home.prepared() == []
+
+
+def test_what_is_committed_while_it_is_looked_at_is_no_alarm(just_ended: Database) -> None:
+    (one,) = doctor(just_ended.url, code=0)["databases"]
+    assert not any(f"cluster {one['identity']['cluster']}" == each["coordinator"] for each in one["prepared"])
+
+
+def test_a_mutant_that_does_not_list_again_takes_it_for_a_restored_one(
+    just_ended: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trusting(patient: Any, facts: Any, *_: Any) -> Any:
+        return facts
+        yield
+
+    monkeypatch.setattr(examination, "_still_there", trusting)
+    told = prepared_of_ours(doctor(just_ended.url, code=3), None, just_ended)
+    assert "so it was restored" in told["action"]["why"]
 
 
 def test_a_role_that_may_not_read_our_tables_is_told_what_to_grant(postgres: PostgresServer) -> None:

@@ -27,9 +27,20 @@ from .seen import Seen
 
 ANSWER_S = 10.0  # for one database, all its messages together
 
-_JOURNAL_TABLES = frozenset({"journal", "decisions", "names", "resources", "quarantine"})
 _PARTICIPANT_TABLES = frozenset({"identity", "receipts"})
 _DENIED = frozenset({"42501", "1044", "1142", "1143"})
+
+
+_LOOKS: dict[str, Callable[[Session, Clock, str], Script[Seen]]] = {
+    "postgres": lambda session, clock, _: postgres.look(session, clock),
+    "mariadb": mariadb.look,
+    "sqlite": lambda session, _, __: sqlite.look(session),
+}
+_LISTED: dict[str, Callable[[Session], Script[frozenset[str]]]] = {
+    "postgres": postgres.listed,
+    "mariadb": mariadb.listed,
+    "sqlite": sqlite.listed,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +81,13 @@ def examine(patients: Sequence[Patient], clock: Clock, *, answer_s: float = ANSW
     """Look at them all."""
     first = yield from every([_examined(one, clock, answer_s) for one in patients])
     found = [outcome.get() for outcome in first]
-    second = yield from every(
-        [_told(one, facts, found, clock, answer_s) for one, facts in zip(patients, found, strict=True)]
-    )
-    return tuple(outcome.get() for outcome in second)
+    pairs = list(zip(patients, found, strict=True))
+    second = yield from every([_told(one, facts, found, clock, answer_s) for one, facts in pairs])
+    found = [outcome.get() for outcome in second]
+    ended = {xid for facts in found if facts.journal is not None for xid in _ended(facts.journal)}
+    pairs = list(zip(patients, found, strict=True))
+    third = yield from every([_still_there(one, facts, ended, clock, answer_s) for one, facts in pairs])
+    return tuple(outcome.get() for outcome in third)
 
 
 def _examined(patient: Patient, clock: Clock, answer_s: float) -> Script[f.Facts]:
@@ -101,7 +115,7 @@ def _look(patient: Patient, session: Session, clock: Clock, empty: f.Facts) -> S
     counting = _Counting(session)
     counted: Any = counting
     try:
-        seen = yield from _seen(patient, counted, clock)
+        seen = yield from _LOOKS[patient.kind](counted, clock, patient.database)
         ours = yield from _ours(patient, counted, seen)
         if patient.kind == "sqlite":
             yield from _settled(session)
@@ -138,14 +152,6 @@ def _settled(session: Any) -> Script[None]:
     session.usable = False
     if not settled:
         raise SessionLost("the file was opened and written while it was looked at: ask again")
-
-
-def _seen(patient: Patient, session: Session, clock: Clock) -> Script[Seen]:
-    if patient.kind == "postgres":
-        return (yield from postgres.look(session, clock))
-    if patient.kind == "mariadb":
-        return (yield from mariadb.look(session, clock, patient.database))
-    return (yield from sqlite.look(session))
 
 
 # ---- our own tables -------------------------------------------------------------------------------
@@ -265,3 +271,37 @@ def _told(
     # A journal that has not told what was decided must not look like one that has decided nothing.
     silent = msgspec.structs.replace(facts, journal=None)
     return (yield from _answered(patient, body, silent, clock, answer_s))
+
+
+# ---- what has ended meanwhile ---------------------------------------------------------------------
+
+
+def _ended(journal: f.Journal) -> set[tuple[str, str]]:
+    """The attempts, with their cluster, of which every branch had proved itself when the journal was read."""
+    return {(journal.cluster, attempt) for attempt, standing in journal.decided.items() if standing.ended}
+
+
+def _still_there(
+    patient: Patient, facts: f.Facts, ended: set[tuple[str, str]], clock: Clock, answer_s: float
+) -> Script[f.Facts]:
+    """Without those that were prepared when they were listed, and committed by the time the journal was asked.
+
+    Listed again after that, a branch whose record has ended was restored (I15), and that is an alarm.
+    """
+
+    def may_be_gone(one: f.Prepared) -> bool:
+        xid = one.origin.xid
+        return xid is not None and (xid.cluster, xid.attempt) in ended
+
+    if not any(map(may_be_gone, facts.prepared)):
+        return facts
+
+    def body(session: Session) -> Script[f.Facts]:
+        listed = yield from _LISTED[patient.kind](session)
+        if patient.kind == "sqlite":
+            session.usable = False
+        left = tuple(one for one in facts.prepared if one.id in listed or not may_be_gone(one))
+        count = facts.prepared_count - len(facts.prepared) + len(left)
+        return msgspec.structs.replace(facts, prepared=left, prepared_count=count, messages=facts.messages + 1)
+
+    return (yield from _answered(patient, body, facts, clock, answer_s))

@@ -127,15 +127,21 @@ class _Held:
         return next((inner for inner in found if inner.session == one.held_by), None)
 
 
+def listed(session: Session) -> Script[frozenset[str]]:
+    """The ids alone, once more."""
+    (reply,) = yield from do(session, "run", "XA RECOVER")
+    return frozenset(_xa(row).text for row in reply.rows)
+
+
 def look(session: Session, clock: Clock, database: str) -> Script[Seen]:
     """What the server tells. Raises what a session raises."""
     seen = Seen()
-    database = f"CONVERT(X'{database.encode().hex()}' USING utf8mb4)"
+    name = f"CONVERT(X'{database.encode().hex()}' USING utf8mb4)"
     yield from do(session, "run", _READ_ONLY)
     before = clock.now()
-    plain_sql = f"{plain_tables_sql(database)} LIMIT {f.TABLES_MAX}"
+    plain_sql = f"{plain_tables_sql(name)} LIMIT {f.TABLES_MAX}"
     who, settings, history, plain, ours = yield from do(
-        session, "run", "; ".join((_WHO, _SETTINGS, _HISTORY, plain_sql, _OURS.format(database=database)))
+        session, "run", "; ".join((_WHO, _SETTINGS, _HISTORY, plain_sql, _OURS.format(database=name)))
     )
     after = clock.now()
     one = who[0]

@@ -154,6 +154,12 @@ _OURS = """SELECT c.relname::text AS name, pg_catalog.has_schema_privilege(n.oid
 # ---- the script -----------------------------------------------------------------------------------
 
 
+def listed(session: Session) -> Script[frozenset[str]]:
+    """The ids alone, once more."""
+    (reply,) = yield from _ask(session, _PREPARED)
+    return frozenset(row["gid"] for row in reply)
+
+
 def look(session: Session, clock: Clock) -> Script[Seen]:
     """What the server tells. Raises what a session raises."""
     yield from do(session, "run", _read_only_for_good(session.connection_id))

@@ -43,6 +43,11 @@ class Onlooking(Protocol):
     def lockers(self) -> tuple[str, ...] | None: ...
 
 
+def listed(session: Session) -> Script[frozenset[str]]:
+    """The ids alone, once more."""
+    return do(session, "call", lambda connection: frozenset(row[0] for row in connection.query(_PREPARED)))
+
+
 def look(session: Session) -> Script[Seen]:
     """What the file tells. Raises what a session raises."""
     return do(session, "call", _look)
