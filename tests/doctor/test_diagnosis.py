@@ -144,7 +144,7 @@ def test_the_document_has_the_shape_that_programs_rely_on() -> None:
     assert set(one["vacuum"]) == {"freeze_max_age", "oldest_database", "oldest_database_age", "others"}
     assert set(one["replicas"][0]) == {"name", "kind", "state", "synchronous"}
     assert set(one["file"]) == {"journal_mode", "library", "wal_bytes", "writers", "unguarded"}
-    assert set(one["identity"]) == {"resource_id", "cluster", "epoch", "server", "server_now"}
+    assert set(one["identity"]) == {"resource_id", "cluster", "epoch", "mark", "server", "server_now"}
 
 
 def test_severities_are_the_three_words_that_are_documented() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from crash.test_coordinator_killed import killed_at
 from kit import QUICK, Database, make_database, until
 from nodoubt import Coordinator, wiring
-from nodoubt.doctor import examination
+from nodoubt.doctor import examination, ours
 from nodoubt.engine.context import using
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session, Unclear
@@ -199,13 +200,58 @@ def test_what_is_committed_while_it_is_looked_at_is_no_alarm(just_ended: Databas
 def test_a_mutant_that_does_not_list_again_takes_it_for_a_restored_one(
     just_ended: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trusting(patient: Any, facts: Any, *_: Any) -> Any:
+    def trusting(room: Any, patient: Any, facts: Any, *_: Any) -> Any:
         return facts
         yield
 
     monkeypatch.setattr(examination, "_still_there", trusting)
     told = prepared_of_ours(doctor(just_ended.url, code=3), None, just_ended)
     assert "so it was restored" in told["action"]["why"]
+
+
+def starts_at(verb: str, home: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator starts just before this step, once."""
+    sound, left = getattr(ours, verb), ["once"]
+
+    def starting(*args: Any) -> Any:
+        if left:
+            left.clear()
+            with Coordinator({"home": home.url}, recovery=False):
+                pass
+        return (yield from sound(*args))
+
+    monkeypatch.setattr(ours, verb, starting)
+
+
+@pytest.mark.parametrize("verb", ["journal_of", "identity_of", "told"])
+def test_a_coordinator_that_starts_while_it_is_looked_at_is_no_alarm(
+    home: Database, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start raises the epoch, the participant's too: read in the wrong order, one of them looks set back."""
+    starts_at(verb, home, monkeypatch)
+    document = doctor("-r", f"home={home.url}", code=0)
+    assert rules(document, "home") == []
+    assert document["databases"][0]["journal"]["epoch"] == 2
+
+
+def test_a_mutant_that_reads_the_epoch_before_the_participants_takes_a_start_for_a_restore(
+    home: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound_journal, sound_told = ours.journal_of, ours.told
+
+    def early(facts: Any, journal: Any, session: Any) -> Any:
+        found: Any = yield from sound_journal(facts, journal, session)
+        epoch = yield from journal.epoch(session)
+        return replace(found, journal=replace(found.journal, epoch=epoch.number))
+
+    def keeping(facts: Any, *args: Any) -> Any:
+        found: Any = yield from sound_told(facts, *args)
+        return replace(found, journal=replace(found.journal, epoch=facts.journal.epoch))
+
+    monkeypatch.setattr(ours, "journal_of", early)
+    monkeypatch.setattr(ours, "told", keeping)
+    starts_at("identity_of", home, monkeypatch)
+    assert "lineage" in rules(doctor("-r", f"home={home.url}", code=3), "home")
 
 
 def test_a_role_that_may_not_read_our_tables_is_told_what_to_grant(postgres: PostgresServer) -> None:

@@ -9,26 +9,21 @@ Must not: judge, or act on what is read here: another process may have ended it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from ..engine.context import bounded, chunks, using
-from ..errors import NoDoubtError, SchemaMismatch
-from ..journals.sql import ATTEMPTS_PER_STATEMENT, SCHEMA_VERSION
+from ..engine.context import bounded, using
+from ..errors import NoDoubtError
 from ..ports import Clock, Journal, Pool, Reply, Resource, Session, SessionLost, StatementFailed
-from ..protocol.records import Standing
 from ..script import Script, do, every
 from . import facts as f
-from . import mariadb, postgres, sqlite
+from . import mariadb, ours, postgres, sqlite
 from .seen import Seen
 
 ANSWER_S = 10.0  # for one database, all its messages together
-
-_PARTICIPANT_TABLES = frozenset({"identity", "receipts"})
-_DENIED = frozenset({"42501", "1044", "1142", "1143"})
 
 
 _LOOKS: dict[str, Callable[[Session, Clock, str], Script[Seen]]] = {
@@ -78,56 +73,89 @@ class _Counting:
 
 
 def examine(patients: Sequence[Patient], clock: Clock, *, answer_s: float = ANSWER_S) -> Script[tuple[f.Facts, ...]]:
-    """Look at them all."""
-    first = yield from every([_examined(one, clock, answer_s) for one in patients])
-    found = [outcome.get() for outcome in first]
-    pairs = list(zip(patients, found, strict=True))
-    second = yield from every([_told(one, facts, found, clock, answer_s) for one, facts in pairs])
-    found = [outcome.get() for outcome in second]
-    ended = {xid for facts in found if facts.journal is not None for xid in _ended(facts.journal)}
-    pairs = list(zip(patients, found, strict=True))
-    third = yield from every([_still_there(one, facts, ended, clock, answer_s) for one, facts in pairs])
-    return tuple(outcome.get() for outcome in third)
+    """Look at them all, and at what is ours in this order: so no start, and no commit, in between is an alarm.
+
+    What is prepared, and what the journals say was witnessed; then what participants have witnessed; then the journals'
+    epochs and decisions; then, where a record has ended, once more whether its branch is prepared.
+    """
+    room = _Room(clock, answer_s)
+    looks = yield from every([_examined(room, one) for one in patients])
+    found = [facts for facts, _ in (outcome.get() for outcome in looks)]
+    tables = [names for _, names in (outcome.get() for outcome in looks)]
+    found = yield from _each(_identified(room, *each) for each in zip(patients, found, tables, strict=True))
+    every_one = tuple(found)
+    found = yield from _each(_told(room, *each, every_one) for each in zip(patients, found, strict=True))
+    gone = {key for facts in found if facts.journal is not None for key in ours.ended(facts.journal)}
+    found = yield from _each(_still_there(room, *each, gone) for each in zip(patients, found, strict=True))
+    return tuple(found)
 
 
-def _examined(patient: Patient, clock: Clock, answer_s: float) -> Script[f.Facts]:
-    began, at = clock.elapsed(), clock.now()
+def _each(scripts: Iterable[Script[f.Facts]]) -> Script[list[f.Facts]]:
+    return [outcome.get() for outcome in (yield from every(list(scripts)))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Where they are examined: the clock, and how long each may take to answer."""
+
+    clock: Clock
+    answer_s: float
+
+    def answered(
+        self, patient: Patient, failed: f.Facts, body: Callable[[Session], Script[f.Facts]]
+    ) -> Script[f.Facts]:
+        """What the body finds; or `failed`, with why it could not be found."""
+
+        def careful(session: Session) -> Script[f.Facts]:
+            counting: Any = _Counting(session)
+            try:
+                found = yield from body(counting)
+                if patient.kind == "sqlite":
+                    yield from _settled(session)
+            except BaseException:
+                session.kill()  # after an error its transaction is not one to ask more questions in
+                raise
+            return msgspec.structs.replace(found, messages=found.messages + counting.messages)
+
+        try:
+            return (yield from bounded(using(patient.pool, careful), self.answer_s, self.clock))
+        except (NoDoubtError, StatementFailed, SessionLost) as error:
+            return msgspec.structs.replace(failed, error=" ".join(str(error).split()) or type(error).__name__)
+
+
+def _settled(session: Any) -> Script[None]:
+    """How a file is to be opened depends on the moment, so the next look opens it anew."""
+    settled = yield from do(session, "call", lambda connection: connection.settled())
+    session.usable = False
+    if not settled:
+        raise SessionLost("the file was opened and written while it was looked at: ask again")
+
+
+# ---- the database ---------------------------------------------------------------------------------
+
+
+def _examined(room: _Room, patient: Patient) -> Script[tuple[f.Facts, frozenset[str]]]:
+    """The facts, and which of our tables are there and may be read."""
+    began, at = room.clock.elapsed(), room.clock.now()
     empty = f.Facts(name=patient.name, url=patient.url, kind=patient.kind, at=at)
+    tables: set[str] = set()
 
     def body(session: Session) -> Script[f.Facts]:
-        return _look(patient, session, clock, empty)
+        seen = yield from _LOOKS[patient.kind](session, room.clock, patient.database)
+        facts = ours.hidden(_facts(empty, seen), seen.ours)
+        if all(seen.ours.values()):
+            tables.update(seen.ours)
+        if "journal" in tables:
+            facts = yield from ours.readable(facts, ours.journal_of(facts, patient.journal, session))
+        return facts
 
-    facts = yield from _answered(patient, body, empty, clock, answer_s)
-    return msgspec.structs.replace(facts, took_s=clock.elapsed() - began)
-
-
-def _answered(
-    patient: Patient, body: Callable[[Session], Script[f.Facts]], empty: f.Facts, clock: Clock, answer_s: float
-) -> Script[f.Facts]:
-    """What the body finds, or why it could not be found."""
-    try:
-        return (yield from bounded(using(patient.pool, body), answer_s, clock))
-    except (NoDoubtError, StatementFailed, SessionLost) as error:
-        return msgspec.structs.replace(empty, error=" ".join(str(error).split()) or type(error).__name__)
+    facts = yield from room.answered(patient, empty, body)
+    return msgspec.structs.replace(facts, took_s=room.clock.elapsed() - began), frozenset(tables)
 
 
-def _look(patient: Patient, session: Session, clock: Clock, empty: f.Facts) -> Script[f.Facts]:
-    counting = _Counting(session)
-    counted: Any = counting
-    try:
-        seen = yield from _LOOKS[patient.kind](counted, clock, patient.database)
-        ours = yield from _ours(patient, counted, seen)
-        if patient.kind == "sqlite":
-            yield from _settled(session)
-    except BaseException:
-        session.kill()  # after an error its transaction is not one to ask more questions in
-        raise
-    return f.Facts(
-        name=patient.name,
-        url=patient.url,
-        kind=patient.kind,
-        at=empty.at,
-        messages=counting.messages,
+def _facts(empty: f.Facts, seen: Seen) -> f.Facts:
+    return msgspec.structs.replace(
+        empty,
         server=seen.server,
         settings=seen.settings,
         flaws=tuple(
@@ -142,148 +170,40 @@ def _look(patient: Patient, session: Session, clock: Clock, empty: f.Facts) -> S
         file=seen.file,
         gaps=tuple(seen.gaps),
         cut=tuple(seen.cut),
-        **ours,
     )
 
 
-def _settled(session: Any) -> Script[None]:
-    """How a file is to be opened depends on the moment, so the next look opens it anew."""
-    settled = yield from do(session, "call", lambda connection: connection.settled())
-    session.usable = False
-    if not settled:
-        raise SessionLost("the file was opened and written while it was looked at: ask again")
+# ---- what is ours in it ---------------------------------------------------------------------------
 
 
-# ---- our own tables -------------------------------------------------------------------------------
+def _identified(room: _Room, patient: Patient, facts: f.Facts, tables: frozenset[str]) -> Script[f.Facts]:
+    if facts.error is not None or not ours.takes_part(tables):
+        return facts
+
+    def body(session: Session) -> Script[f.Facts]:
+        return ours.readable(facts, ours.identity_of(facts, patient.resource, session))
+
+    return (yield from room.answered(patient, facts, body))
 
 
-def _ours(patient: Patient, session: Session, seen: Seen) -> Script[dict[str, Any]]:
-    """The fields of `Facts` about our tables; empty where there are none."""
-    there = frozenset(seen.ours)
-    hidden = sorted(name for name, readable in seen.ours.items() if not readable)
-    if hidden:
-        seen.gaps.append(f.Gap(f"our own tables: {', '.join(hidden)}", _grant(patient, seen)))
-        return {}
-    found: dict[str, Any] = {}
-    try:
-        if there & _PARTICIPANT_TABLES:
-            found["identity"] = yield from _identity(patient, session)
-        if "journal" in there:
-            found["journal"] = yield from _journal(patient, session, seen)
-    except (NoDoubtError, StatementFailed) as error:
-        if _code(error) in _DENIED:
-            seen.gaps.append(f.Gap(f"our own tables ({error})", _grant(patient, seen)))
-        elif isinstance(error, SchemaMismatch):
-            found["broken"] = str(error)
-        else:
-            raise
-    return found
-
-
-def _identity(patient: Patient, session: Session) -> Script[f.Identity | None]:
-    identity = yield from patient.resource.identity(session)
-    if identity is None:
-        return None
-    server = yield from patient.resource.server(session)
-    return f.Identity(
-        resource_id=identity.resource_id,
-        cluster=identity.cluster,
-        epoch=identity.epoch,
-        server=identity.server,
-        server_now=server,
-    )
-
-
-def _journal(patient: Patient, session: Session, seen: Seen) -> Script[f.Journal]:
-    journal = patient.journal
-    cluster = yield from journal.cluster(session)
-    epoch = yield from journal.epoch(session)
-    floor = yield from journal.floor(session)
-    commits = yield from journal.open_commits(session, "", f.OPEN_MAX + 1)
-    names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
-    held = yield from journal.quarantined(session, f.QUARANTINED_MAX + 1)
-    registered = yield from journal.registered(session)
-    for what, rows, most in (
-        ("decisions that have not ended", commits, f.OPEN_MAX),
-        ("names without a decision", names, f.UNDECIDED_MAX),
-        ("what is quarantined", held, f.QUARANTINED_MAX),
-    ):
-        if len(rows) > most:
-            seen.cut.append(f"{what}: the first {most}")
-    return f.Journal(
-        cluster=cluster,
-        version=SCHEMA_VERSION,
-        epoch=epoch,
-        floor=floor,
-        open_commits=tuple(commits[: f.OPEN_MAX]),
-        names=tuple(names[: f.UNDECIDED_MAX]),
-        quarantined=tuple(held[: f.QUARANTINED_MAX]),
-        registered=tuple(f.Registered(key, name, one.server, one.epoch) for key, (name, one) in registered.items()),
-    )
-
-
-def _grant(patient: Patient, seen: Seen) -> str:
-    user = seen.server.user if seen.server is not None else "?"
-    if patient.kind == "postgres":
-        role = '"' + user.replace('"', '""') + '"'
-        return f"GRANT USAGE ON SCHEMA nodoubt TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA nodoubt TO {role};"
-    return f"GRANT SELECT on the tables nodoubt_* to {user}"
-
-
-def _code(error: BaseException) -> str:
-    """The server's own code, wherever it was wrapped."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, StatementFailed):
-            return cause.code
-        cause = cause.__cause__
-    return ""
-
-
-# ---- what was decided -----------------------------------------------------------------------------
-
-
-def _told(
-    patient: Patient, facts: f.Facts, every_one: Sequence[f.Facts], clock: Clock, answer_s: float
-) -> Script[f.Facts]:
-    """With what its journal says of those branches of its cluster that were found, in whichever database."""
+def _told(room: _Room, patient: Patient, facts: f.Facts, every_one: Sequence[f.Facts]) -> Script[f.Facts]:
+    """With what its journal says of the participants and branches of its cluster, in whichever database."""
     journal = facts.journal
     if journal is None:
         return facts
     xids = [one.origin.xid for other in every_one for one in other.prepared if one.origin.xid is not None]
     attempts = sorted({xid.attempt for xid in xids if xid.cluster == journal.cluster})
-    if not attempts:
-        return facts
+    known = [one.identity for one in every_one if one.identity is not None]
+    marks = [one.mark for one in known if one.cluster == journal.cluster and one.mark]
 
     def body(session: Session) -> Script[f.Facts]:
-        counting = _Counting(session)
-        counted: Any = counting
-        decided: dict[str, Standing] = yield from patient.journal.look(counted, attempts)
-        staged = {}
-        for some in chunks(attempts, ATTEMPTS_PER_STATEMENT):
-            staged.update((yield from patient.journal.staged(counted, some)))
-        return msgspec.structs.replace(
-            facts,
-            journal=msgspec.structs.replace(journal, decided=decided, staged=staged),
-            messages=facts.messages + counting.messages,
-        )
+        return ours.told(facts, patient.journal, session, attempts, marks)
 
     # A journal that has not told what was decided must not look like one that has decided nothing.
-    silent = msgspec.structs.replace(facts, journal=None)
-    return (yield from _answered(patient, body, silent, clock, answer_s))
+    return (yield from room.answered(patient, msgspec.structs.replace(facts, journal=None), body))
 
 
-# ---- what has ended meanwhile ---------------------------------------------------------------------
-
-
-def _ended(journal: f.Journal) -> set[tuple[str, str]]:
-    """The attempts, with their cluster, of which every branch had proved itself when the journal was read."""
-    return {(journal.cluster, attempt) for attempt, standing in journal.decided.items() if standing.ended}
-
-
-def _still_there(
-    patient: Patient, facts: f.Facts, ended: set[tuple[str, str]], clock: Clock, answer_s: float
-) -> Script[f.Facts]:
+def _still_there(room: _Room, patient: Patient, facts: f.Facts, ended: set[tuple[str, str]]) -> Script[f.Facts]:
     """Without those that were prepared when they were listed, and committed by the time the journal was asked.
 
     Listed again after that, a branch whose record has ended was restored (I15), and that is an alarm.
@@ -298,10 +218,8 @@ def _still_there(
 
     def body(session: Session) -> Script[f.Facts]:
         listed = yield from _LISTED[patient.kind](session)
-        if patient.kind == "sqlite":
-            session.usable = False
         left = tuple(one for one in facts.prepared if one.id in listed or not may_be_gone(one))
         count = facts.prepared_count - len(facts.prepared) + len(left)
-        return msgspec.structs.replace(facts, prepared=left, prepared_count=count, messages=facts.messages + 1)
+        return msgspec.structs.replace(facts, prepared=left, prepared_count=count)
 
-    return (yield from _answered(patient, body, facts, clock, answer_s))
+    return (yield from room.answered(patient, facts, body))

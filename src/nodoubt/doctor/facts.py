@@ -144,7 +144,8 @@ class Registered(msgspec.Struct, frozen=True):
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """A journal of ours. `decided` and `staged`: by attempt, what it says of our branches that were found prepared,
-    read plainly: advice, never grounds to act. `names`: those without a decision, the oldest first.
+    read plainly: advice, never grounds to act. `names`: those without a decision, the oldest first. `strange_marks`: of
+    epochs that participants have witnessed and this journal has never had.
     """
 
     cluster: str
@@ -155,6 +156,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[Staging, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
     registered: tuple[Registered, ...] = ()
+    strange_marks: tuple[str, ...] = ()
     decided: dict[str, Standing] = {}
     staged: dict[str, Staging] = {}
 
@@ -165,6 +167,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     resource_id: str
     cluster: str
     epoch: int
+    mark: str = ""
     server: str
     server_now: str
 

@@ -313,8 +313,10 @@ def _lineage(case: Case) -> Iterator[Finding]:
     name, place = case.facts.name, case.journals.get(identity.cluster)
     errors = [elsewhere(name, stored, identity.server_now)]
     if place is not None:
-        known = {one.resource_id: one.epoch for one in place.journal.registered}
-        errors.append(set_back(name, stored, place.journal.epoch, known.get(identity.resource_id)))
+        journal = place.journal
+        known = {one.resource_id: one.epoch for one in journal.registered}.get(identity.resource_id)
+        minted = identity.mark not in journal.strange_marks
+        errors.append(set_back(name, stored, journal.epoch, known, minted=minted))
     for error in errors:
         if error is not None:
             yield Finding(severity=Severity.HUMAN, what=f"{name} is not what it was", why=str(error))
