@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from .errors import NoDoubtError
+from .errors import NoDoubtError, ResourceRefused
 from .protocol.records import Decision, Epoch, Event, Quarantined, Staging, Standing, Verdict
 from .script import Script
 from .xid import Xid
@@ -104,6 +104,31 @@ class Session(Protocol):
 
 
 # ---- what a resource answers ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortcoming:
+    """Why a database cannot, or may not, keep a promise. `refused`: it may not take part; else it is a warning.
+
+    `line`: the one line that mends it, where there is one, and `where` it belongs: a file, or "" for a statement.
+    """
+
+    what: str
+    advice: str
+    refused: bool = False
+    line: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.advice}"
+
+
+def require_none(shortcomings: Sequence[Shortcoming], name: str) -> tuple[str, ...]:
+    """The warnings; raises `ResourceRefused` for the first that is more than one."""
+    for one in shortcomings:
+        if one.refused:
+            raise ResourceRefused(f"{name} cannot take part: {one}")
+    return tuple(map(str, shortcomings))
 
 
 class Refused(NoDoubtError):
@@ -398,8 +423,8 @@ class Journal(Protocol):
         """Store it, forced; one entry per (attempt, branch)."""
         ...
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
-        """Those not cleared."""
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+        """Those not cleared, oldest first."""
         ...
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]: ...

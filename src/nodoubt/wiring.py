@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .engine import register
 from .engine.context import Context, Participant, Settings
@@ -19,8 +19,12 @@ from .errors import UsageError
 from .ports import Clock, Journal, Notice, Observer, Resource, Session
 from .url import Url, parse_url
 
+if TYPE_CHECKING:
+    from .doctor import Patient
+
 ONLY = "db"  # the name of a resource that was given as a bare URL
 JOURNAL_SESSIONS = 4  # concurrent decisions share a write, so a few sessions serve any number of transactions
+LOOK_CONNECT_S = 5.0  # for a look at a database: whoever looks wants to know soon that it is down
 _NAME_MAX = 63
 
 Resources = str | Mapping[str, str]
@@ -96,6 +100,42 @@ def onlooker(resources: Resources, journal: str | None) -> Iterator[tuple[Contex
             participant.reserve.close()
         ctx.journal_pool.close()
         shell.close()
+
+
+@contextmanager
+def patients(urls: Mapping[str, Url]) -> Iterator[tuple[list[Patient], ThreadShell]]:
+    """Databases to look at and not to write to, whoever's they are; each opened when it is first asked."""
+    from .doctor import Patient
+
+    shell = ThreadShell()
+    settings = Settings(connect_s=LOOK_CONNECT_S)
+    found = [
+        Patient(name, str(url), url.kind, url.database, _looking_pool(name, url, settings, shell), *_scripts(name, url))
+        for name, url in urls.items()
+    ]
+    try:
+        yield found, shell
+    finally:
+        for patient in found:
+            patient.pool.close()
+        shell.close()
+
+
+def _scripts(name: str, url: Url) -> tuple[Resource, Journal]:
+    return resource_of(name, url), journal_of(url)
+
+
+def _looking_pool(name: str, url: Url, settings: Settings, shell: ThreadShell) -> ThreadPool:
+    """One session. A missing driver is an error of this database alone, so it is imported when the pool connects."""
+
+    def connect() -> Session:
+        if url.kind == "sqlite":
+            from .drivers import sqlite_onlooker
+
+            return sqlite_onlooker.connect(url)
+        return _driver(url)(url, connect_timeout_s=settings.connect_s)
+
+    return ThreadPool(name, connect, size=1, acquire_s=settings.acquire_s, call=shell.call)
 
 
 def _named(resources: Resources) -> dict[str, Url]:

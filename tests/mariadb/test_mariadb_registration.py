@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nodoubt.errors import ResourceRefused, SchemaMismatch
-from nodoubt.ports import Identity, Refused, StatementFailed, Unclear
+from nodoubt.ports import Identity, Refused, StatementFailed, Unclear, require_none
 from nodoubt.protocol.records import Epoch
 from nodoubt.resources import mariadb as module
-from nodoubt.resources.mariadb_settings import require, warnings_of
+from nodoubt.resources.mariadb_settings import shortcomings
 from nodoubt.testing.servers import MariaDBServer
 from nodoubt.xid import new_attempt, new_cluster
 
@@ -138,12 +138,12 @@ def _raise(error: Exception, *, later: bool) -> Any:
 )
 def test_settings_that_break_a_promise_are_refused_by_name(changed: dict[str, str], named: str) -> None:
     with pytest.raises(ResourceRefused, match=named):
-        require(FINE | changed)
+        require_none(shortcomings(FINE | changed), "maria")
 
 
 @pytest.mark.parametrize("version", ["10.5.0-MariaDB", "5.5.5-10.6.1-MariaDB-log", "11.4.2-MariaDB", "8.0.29", "8.4.3"])
 def test_the_versions_that_keep_prepared_branches_pass(version: str) -> None:
-    require(FINE | {"version": version})
+    assert not any(one.refused for one in shortcomings(FINE | {"version": version}))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_versions_that_keep_prepared_branches_pass(version: str) -> None:
     [({"binlog_storage_engine": "innodb"}, "binlog_storage_engine"), ({"version": "8.4.3"}, "MySQL")],
 )
 def test_settings_that_no_test_server_has_are_warned_of(changed: dict[str, str], named: str) -> None:
-    (warning,) = warnings_of(FINE | changed)
+    (warning,) = map(str, shortcomings(FINE | changed))
     assert named in warning
 
 

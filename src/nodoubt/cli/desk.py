@@ -61,6 +61,11 @@ class Desk:
         return bool(self._resources or os.environ.get("NODOUBT_RESOURCES", "").strip())
 
     @property
+    def named(self) -> bool:
+        """Whether they were named by options, not by the environment."""
+        return bool(self._resources or self._journal)
+
+    @property
     def databases(self) -> Databases:
         if self._databases is None:
             self._databases = databases(self._resources, self._journal)

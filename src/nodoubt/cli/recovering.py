@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.exceptions import Exit as Leave
 
+from ..amounts import iso, span
 from ..engine.sweep import SweepReport
 from ..errors import NoDoubtError
 from ..protocol.records import Quarantined
 from .asking import Duration, held_json, print_quarantined
 from .desk import Desk, desk_command
 from .outcome import Exit, code_of
-from .words import iso, moment, span
+from .words import moment
 
 if TYPE_CHECKING:
     from ..coordinator import Coordinator
@@ -64,7 +65,7 @@ def recover(desk: Desk, watch: bool, every: float, grace: float | None) -> None:
 
 
 def _watch(desk: Desk, every_s: float, grace_s: float | None) -> None:
-    with _told_to_stop() as stop:
+    with told_to_stop() as stop:
         if not desk.out.json:
             desk.out.note(f"Sweeping every {span(every_s)} until Ctrl-C.")
         while not stop.is_set():
@@ -97,7 +98,7 @@ def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
+def told_to_stop() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts as usual."""
     stop = threading.Event()
 

@@ -8,6 +8,7 @@ from .. import __version__
 from .asking import ls, show
 from .deciding import commit, rollback, settle
 from .desk import journal_option, resource_option
+from .examining import doctor
 from .recovering import recover
 from .schema import schema
 from .showing import demo
@@ -29,5 +30,5 @@ def root(resources: tuple[str, ...], journal: str | None) -> None:
     """
 
 
-for command in (demo, ls, show, commit, rollback, settle, recover, schema):
+for command in (demo, ls, show, commit, rollback, settle, recover, doctor, schema):
     root.add_command(command)

@@ -194,6 +194,10 @@ class Connection:
         """Who holds the file's write lock, in words."""
         return sqlite_files.writers(self.path)
 
+    def lockers(self) -> tuple[str, ...] | None:
+        """The processes that hold it now; None where the system does not tell."""
+        return sqlite_files.lockers(self.path)
+
     # -- watching the user's work
     def watch(self, on_access: OnAccess, on_change: OnChange | None) -> None:
         """Call `on_access(action, first, second, database, trigger)` for all that a statement wants, and `on_change`

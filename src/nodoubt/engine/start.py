@@ -120,12 +120,7 @@ def verify(ctx: Context, participant: Participant) -> Script[Identity]:
         identity = yield from _identity(participant, session)
         server = yield from resource.server(session)
         _require_same_journal(participant, identity, ctx.cluster)
-        if server and identity.server and server != identity.server:
-            raise LineageBroken(
-                f"{participant.name} says it is {server}, but its tables were set up on {identity.server}: it is a "
-                "clone or was restored. Nothing of it is resolved until an operator has looked; then run: nodoubt "
-                f"schema apply --adopt {participant.name}"
-            )
+        _raise(elsewhere(participant.name, identity, server))
         return identity
 
     return (yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body)))
@@ -161,23 +156,48 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identi
         return epoch.number, minted
 
     number, minted = yield from told(ctx, ctx.journal_pool, journal)
-    if identity.epoch > number:
-        raise JournalRestored(
-            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {number}: {_SET_BACK}"
-        )
     known = registered.get(identity.resource_id)
-    if known is not None and known[1].epoch > identity.epoch:
-        raise LineageBroken(
-            f"{participant.name} shows epoch {identity.epoch}, but has witnessed {known[1].epoch}: it was restored "
-            "from a backup. Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply "
-            f"--adopt {participant.name}"
+    witnessed = None if known is None else known[1].epoch
+    _raise(set_back(participant.name, identity, number, witnessed, minted=minted))
+    return identity
+
+
+def elsewhere(name: str, identity: Identity, server: str) -> LineageBroken | None:
+    """What is wrong if the tables were set up on another server than the one that answers."""
+    if not server or not identity.server or server == identity.server:
+        return None
+    return LineageBroken(
+        f"{name} says it is {server}, but its tables were set up on {identity.server}: it is a clone or was restored. "
+        f"Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply --adopt {name}"
+    )
+
+
+def set_back(name: str, identity: Identity, epoch: int, witnessed: int | None, *, minted: bool) -> LineageBroken | None:
+    """What is wrong if the journal, whose `epoch` this is, or the participant is older than the other has seen.
+
+    `witnessed`: the epoch that the participant has shown to the journal; None: never. `minted`: the journal has had the
+    very epoch that the participant has witnessed.
+    """
+    if identity.epoch > epoch:
+        return JournalRestored(
+            f"{name} has witnessed epoch {identity.epoch}, but the journal shows {epoch}: {_SET_BACK}"
+        )
+    if witnessed is not None and witnessed > identity.epoch:
+        return LineageBroken(
+            f"{name} shows epoch {identity.epoch}, but has witnessed {witnessed}: it was restored from a backup. "
+            f"Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply --adopt {name}"
         )
     if not minted:
-        raise JournalRestored(
-            f"{participant.name} has witnessed an epoch that the journal has never had, although it has had one of its "
-            f"number since: {_SET_BACK}"
+        return JournalRestored(
+            f"{name} has witnessed an epoch that the journal has never had, although it has had one of its number "
+            f"since: {_SET_BACK}"
         )
-    return identity
+    return None
+
+
+def _raise(error: LineageBroken | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _witness(ctx: Context, participant: Participant, identity: Identity) -> Script[None]:

@@ -197,12 +197,12 @@ class Directory(Transactions):
             session, first_time, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes)
         )
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
         """Those not cleared, oldest first."""
         reply = yield from self._read(
             session,
             f"SELECT {rows.columns(rows.QUARANTINED)} FROM {self.dialect.table('quarantine')} "
-            "WHERE cleared_by = '' ORDER BY since, attempt, branch",
+            f"WHERE cleared_by = '' ORDER BY since, attempt, branch{'' if limit is None else f' LIMIT {int(limit)}'}",
         )
         return [rows.quarantined(row) for row in reply.rows]
 

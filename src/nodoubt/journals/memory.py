@@ -508,8 +508,9 @@ class MemoryJournal:
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
         return self._apply(session, "quarantine", entry)
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
-        return self._apply(session, "quarantined")
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+        every: list[Quarantined] = yield from self._apply(session, "quarantined")
+        return every[:limit]
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]:
         if not by.strip():

@@ -36,13 +36,14 @@ from ..ports import (
     Unclear,
     UnknownXid,
     Work,
+    require_none,
 )
 from ..protocol.records import Epoch, Verdict
 from ..script import Pause, Script, do
 from ..xid import XaXid, Xid, parse_xa
 from . import mariadb_text as text
 from .mariadb_failures import FAILURES, refusal
-from .mariadb_settings import SETTINGS, require, warnings_of
+from .mariadb_settings import SETTINGS, no_listing, plain_tables, plain_tables_sql, shortcomings
 
 SCHEMA_VERSION = 1
 STARTED_TOLERANCE_S = 2  # the server's start is computed from two clocks of whole seconds, see mysql_wire.started
@@ -52,7 +53,6 @@ KILL_POLLS_MAX = 10
 KILL_POLL_FIRST_S = 0.001
 BATCH_MAX = 200
 BATCHES_MAX = 1_000_000
-TABLES_NAMED_MAX = 5
 
 # ROLLBACK TO SAVEPOINT warns (1196) if the transaction has written to a non-transactional table, by whatever way,
 # triggers included; Aria, even if only read, does not take the savepoint (1178). The subquery turns the warning into
@@ -98,29 +98,14 @@ class MariaDBResource:
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse what can't keep a promise; warn of what may lose one at a failover, or can't be rolled back."""
         settings = yield from self._settings(session)
-        require(settings)
-        warnings = warnings_of(settings)
-        plain_tables = (
-            f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {_literal(self.database)} AND "
-            "TABLE_TYPE = 'BASE TABLE' AND ENGINE NOT IN (SELECT ENGINE FROM information_schema.ENGINES WHERE "
-            "TRANSACTIONS = 'YES') ORDER BY TABLE_NAME"
-        )
+        warnings = require_none(shortcomings(settings), self.name)
         try:
-            _, listing = yield from self._run(session, "XA RECOVER", plain_tables)
+            _, listing = yield from self._run(session, "XA RECOVER", plain_tables_sql(_literal(self.database)))
         except StatementFailed as error:
-            raise ResourceRefused(
-                f"the server refuses XA RECOVER ({error}), without which a branch in doubt can't be found: "
-                "GRANT XA_RECOVER_ADMIN to this account"
-            ) from error
+            return require_none([no_listing(error)], self.name)
         tables = [str(row[0]) for row in listing.rows]
         self._plain_tables = frozenset(table.lower() for table in tables)
-        if tables:
-            more = f" and {len(tables) - TABLES_NAMED_MAX} more" if len(tables) > TABLES_NAMED_MAX else ""
-            warnings.append(
-                f"writes to {', '.join(tables[:TABLES_NAMED_MAX])}{more} can't be rolled back, so they are refused in "
-                "transactions: ALTER TABLE … ENGINE=InnoDB"
-            )
-        return tuple(warnings)
+        return (*warnings, *require_none(plain_tables(tables), self.name))
 
     def schema_sql(self) -> str:
         """The statements that make our tables."""

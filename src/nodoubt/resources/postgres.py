@@ -35,15 +35,16 @@ from ..ports import (
     Traits,
     Unclear,
     Work,
+    require_none,
 )
 from ..protocol.records import Epoch, Verdict
 from ..script import Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, PROOF_TEXT, refusal, require_durable, require_rows, warnings
+from .postgres_settings import SETTINGS, shortcomings
 from .postgres_statements import shape
 
 SCHEMA_VERSION = 1
-SERVER_VERSION_MIN = 120000
 LOCK_TIMEOUT_MS = 1000  # how long recovery waits for a branch that is still under way
 FENCE_TRIES_MAX = 3
 FORGET_ROWS_MAX = 10_000
@@ -89,52 +90,18 @@ class PostgresResource:
 
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse what can't be made durable, naming the line to change; warn of what an operator should know."""
-        names = (
-            "server_version_num", "fsync", "full_page_writes", "max_prepared_transactions", "synchronous_standby_names",
-            "synchronous_commit", "transaction_read_only",
-        )  # fmt: skip
-        columns = ", ".join(f"pg_catalog.current_setting('{name}')" for name in names)
+        columns = ", ".join(f"pg_catalog.current_setting('{name}')" for name in SETTINGS)
         here = "pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
         (reply,) = yield from self._ask(session, f"SELECT {here}, {columns}")
         pid, standby, *values = reply.rows[0]
-        setting = dict(zip(names, map(str, values), strict=True))
         (again,) = yield from self._ask(session, "SELECT pg_catalog.pg_backend_pid()")
-        self._require(setting, standby=standby, pooled=again.scalar() != pid)
-        notes = []
-        if pid != session.connection_id:
-            notes.append(
-                "a connection pooler stands between us and the server: it must pool by session, not by transaction; "
-                "better connect to the server itself"
-            )
-        if setting["full_page_writes"] == "off":
-            notes.append(
-                "full_page_writes is off: unless the file system never tears a page, a crash can lose what was promised"
-            )
-        if setting["synchronous_standby_names"] and setting["synchronous_commit"] in ("off", "local", "remote_write"):
-            notes.append(
-                f"synchronous_standby_names is set, but synchronous_commit is {setting['synchronous_commit']}: our own "
-                "transactions wait for the standby, yours do not; set synchronous_commit = on"
-            )
-        return tuple(notes)
-
-    def _require(self, setting: dict[str, str], *, standby: bool, pooled: bool) -> None:
-        refusals = {
-            "it runs PostgreSQL below 12: upgrade it": int(setting["server_version_num"]) < SERVER_VERSION_MIN,
-            "fsync is off, so a crash loses what was acknowledged: set fsync = on in postgresql.conf and reload": (
-                setting["fsync"] == "off"
-            ),
-            "it is a standby, where nothing can be written: connect to the primary": standby,
-            "transactions are read-only here: set default_transaction_read_only = off for this role and database": (
-                setting["transaction_read_only"] == "on"
-            ),
-            "prepared transactions are disabled: set max_prepared_transactions = 100 in postgresql.conf and restart "
-            "the server": setting["max_prepared_transactions"] == "0",
-            "two statements were answered by two server processes, so a pooler shares sessions by transaction: connect "
-            "to the server itself, or to a pooler that pools by session": pooled,
-        }
-        for why, holds in refusals.items():
-            if holds:
-                raise ResourceRefused(f"{self.name} cannot take part: {why}")
+        found = shortcomings(
+            dict(zip(SETTINGS, map(str, values), strict=True)),
+            standby=standby,
+            pooled=again.scalar() != pid,
+            proxied=pid != session.connection_id,
+        )
+        return require_none(found, self.name)
 
     def schema_sql(self) -> str:
         return files(__package__).joinpath("schema", "postgres.sql").read_text(encoding="utf-8")
