@@ -33,13 +33,16 @@ class Reply:
     """One statement's answer. Iterates over its rows as mappings.
 
     `tag` is the server's own word for what it did (`INSERT 0 1`, `COMMIT`); "" where the server has none.
-    `count` is the number of rows affected or returned, -1 where unknown.
+    `count` is the number of rows matched or returned, -1 where unknown. `types` (the driver's codes of the columns'
+    types) and `last_id` (the id that the last INSERT was given) are there for those who passed `Bound`.
     """
 
     tag: str = ""
     count: int = -1
     columns: tuple[str, ...] = ()
     rows: Sequence[tuple[Any, ...]] = ()
+    types: tuple[Any, ...] = ()
+    last_id: int = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
@@ -53,6 +56,20 @@ class Reply:
     def scalar(self) -> Any:
         """The first column of the first row; None where there is no row."""
         return self.rows[0][0] if self.rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Parameters from somebody who needs the reply in full (`Reply.types`, `Reply.last_id`).
+
+    `many`: `values` are rows of parameters, and the statement is run for each; the reply has the sum of their counts.
+    """
+
+    values: Any
+    many: bool = False
+
+
+Params = Sequence[Any] | Mapping[str, Any] | Bound | None
 
 
 class StatementFailed(Exception):
@@ -82,7 +99,7 @@ class Session(Protocol):
         """
         ...
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with the driver's own placeholders. Raises the driver's own errors."""
         ...
 
@@ -167,6 +184,18 @@ class Failure(Enum):
     REFUSED = "not possible"
     NO_FLOOR = "below the floor, or not in the transaction that was begun"
     LOST = "connection lost"
+
+
+class SavepointStep(Enum):
+    """What can be done with a savepoint, in the SQL that all three kinds of database share."""
+
+    SET = ("SAVEPOINT {0}",)
+    RELEASE = ("RELEASE SAVEPOINT {0}",)
+    BACK = ("ROLLBACK TO SAVEPOINT {0}", "RELEASE SAVEPOINT {0}")
+
+    def statements(self, name: str) -> tuple[str, ...]:
+        """The statements, for a savepoint of that name."""
+        return tuple(statement.format(name) for statement in self.value)
 
 
 @dataclass(slots=True)
@@ -255,6 +284,13 @@ class Resource(Protocol):
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         """The user's statement. Transaction control is refused; any error dooms the branch (I16)."""
+        ...
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """Returns only on the server's own word. After anything else nobody knows which work is left.
+
+        `Refused`: the server does not know the savepoint, because it has undone more than what came after it.
+        """
         ...
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:

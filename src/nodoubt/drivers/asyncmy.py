@@ -13,16 +13,16 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from . import mysql_wire as wire
 
 try:
     import asyncmy
+    from asyncmy.constants import CLIENT
     from asyncmy.errors import MySQLError
 except ImportError as missing:
     raise MissingExtra("MariaDB or MySQL", "mysql") from missing
@@ -53,11 +53,22 @@ class AsyncmySession:
         except Exception as error:
             raise SessionLost(f"the answer could not be read: {error}") from error
 
-    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with %s or %(name)s placeholders."""
+        if isinstance(params, Bound):
+            if params.many:
+                return await self._many(statement, params)
+            params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
         text = statement if params is None else self._connection.cursor().mogrify(statement, params)
         return wire.only_reply(statement, await self._query(text))
+
+    async def _many(self, statement: str, rows: Bound) -> Reply:
+        cursor = self._connection.cursor()
+        count = 0
+        for text, wanted in wire.batches([cursor.mogrify(statement, values) for values in rows.values]):
+            count += wire.batch_reply(await self._query(text), wanted)
+        return Reply(count=count)
 
     async def _query(self, sql: str) -> tuple[Reply, ...]:
         # Not through a cursor: it follows every statement that warns with a SHOW WARNINGS, and logs the answer.
@@ -123,6 +134,7 @@ async def connect(url: Url, *, connect_timeout_s: float = 10.0) -> AsyncmySessio
         database=url.database,
         charset=wire.CHARSET,
         autocommit=True,
+        client_flag=CLIENT.FOUND_ROWS,  # rows matched count, changed or not, as elsewhere
         connect_timeout=connect_timeout_s,
         ssl=options.tls,
     )

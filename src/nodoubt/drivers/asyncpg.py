@@ -17,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from ..errors import MissingExtra, ResourceUnavailable, UsageError
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
 
@@ -96,12 +96,14 @@ class AsyncpgSession:
             raise SessionLost(f"the server's answer was misread: {tag!r} is not the last tag of {replies!r}")
         return replies
 
-    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, one, with `$1` and a sequence of parameters."""
         if isinstance(params, Mapping):
             raise UsageError("asyncpg numbers its parameters: write $1, $2 … and pass a sequence, not a mapping")
         self.warnings.clear()
         try:
+            if isinstance(params, Bound):
+                return await self._in_full(statement, params)
             # `fetch` is this call without the tag; `execute` is this call without the rows.
             records, status, _ = await self.connection._execute(
                 statement, tuple(params or ()), 0, None, return_status=True
@@ -113,9 +115,28 @@ class AsyncpgSession:
         except BaseException:
             self.usable = False
             raise
-        tag = status.decode() if status else ""
         columns = tuple(records[0].keys()) if records else self._columns(statement)
-        return Reply(tag, _count(tag), columns, tuple(tuple(record.values()) for record in records))
+        return _reply(records, status, columns, ())
+
+    async def _in_full(self, statement: str, params: Bound) -> Reply:
+        """As `execute`, from one level deeper, where the statement's own description is at hand."""
+        connection = self.connection
+        if params.many:
+            await connection.executemany(statement, params.values)
+            return Reply()
+
+        def once(state: Any, timeout: float | None) -> Any:
+            values = tuple(params.values or ())
+            return connection._protocol.bind_execute(
+                state=state, args=values, portal_name="", limit=0, return_extra=True, timeout=timeout
+            )
+
+        with connection._stmt_exclusive_section:
+            (records, status, _), state = await connection._do_execute(statement, once, None)
+        columns = state._get_attributes()
+        return _reply(
+            records, status, tuple(column.name for column in columns), tuple(column.type.oid for column in columns)
+        )
 
     def _columns(self, statement: str) -> tuple[str, ...]:
         """The columns of a result without rows, as far as the statement is still known to asyncpg."""
@@ -185,6 +206,11 @@ class _Tap:
         if self.copy is not None:
             self.copy += data  # before it is passed on: passing it on wakes the one who reads the copy
         self._inner.data_received(data)
+
+
+def _reply(records: Any, status: bytes | None, columns: tuple[str, ...], types: tuple[int, ...]) -> Reply:
+    tag = status.decode() if status else ""
+    return Reply(tag, _count(tag), columns, tuple(tuple(record.values()) for record in records), types)
 
 
 def _replies(answer: bytes, warnings: list[str]) -> tuple[Reply, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,8 @@ READ_TIMEOUT_DEFAULT_S = 300.0
 READ_TIMEOUT_MAX_S = 86400.0
 CLOSE_TIMEOUT_S = 2.0
 PORT_DEFAULT = 3306
+BATCH_STATEMENTS_MAX = 200
+BATCH_CHARACTERS_MAX = 250_000  # the server takes 16 MiB in a packet by default, and may be told to take less
 
 # The character set by statement, since a server may ignore the one in the handshake. The id by the server's own word,
 # since a proxy puts its own into the handshake. The start of the server makes the id mean something (xid.XaXid): after
@@ -38,6 +40,7 @@ HELLO = (
 _CLIENT_ERRORS = range(2000, 3000)
 _LOSING_ERRORS = frozenset({0, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
 
+_AFTER = "\n;\n"  # the line break ends a comment that would swallow the next statement
 _CALL = re.compile(r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*\(*\s*call\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -109,7 +112,7 @@ def error_text(error: BaseException) -> str:
 def reply(result: Any) -> Reply:
     """One result of either driver (their classes have the same attributes). This protocol has no command tags."""
     if result.description is None:
-        return Reply(count=int(result.affected_rows or 0))
+        return Reply(count=int(result.affected_rows or 0), last_id=int(result.insert_id or 0))
     rows = tuple(result.rows or ())
     return Reply(count=len(rows), columns=tuple(column[0] for column in result.description), rows=rows)
 
@@ -122,6 +125,30 @@ def only_reply(statement: str, replies: Sequence[Reply]) -> Reply:
             "they did is rolled back with the branch"
         )
     return next((one for one in replies if one.columns), replies[-1])
+
+
+def batches(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Statements, their parameters filled in, by the packet: a text, and how many there are in it."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and (len(batch) == BATCH_STATEMENTS_MAX or size + len(text) > BATCH_CHARACTERS_MAX):
+            yield _AFTER.join(batch), len(batch)
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield _AFTER.join(batch), len(batch)
+
+
+def batch_reply(replies: Sequence[Reply], wanted: int) -> int:
+    """The count of a packet made by `batches`."""
+    if len(replies) != wanted:
+        raise UsageError(
+            "one of the texts held several statements, and all of them were run: pass one statement at a time. What "
+            "they did is rolled back with the branch"
+        )
+    return sum(one.count for one in replies)
 
 
 def started(replies: Sequence[Reply]) -> tuple[int, int]:

@@ -14,11 +14,11 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
 
@@ -64,12 +64,14 @@ class PsycopgSession:
             self.usable = False  # interrupted in the middle of a call: nobody knows what is still to be read
             raise
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
         self.warnings.clear()
         query: Any = statement
         try:
             with self.connection.cursor() as cursor:
+                if isinstance(params, Bound):
+                    return _in_full(cursor, query, params)
                 cursor.execute(query, params)
                 return _replies(cursor)[-1]
         except psycopg.Error as error:
@@ -141,6 +143,15 @@ def _replies(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Reply, ...]:
         )
         more = cursor.nextset()
     return tuple(replies)
+
+
+def _in_full(cursor: psycopg.Cursor[tuple[Any, ...]], query: Any, params: Bound) -> Reply:
+    if params.many:
+        cursor.executemany(query, params.values)  # a pipeline: one wait for all of them
+        return Reply(cursor.statusmessage or "", cursor.rowcount)
+    cursor.execute(query, params.values)
+    reply = _replies(cursor)[-1]
+    return replace(reply, types=tuple(column.type_code for column in cursor.description or ()))
 
 
 def _message(error: psycopg.Error) -> str:

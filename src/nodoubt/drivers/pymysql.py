@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from . import mysql_wire as wire
 
@@ -47,11 +46,22 @@ class PyMySQLSession:
         except Exception as error:
             raise SessionLost(f"the answer could not be read: {error}") from error
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with %s or %(name)s placeholders."""
+        if isinstance(params, Bound):
+            if params.many:
+                return self._many(statement, params)
+            params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
         text = statement if params is None else self._connection.cursor().mogrify(statement, params)
         return wire.only_reply(statement, self._query(text))
+
+    def _many(self, statement: str, rows: Bound) -> Reply:
+        cursor = self._connection.cursor()
+        count = 0
+        for text, wanted in wire.batches([cursor.mogrify(statement, values) for values in rows.values]):
+            count += wire.batch_reply(self._query(text), wanted)
+        return Reply(count=count)
 
     def _query(self, sql: str) -> tuple[Reply, ...]:
         try:
@@ -101,7 +111,7 @@ def connect(url: Url, *, connect_timeout_s: float = 10.0) -> PyMySQLSession:
         database=url.database,
         charset=wire.CHARSET,
         autocommit=True,
-        client_flag=CLIENT.MULTI_STATEMENTS,
+        client_flag=CLIENT.MULTI_STATEMENTS | CLIENT.FOUND_ROWS,  # rows matched count, changed or not, as elsewhere
         connect_timeout=connect_timeout_s,
         read_timeout=connect_timeout_s,
         write_timeout=connect_timeout_s,

@@ -21,12 +21,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from . import sqlite_files
 
@@ -36,7 +37,6 @@ except ImportError:
     raise MissingExtra("SQLite", "sqlite") from None
 
 R = TypeVar("R")
-Parameters = Sequence[Any] | Mapping[str, Any] | None
 OnChange = Callable[[Any], None]
 OnAccess = Callable[[str, str | None, str | None, str | None, str | None], None]
 
@@ -116,7 +116,7 @@ class Connection:
             raise self._translated(error) from error
 
     # -- the user's
-    def execute(self, statement: str, params: Parameters) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`; of several, the last one's reply. Raises apsw's own errors.
 
         It is always compiled anew: one compiled without the authorizer would skip it, and one compiled before the hook
@@ -124,6 +124,8 @@ class Connection:
         """
         self._stop_if_killed()
         try:
+            if isinstance(params, Bound):
+                return self._in_full(statement, params)
             replies = self._replies(statement, params)
         except apsw.Error as error:
             if self.lost(error) and self.killed:
@@ -131,7 +133,14 @@ class Connection:
             raise
         return replies[-1] if replies else Reply()
 
-    def _replies(self, sql: str, params: Parameters) -> list[Reply]:
+    def _in_full(self, statement: str, params: Bound) -> Reply:
+        if params.many:
+            counts = [one.count for values in params.values for one in self._replies(statement, values)[-1:]]
+            return Reply(count=sum(counts))
+        reply = next(reversed(self._replies(statement, params.values)), Reply())
+        return replace(reply, last_id=self._database.last_insert_rowid())
+
+    def _replies(self, sql: str, params: Any) -> list[Reply]:
         database, replies = self._database, list[Reply]()
         tag, columns, rows, before = "", tuple[str, ...](), list[tuple[Any, ...]](), 0
         started = False
@@ -309,7 +318,7 @@ class SqliteSession:
         """Our own literal statements, `;` between them: a reply for each."""
         return self._alone(Connection.run, sql)
 
-    def execute(self, statement: str, params: Parameters) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`. Raises apsw's own errors."""
         return self._alone(Connection.execute, statement, params)
 
@@ -403,7 +412,7 @@ class AsyncSqliteSession:
         """Our own literal statements, `;` between them: a reply for each."""
         return await self._hop(self._session.run, sql)
 
-    async def execute(self, statement: str, params: Parameters) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`. Raises apsw's own errors."""
         return await self._hop(self._session.execute, statement, params)
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from ..errors import SchemaMismatch, UsageError
-from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..ports import BelowFloor, Conflict, Identity, Params, Reply, Session, SessionLost, StatementFailed, Unclear
 from ..protocol.records import Decision, Epoch, Event, Mode, Quarantined, Staging, Standing, Verdict
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
@@ -369,7 +369,7 @@ class MemorySession:
             raise SessionLost("the session to the journal in memory has ended")
         return (Reply(),)
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         raise StatementFailed("0A000", "the journal in memory knows no statements")
 
     def lost(self, error: BaseException) -> bool:
@@ -408,7 +408,7 @@ class AsyncMemorySession:
     async def run(self, sql: str) -> tuple[Reply, ...]:
         return self._session.run(sql)
 
-    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         return self._session.execute(statement, params)
 
     async def close(self) -> None:

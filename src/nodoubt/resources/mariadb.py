@@ -29,6 +29,7 @@ from ..ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -224,6 +225,16 @@ class MariaDBResource:
         except BaseException as error:
             work.doomed = error
             raise
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """InnoDB undoes all of a deadlock's victim, its savepoints with it: going back to one is an error then (1305).
+
+        After any other error of a statement the savepoint is there, and so is what was done before it.
+        """
+        try:
+            yield from self._run(session, *step.statements(name))
+        except StatementFailed as error:
+            raise refusal(error, f"savepoint {name} on {self.name}") from error
 
     def _refuse_plain_table(self, statement: str) -> None:
         if not self._plain_tables:

@@ -35,6 +35,7 @@ FAILURES: dict[str, Failure] = {
     "1836": Failure.REFUSED,  # innodb_read_only
     "1142": Failure.REFUSED,  # no privilege on the table
     "1146": Failure.REFUSED,  # no such table
+    "1305": Failure.REFUSED,  # no such savepoint: it went when all of the work was undone
 }
 PROBED = {
     "1242": "it wrote to a non-transactional table (MyISAM, MEMORY …), whose rows stay as they were written",

@@ -29,6 +29,7 @@ from ..ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -231,7 +232,8 @@ class PostgresResource:
             if looks.control:
                 raise UsageError(
                     f"{looks.control} is not for a branch of a distributed transaction: it ends as a whole, when the "
-                    "block ends, and has no savepoints. The branch can only be rolled back now"
+                    "block ends, and savepoints are made by connection.begin_nested(). The branch can only be rolled "
+                    "back now"
                 )
             if looks.stains and hasattr(session, "stained"):
                 session.stained = True
@@ -243,6 +245,18 @@ class PostgresResource:
         reads = looks.plain and _READING_TAG.fullmatch(reply.tag) is not None
         work.wrote = work.wrote or not reads or _WRITING_TAG.fullmatch(reply.tag) is not None
         return reply
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """Also in a failed transaction: rolling back to a savepoint is what mends one. The tags say what was done."""
+        doing = f"savepoint {name} on {self.name}"
+        statements = step.statements(name)
+        try:
+            replies = yield from do(session, "run", "; ".join(statements))
+        except StatementFailed as error:
+            raise refusal(error, doing) from error
+        if [reply.tag for reply in replies] != [statement.split()[0] for statement in statements]:
+            session.kill()
+            raise Unclear(f"{doing}: the server answered {[reply.tag for reply in replies]}")
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False only if no statement hinted at more than a read, no transaction id was assigned, and nothing in the

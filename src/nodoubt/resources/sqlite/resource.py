@@ -19,6 +19,7 @@ from ...ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -90,6 +91,13 @@ class SqliteResource:
             raise
         work.wrote = work.wrote or wrote
         return reply  # type: ignore[no-any-return]
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """`Refused` where SQLite has undone the whole transaction, as after an error of the disk."""
+        try:
+            yield from do(session, "call", two_phase.savepoint, work.xid.gid, step, name)
+        except StatementFailed as error:
+            raise refusal(error, f"savepoint {name} on {self.name}") from error
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False only if the branch surely wrote nothing."""
