@@ -143,8 +143,9 @@ os.register_at_fork(after_in_child=_children)
 class Coordinator(_Base):
     """Transactions over several databases, from threads.
 
-    `resources`: one URL, or names with URLs. `journal`: the name of the resource whose database holds the journal
-    (default: the first), or the URL of a database of its own. `recovery`: run recovery in the background while open.
+    `resources`: one URL or SQLAlchemy engine, or names with them. `journal`: the name of the resource whose database
+    holds the journal (default: the first), or the URL or engine of a database of its own. `recovery`: run recovery in
+    the background while open.
     `read_only`: answer questions, and take part in nothing; it opens on databases that were restored, too.
     """
 
@@ -152,7 +153,7 @@ class Coordinator(_Base):
         self,
         resources: wiring.Resources,
         *,
-        journal: str | None = None,
+        journal: wiring.Where | None = None,
         settings: Settings | None = None,
         recovery: bool = True,
         read_only: bool = False,
@@ -348,7 +349,7 @@ class AsyncCoordinator(_Base):
         self,
         resources: wiring.Resources,
         *,
-        journal: str | None = None,
+        journal: wiring.Where | None = None,
         settings: Settings | None = None,
         recovery: bool = True,
         read_only: bool = False,

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .engine import attempt as attempts
 from .engine import verbs
 from .engine.attempt import Attempt
 from .engine.context import Context
 from .engine.phases import raise_for, to_end
+from .engine.questions import State
 from .engine.shell import AsyncShell, ThreadShell
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, UsageError
 from .ports import Reply
 from .script import Script
+
+if TYPE_CHECKING:
+    from .alchemy import types as alchemy
+    from .alchemy.part import AsyncPart, Part
 
 T = TypeVar("T")
 Beginning = Callable[[], Script[Attempt]]
@@ -78,13 +83,30 @@ class Branch:
     def __init__(self, transaction: Transaction, name: str) -> None:
         self._transaction, self._name = transaction, name
 
-    def execute(self, statement: str, params: Any = None) -> Reply:
-        """Run a statement with the driver's own placeholders; begins the branch if this is its first.
+    def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
+        """Run a statement; begins the branch if this is its first.
 
-        Returns the rows (as mappings) and the count. Raises the driver's own error, after which the branch can only be
-        rolled back (I16); `BranchDoomed`, `ClosedTransaction`, `UsageError`, `ResourceUnavailable`.
+        A text goes to the driver as it is, with the driver's own placeholders. A statement of SQLAlchemy's is compiled
+        for this database, once; `params` is then a mapping, or a list of them.
+
+        Returns the rows (as mappings) and the count. Raises the driver's own error (SQLAlchemy's, of a statement of
+        SQLAlchemy's), after which the branch can only be rolled back (I16); `BranchDoomed`, `ClosedTransaction`,
+        `UsageError`, `ResourceUnavailable`.
         """
         return self._transaction._execute(self._name, statement, params)
+
+    @property
+    def connection(self) -> alchemy.Connection:
+        """SQLAlchemy's connection, in this transaction. Its `commit` is refused, its `rollback` rolls back all."""
+        return self._transaction._part(self._name).connection
+
+    def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
+        """An ORM session, in this transaction; flushed as the block ends, before the votes.
+
+        `maker`: your sessionmaker, for its class and options (not for its engine). `options`: those of
+        `sqlalchemy.orm.Session`, and `class_`.
+        """
+        return self._transaction._part(self._name).session(maker, options)
 
 
 class Transaction(_Handle):
@@ -93,17 +115,37 @@ class Transaction(_Handle):
     def __init__(self, ctx: Context, shell: ThreadShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
         self._shell = shell
+        self._parts: dict[str, Part] = {}
 
     def __getitem__(self, name: str) -> Branch:
         self._ctx.participant(name)
         return Branch(self, name)
 
-    def execute(self, statement: str, params: Any = None) -> Reply:
+    def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
         """With one resource: its `Branch.execute`."""
         return self._execute(self._only(), statement, params)
 
-    def _execute(self, name: str, statement: str, params: Any) -> Reply:
-        return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+    @property
+    def connection(self) -> alchemy.Connection:
+        """With one resource: its `Branch.connection`."""
+        return self._part(self._only()).connection
+
+    def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
+        """With one resource: its `Branch.session`."""
+        return self._part(self._only()).session(maker, options)
+
+    def _execute(self, name: str, statement: Any, params: Any) -> Reply:
+        if isinstance(statement, str):
+            return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+        return self._part(name).execute_core(statement, params)
+
+    def _part(self, name: str) -> Part:
+        if name not in self._parts:
+            from .alchemy.part import Part
+
+            self._open.require_open()
+            self._parts[name] = Part(self._ctx, self._open, self._ctx.participant(name), self._shell.run)
+        return self._parts[name]
 
     def __enter__(self) -> Self:
         if self._attempt is not None:
@@ -113,12 +155,28 @@ class Transaction(_Handle):
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if error is not None:
-            try:
-                self._shell.shielded(verbs.abandon(self._ctx, self._open))
-            except Exception as failure:
-                _note(error, failure)
+            self._abandon(error)
             return
+        try:
+            for part in self._parts.values():
+                part.flush()
+        except BaseException as failure:
+            self._abandon(failure)
+            raise
         self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+        if self.result.state is State.COMMITTED:
+            self._tell("after_commit")
+
+    def _abandon(self, error: BaseException) -> None:
+        try:
+            self._shell.shielded(verbs.abandon(self._ctx, self._open))
+        except Exception as failure:
+            _note(error, failure)
+        self._tell("after_rollback")
+
+    def _tell(self, verb: str) -> None:
+        for part in self._parts.values():
+            part.ended(verb)
 
 
 class AsyncBranch:
@@ -127,9 +185,18 @@ class AsyncBranch:
     def __init__(self, transaction: AsyncTransaction, name: str) -> None:
         self._transaction, self._name = transaction, name
 
-    async def execute(self, statement: str, params: Any = None) -> Reply:
+    async def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
         """As `Branch.execute`."""
         return await self._transaction._execute(self._name, statement, params)
+
+    @property
+    def connection(self) -> alchemy.AsyncConnection:
+        """As `Branch.connection`."""
+        return self._transaction._part(self._name).connection
+
+    def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
+        """As `Branch.session`, with the options of `sqlalchemy.ext.asyncio.AsyncSession`."""
+        return self._transaction._part(self._name).session(maker, options)
 
 
 class AsyncTransaction(_Handle):
@@ -138,17 +205,37 @@ class AsyncTransaction(_Handle):
     def __init__(self, ctx: Context, shell: AsyncShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
         self._shell = shell
+        self._parts: dict[str, AsyncPart] = {}
 
     def __getitem__(self, name: str) -> AsyncBranch:
         self._ctx.participant(name)
         return AsyncBranch(self, name)
 
-    async def execute(self, statement: str, params: Any = None) -> Reply:
+    async def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
         """With one resource: its `AsyncBranch.execute`."""
         return await self._execute(self._only(), statement, params)
 
-    async def _execute(self, name: str, statement: str, params: Any) -> Reply:
-        return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+    @property
+    def connection(self) -> alchemy.AsyncConnection:
+        """With one resource: its `AsyncBranch.connection`."""
+        return self._part(self._only()).connection
+
+    def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
+        """With one resource: its `AsyncBranch.session`."""
+        return self._part(self._only()).session(maker, options)
+
+    async def _execute(self, name: str, statement: Any, params: Any) -> Reply:
+        if isinstance(statement, str):
+            return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+        return await self._part(name).execute_core(statement, params)
+
+    def _part(self, name: str) -> AsyncPart:
+        if name not in self._parts:
+            from .alchemy.part import AsyncPart
+
+            self._open.require_open()
+            self._parts[name] = AsyncPart(self._ctx, self._open, self._ctx.participant(name), self._shell)
+        return self._parts[name]
 
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
@@ -160,12 +247,28 @@ class AsyncTransaction(_Handle):
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         if error is not None:
-            try:
-                await self._shell.shielded(verbs.abandon(self._ctx, self._open))
-            except Exception as failure:
-                _note(error, failure)
+            await self._abandon(error)
             return
+        try:
+            for part in self._parts.values():
+                await part.flush()
+        except BaseException as failure:
+            await self._abandon(failure)
+            raise
         self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+        if self.result.state is State.COMMITTED:
+            await self._tell("after_commit")
+
+    async def _abandon(self, error: BaseException) -> None:
+        try:
+            await self._shell.shielded(verbs.abandon(self._ctx, self._open))
+        except Exception as failure:
+            _note(error, failure)
+        await self._tell("after_rollback")
+
+    async def _tell(self, verb: str) -> None:
+        for part in self._parts.values():
+            await part.ended(verb)
 
 
 class Staging(Generic[T]):

@@ -23,7 +23,14 @@ from typing import Any, cast
 from ..errors import MissingExtra, ResourceUnavailable, UsageError
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
-from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
+from .postgres_failure import (
+    CHECK_CLIENT,
+    CHECK_CLIENT_FROM_VERSION,
+    PostgresFailed,
+    ends_session,
+    introduction,
+    restore,
+)
 
 try:
     import asyncpg
@@ -65,9 +72,8 @@ class AsyncpgSession:
         self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         self._loop = asyncio.get_running_loop()
-        transport = connection._transport
-        self._tap = _Tap(transport.get_protocol())
-        transport.set_protocol(self._tap)
+        self._tap = _Tap(connection._transport.get_protocol())
+        self._tap.stand_between(connection._transport)
 
     async def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements in one message (a simple query): a reply for each, in order."""
@@ -171,6 +177,44 @@ class AsyncpgSession:
         return SessionLost(f"no answer within {seconds:g} s")
 
 
+class LentAsyncpgSession(AsyncpgSession):
+    """A connection on loan from a pool of the user's."""
+
+    def __init__(self, connection: Any, isolation: str) -> None:
+        super().__init__(connection)
+        self._isolation = isolation
+        self._durability = ""  # as the user has it
+        self._tap.stand_aside(connection._transport)
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self.connection.is_in_transaction())
+
+    async def take(self) -> None:
+        """Take it over."""
+        self._tap.stand_between(self.connection._transport)
+        if not self._durability:
+            self._durability = str((await self.run(introduction(self._isolation)))[0].scalar())
+            await _watch_client(self)
+
+    async def keep(self) -> None:
+        """Take it over for good."""
+        await self.take()
+
+    async def give_back(self) -> None:
+        """As it was."""
+        undo = restore(self._durability) if self.forced else None
+        if undo is not None:
+            await self.run(undo)
+            self.forced = False
+        self._tap.stand_aside(self.connection._transport)
+
+
+def lend(connection: Any, isolation: str) -> LentAsyncpgSession:
+    """A session over a connection of the user's pool. `isolation`: the level of the engine's own transactions."""
+    return LentAsyncpgSession(connection, isolation)
+
+
 async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgSession:
     """Open a session. Raises `ResourceUnavailable`, without the password."""
     if ("channel_binding", "require") in url.options:
@@ -185,10 +229,14 @@ async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgS
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error or 'no answer in time'}") from error
     session = AsyncpgSession(connection)
-    if connection.get_server_version().major >= CHECK_CLIENT_FROM_VERSION:
+    await _watch_client(session)
+    return session
+
+
+async def _watch_client(session: AsyncpgSession) -> None:
+    if session.connection.get_server_version().major >= CHECK_CLIENT_FROM_VERSION:
         with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
             await session.run(CHECK_CLIENT)
-    return session
 
 
 class _Tap:
@@ -201,6 +249,12 @@ class _Tap:
         self.eof_received = inner.eof_received
         self.pause_writing = inner.pause_writing
         self.resume_writing = inner.resume_writing
+
+    def stand_between(self, transport: Any) -> None:
+        transport.set_protocol(self)
+
+    def stand_aside(self, transport: Any) -> None:
+        transport.set_protocol(self._inner)
 
     def data_received(self, data: bytes) -> None:
         if self.copy is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import ResourceRefused, UsageError
 from ..ports import Reply
 from ..url import Url
 
@@ -34,6 +34,11 @@ HELLO = (
     "SET NAMES utf8mb4; SET SESSION autocommit=1, completion_type='NO_CHAIN'; "
     "SELECT CONNECTION_ID(), UNIX_TIMESTAMP(); SHOW GLOBAL STATUS LIKE 'Uptime'"
 )
+
+# The first message on a connection of the user's making, of which nothing is changed; and the second, where it is made
+# for us alone, and our own transactions run on it. XA commands heed neither setting.
+INTRODUCTION = "SELECT CONNECTION_ID(), UNIX_TIMESTAMP(), @@character_set_client; SHOW GLOBAL STATUS LIKE 'Uptime'"
+AUTOCOMMIT = "SET SESSION autocommit=1, completion_type='NO_CHAIN'"
 
 # The client's own numbers (CR_…) all mean that the conversation is over. So do these of the server: shutdown, aborted
 # or killed connection, network errors, and MySQL's "disconnected for inactivity".
@@ -158,3 +163,14 @@ def started(replies: Sequence[Reply]) -> tuple[int, int]:
     """
     connection_id, now = replies[2].rows[0]
     return int(connection_id), int(now) - int(replies[3].rows[0][1])
+
+
+def introduced(replies: Sequence[Reply]) -> tuple[int, int]:
+    """The same from the replies to `INTRODUCTION`. Raises `ResourceRefused` for a connection that garbles names."""
+    connection_id, now, charset = replies[0].rows[0]
+    if charset != CHARSET:
+        raise ResourceRefused(
+            f"the engine's connections speak {charset}, and nodoubt speaks {CHARSET} with MariaDB and MySQL: put "
+            f"?charset={CHARSET} into the engine's URL"
+        )
+    return int(connection_id), int(now) - int(replies[1].rows[0][1])

@@ -20,7 +20,14 @@ from typing import Any
 from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
-from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
+from .postgres_failure import (
+    CHECK_CLIENT,
+    CHECK_CLIENT_FROM_VERSION,
+    PostgresFailed,
+    ends_session,
+    introduction,
+    restore,
+)
 
 try:
     import psycopg
@@ -110,6 +117,48 @@ class PsycopgSession:
             self.warnings.append(f"{notice.source_function}: {notice.message_primary}")
 
 
+class LentPsycopgSession(PsycopgSession):
+    """A connection on loan from a pool of the user's."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], isolation: str) -> None:
+        super().__init__(connection)
+        connection.remove_notice_handler(self._notice)
+        self._isolation = isolation
+        self._durability = ""  # as the user has it
+        self._autocommit = False
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
+
+    def take(self) -> None:
+        """Take it over: for now, nobody but us begins a transaction."""
+        self._autocommit = self.connection.autocommit
+        self.connection.autocommit = True
+        self.connection.add_notice_handler(self._notice)
+        if not self._durability:
+            self._durability = str(self.run(introduction(self._isolation))[0].scalar())
+            _watch_client(self)
+
+    def keep(self) -> None:
+        """Take it over for good."""
+        self.take()
+
+    def give_back(self) -> None:
+        """As it was."""
+        undo = restore(self._durability) if self.forced else None
+        if undo is not None:
+            self.run(undo)
+            self.forced = False
+        self.connection.remove_notice_handler(self._notice)
+        self.connection.autocommit = self._autocommit
+
+
+def lend(connection: Any, isolation: str) -> LentPsycopgSession:
+    """A session over a connection of the user's pool. `isolation`: the level of the engine's own transactions."""
+    return LentPsycopgSession(connection, isolation)
+
+
 def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession:
     """Open a session. Raises `ResourceUnavailable`, without the password."""
     try:
@@ -122,10 +171,14 @@ def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
     session = PsycopgSession(connection)
-    if connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
+    _watch_client(session)
+    return session
+
+
+def _watch_client(session: PsycopgSession) -> None:
+    if session.connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
         with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
             session.run(CHECK_CLIENT)
-    return session
 
 
 def _replies(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Reply, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
@@ -20,7 +21,7 @@ from . import mysql_wire as wire
 
 try:
     import pymysql
-    from pymysql.constants import CLIENT
+    from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
 except ImportError as missing:
     raise MissingExtra("MariaDB or MySQL", "mysql") from missing
 
@@ -97,6 +98,46 @@ class PyMySQLSession:
 
     def timed_out(self, seconds: float) -> Exception:
         return SessionLost(f"the server did not answer within {seconds:g} s; the connection was closed")
+
+
+class LentPyMySQLSession(PyMySQLSession):
+    """A connection on loan from a pool of the user's. Between XA START and XA COMMIT its autocommit does not matter."""
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self._connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
+
+    def take(self) -> None:
+        """Take it over: for now, a packet may hold several statements."""
+        self._several(True)
+        if not self.connection_id:
+            self.connection_id, self.server_started = wire.introduced(self.run(wire.INTRODUCTION))
+
+    def keep(self) -> None:
+        """Take it over for good, for transactions of our own."""
+        self.take()
+        self.run(wire.AUTOCOMMIT)
+
+    def give_back(self) -> None:
+        """As it was. Left on, the setting would make a hole in somebody's program a wide one."""
+        self._several(False)
+
+    def _several(self, on: bool) -> None:
+        if self._connection.client_flag & CLIENT.MULTI_STATEMENTS:
+            return  # it has been so since the user connected
+        try:
+            self._connection._execute_command(COMMAND.COM_SET_OPTION, struct.pack("<H", 0 if on else 1))
+            self._connection._read_packet()
+        except BaseException as error:
+            self.kill()
+            if not isinstance(error, Exception):
+                raise
+            raise SessionLost(f"the connection was lost: {error}") from error
+
+
+def lend(connection: Any, _: str) -> LentPyMySQLSession:
+    """A session over a connection of the user's pool. Its isolation level is the connection's own already."""
+    return LentPyMySQLSession(connection)
 
 
 def connect(url: Url, *, connect_timeout_s: float = 10.0) -> PyMySQLSession:

@@ -46,6 +46,7 @@ _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02)  # between tries for a lock; the l
 
 _STEPS_BETWEEN_LOOKS = 100_000  # instructions of SQLite's machine: a millisecond or two
 
+LIBRARY = tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
 WAL_SAFE_VERSION = (3, 51, 3)  # 3.7.0 to 3.51.2 can corrupt the file when a WAL is reset
 
 _BEGIN = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]+)", re.DOTALL)
@@ -69,6 +70,25 @@ _BROKEN = frozenset(
         apsw.SQLITE_MISUSE,
     }
 )
+
+
+# What PEP 249 calls apsw's errors, as Python's sqlite3 does; the first that fits.
+_STANDARD: tuple[tuple[type[Exception], str], ...] = (
+    (apsw.ConstraintError, "IntegrityError"),
+    (apsw.MismatchError, "IntegrityError"),
+    (apsw.TooBigError, "DataError"),
+    (apsw.BindingsError, "ProgrammingError"),
+    (apsw.MisuseError, "InterfaceError"),
+    (apsw.InternalError, "InternalError"),
+    (apsw.CorruptError, "DatabaseError"),
+    (apsw.NotADBError, "DatabaseError"),
+    (apsw.Error, "OperationalError"),
+)
+
+
+def standard_name(error: Exception) -> str | None:
+    """PEP 249's name for an error of apsw's; None if it is another's."""
+    return next((name for kind, name in _STANDARD if isinstance(error, kind)), None)
 
 
 class Connection:
@@ -185,7 +205,7 @@ class Connection:
     @property
     def library(self) -> tuple[int, ...]:
         """The version of SQLite in use."""
-        return tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
+        return LIBRARY
 
     @property
     def readonly(self) -> bool:

@@ -42,7 +42,7 @@ def setup(ctx: Context) -> Script[None]:
             assert identity is not None
             _require_same_journal(participant, identity, cluster)
 
-        return asked(ctx, participant.pool, body)
+        return asked(ctx, participant.reserve, body)
 
     outcomes = yield from every([one(participant) for participant in ctx.participants.values()])
     for outcome in outcomes:
@@ -233,7 +233,7 @@ def adopt(ctx: Context, name: str) -> Script[None]:
         resource_id = old.resource_id if old else new_attempt()
         return Identity(resource_id, cluster, server, epoch.number, epoch.mark)
 
-    identity = yield from asked(ctx, participant.pool, look)
+    identity = yield from asked(ctx, participant.reserve, look)
 
     def here(session: Session) -> Script[None]:
         return ctx.journal.register(session, name, identity)
@@ -243,7 +243,7 @@ def adopt(ctx: Context, name: str) -> Script[None]:
 
     # In this order a crash between the two leaves a database that is refused, until it is adopted once more.
     yield from asked(ctx, ctx.journal_pool, here)
-    yield from asked(ctx, participant.pool, there)
+    yield from asked(ctx, participant.reserve, there)
 
 
 def _require_same_journal(participant: Participant, identity: Identity, cluster: str) -> None:
