@@ -19,13 +19,13 @@ from .engine.phases import raise_for, to_end
 from .engine.questions import State
 from .engine.shell import AsyncShell, ThreadShell
 from .engine.verbs import Result, Wait
-from .errors import ClosedTransaction, UsageError
+from .errors import ClosedTransaction, TransactionAborted, UsageError
 from .ports import Reply
 from .script import Script
 
 if TYPE_CHECKING:
     from .alchemy import types as alchemy
-    from .alchemy.part import AsyncPart, Part
+    from .alchemy.part import AsyncPart, Outcome, Part
 
 T = TypeVar("T")
 Beginning = Callable[[], Script[Attempt]]
@@ -163,20 +163,26 @@ class Transaction(_Handle):
         except BaseException as failure:
             self._abandon(failure)
             raise
-        self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
-        if self.result.state is State.COMMITTED:
-            self._tell("after_commit")
+        outcome: Outcome = "open"
+        try:
+            self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+            outcome = "committed" if self.result.state is State.COMMITTED else "open"
+        except TransactionAborted:
+            outcome = "rolled back"
+            raise
+        finally:
+            self._ended(outcome)
 
     def _abandon(self, error: BaseException) -> None:
         try:
             self._shell.shielded(verbs.abandon(self._ctx, self._open))
         except Exception as failure:
             _note(error, failure)
-        self._tell("after_rollback")
+        self._ended("rolled back")
 
-    def _tell(self, verb: str) -> None:
+    def _ended(self, outcome: Outcome) -> None:
         for part in self._parts.values():
-            part.ended(verb)
+            part.ended(outcome)
 
 
 class AsyncBranch:
@@ -255,20 +261,26 @@ class AsyncTransaction(_Handle):
         except BaseException as failure:
             await self._abandon(failure)
             raise
-        self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
-        if self.result.state is State.COMMITTED:
-            await self._tell("after_commit")
+        outcome: Outcome = "open"
+        try:
+            self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+            outcome = "committed" if self.result.state is State.COMMITTED else "open"
+        except TransactionAborted:
+            outcome = "rolled back"
+            raise
+        finally:
+            await self._ended(outcome)
 
     async def _abandon(self, error: BaseException) -> None:
         try:
             await self._shell.shielded(verbs.abandon(self._ctx, self._open))
         except Exception as failure:
             _note(error, failure)
-        await self._tell("after_rollback")
+        await self._ended("rolled back")
 
-    async def _tell(self, verb: str) -> None:
+    async def _ended(self, outcome: Outcome) -> None:
         for part in self._parts.values():
-            await part.ended(verb)
+            await part.ended(outcome)
 
 
 class Staging(Generic[T]):

@@ -9,7 +9,7 @@ Must not: know which kind of database it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from sqlalchemy import CursorResult, Executable, event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -20,13 +20,18 @@ from ..engine import attempt as attempts
 from ..engine.attempt import Attempt
 from ..engine.context import Context, Participant, bounded, log
 from ..engine.shell import AsyncShell
-from ..errors import BranchDoomed, NoDoubtError, TransactionAborted, UsageError
+from ..errors import BranchDoomed, NoDoubtError, UsageError
 from ..ports import Bound, Reply, SavepointStep
 from ..script import Script, do
 from .connection import AsyncBranchConnection, BranchConnection
 from .session import async_session_in, session_in
 
-FLUSHES_MAX = 100  # as SQLAlchemy's own commit: hooks may make new objects, but not for ever
+Outcome = Literal["committed", "rolled back", "open"]  # open: staged, or in doubt
+_END: dict[Outcome, Callable[[Session], None]] = {
+    "committed": Session.commit,
+    "rolled back": Session.rollback,
+    "open": Session.close,
+}
 
 Run = Callable[[Script[Any]], Any]
 
@@ -154,27 +159,34 @@ class Part:
     # -- the end of the block
 
     def flush(self) -> None:
-        """What sessions still hold is written now: after this come the votes."""
-        for session in self._sessions if self.sound else ():
-            self._ending = True
-            try:
-                session.dispatch.before_commit(session)
-            finally:
-                self._ending = False
-            for _ in range(FLUSHES_MAX):
-                if session._is_clean():
-                    break
-                session.flush()
-            else:
-                raise TransactionAborted(f"a session had more to write after {FLUSHES_MAX} flushes; nothing happened")
+        """The sessions' own first phase, as SQLAlchemy has it for two-phase commits: `before_commit`, then every flush.
 
-    def ended(self, verb: str) -> None:
-        """Tell the sessions' listeners: `after_commit` or `after_rollback`. Too late for them to change anything."""
+        What they still hold is written now: after this come the votes.
+        """
+        self._ending = True
+        try:
+            for session in self._sessions if self.sound else ():
+                begun = session.get_transaction()
+                if begun is not None:
+                    begun._prepare_impl()  # `prepare` itself wants connections of SQLAlchemy's own two-phase kind
+        finally:
+            self._ending = False
+
+    def ended(self, outcome: Outcome) -> None:
+        """The sessions' second phase: their listeners are told, their objects are what they are in the database.
+
+        Nothing is sent. A listener that fails is logged: it is too late to change anything.
+        """
         for session in self._sessions:
+            if session.get_transaction() is None:
+                continue
+            keep, session.expire_on_commit = session.expire_on_commit, False  # nothing can be loaded again
             try:
-                getattr(session.dispatch, verb)(session)
+                _END[outcome](session)
             except Exception:
-                log.exception("a listener to %s of a session failed; the transaction has ended all the same", verb)
+                log.exception("a session could not be told that its transaction was %s", outcome)
+            finally:
+                session.expire_on_commit = keep
 
 
 class _Reserved:
@@ -234,8 +246,8 @@ class AsyncPart:
     async def flush(self) -> None:
         await greenlet_spawn(self._part.flush)
 
-    async def ended(self, verb: str) -> None:
-        await greenlet_spawn(self._part.ended, verb)
+    async def ended(self, outcome: Outcome) -> None:
+        await greenlet_spawn(self._part.ended, outcome)
 
 
 def _reply(result: CursorResult[Any]) -> Reply:

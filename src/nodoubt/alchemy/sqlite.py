@@ -79,6 +79,9 @@ class Dialect(SQLiteDialect):
     def import_dbapi(cls) -> Any:
         return Dbapi
 
+    def _get_server_version_info(self, connection: Any) -> tuple[int, ...]:
+        return driver.LIBRARY
+
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
         return "SERIALIZABLE"
 
