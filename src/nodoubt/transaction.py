@@ -25,7 +25,7 @@ from .script import Script
 
 if TYPE_CHECKING:
     from .alchemy import types as alchemy
-    from .alchemy.part import AsyncPart, Outcome, Part
+    from .alchemy.parts import AsyncParts, Outcome, Parts
 
 T = TypeVar("T")
 Beginning = Callable[[], Script[Attempt]]
@@ -98,7 +98,7 @@ class Branch:
     @property
     def connection(self) -> alchemy.Connection:
         """SQLAlchemy's connection, in this transaction. Its `commit` is refused, its `rollback` rolls back all."""
-        return self._transaction._part(self._name).connection
+        return self._transaction._parts().connection(self._name)
 
     def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
         """An ORM session, in this transaction; flushed as the block ends, before the votes.
@@ -106,7 +106,7 @@ class Branch:
         `maker`: your sessionmaker, for its class and options (not for its engine). `options`: those of
         `sqlalchemy.orm.Session`, and `class_`.
         """
-        return self._transaction._part(self._name).session(maker, options)
+        return self._transaction._parts().session(self._name, maker, options)
 
 
 class Transaction(_Handle):
@@ -115,7 +115,7 @@ class Transaction(_Handle):
     def __init__(self, ctx: Context, shell: ThreadShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
         self._shell = shell
-        self._parts: dict[str, Part] = {}
+        self._alchemy: Parts | None = None  # made when SQLAlchemy is first spoken
 
     def __getitem__(self, name: str) -> Branch:
         self._ctx.participant(name)
@@ -128,24 +128,23 @@ class Transaction(_Handle):
     @property
     def connection(self) -> alchemy.Connection:
         """With one resource: its `Branch.connection`."""
-        return self._part(self._only()).connection
+        return self._parts().connection(self._only())
 
     def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
         """With one resource: its `Branch.session`."""
-        return self._part(self._only()).session(maker, options)
+        return self._parts().session(self._only(), maker, options)
 
     def _execute(self, name: str, statement: Any, params: Any) -> Reply:
         if isinstance(statement, str):
             return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
-        return self._part(name).execute_core(statement, params)
+        return self._parts().execute(name, statement, params)
 
-    def _part(self, name: str) -> Part:
-        if name not in self._parts:
-            from .alchemy.part import Part
+    def _parts(self) -> Parts:
+        if self._alchemy is None:
+            from .alchemy.parts import Parts
 
-            self._open.require_open()
-            self._parts[name] = Part(self._ctx, self._open, self._ctx.participant(name), self._shell.run)
-        return self._parts[name]
+            self._alchemy = Parts(self._ctx, self._open, self._shell)
+        return self._alchemy
 
     def __enter__(self) -> Self:
         if self._attempt is not None:
@@ -158,8 +157,8 @@ class Transaction(_Handle):
             self._abandon(error)
             return
         try:
-            for part in self._parts.values():
-                part.flush()
+            if self._alchemy is not None:
+                self._alchemy.flush()
         except BaseException as failure:
             self._abandon(failure)
             raise
@@ -171,18 +170,16 @@ class Transaction(_Handle):
             outcome = "rolled back"
             raise
         finally:
-            self._ended(outcome)
+            if self._alchemy is not None:
+                self._alchemy.ended(outcome)
 
     def _abandon(self, error: BaseException) -> None:
         try:
             self._shell.shielded(verbs.abandon(self._ctx, self._open))
         except Exception as failure:
             _note(error, failure)
-        self._ended("rolled back")
-
-    def _ended(self, outcome: Outcome) -> None:
-        for part in self._parts.values():
-            part.ended(outcome)
+        if self._alchemy is not None:
+            self._alchemy.ended("rolled back")
 
 
 class AsyncBranch:
@@ -198,11 +195,11 @@ class AsyncBranch:
     @property
     def connection(self) -> alchemy.AsyncConnection:
         """As `Branch.connection`."""
-        return self._transaction._part(self._name).connection
+        return self._transaction._parts().connection(self._name)
 
     def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
         """As `Branch.session`, with the options of `sqlalchemy.ext.asyncio.AsyncSession`."""
-        return self._transaction._part(self._name).session(maker, options)
+        return self._transaction._parts().session(self._name, maker, options)
 
 
 class AsyncTransaction(_Handle):
@@ -211,7 +208,7 @@ class AsyncTransaction(_Handle):
     def __init__(self, ctx: Context, shell: AsyncShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
         self._shell = shell
-        self._parts: dict[str, AsyncPart] = {}
+        self._alchemy: AsyncParts | None = None  # made when SQLAlchemy is first spoken
 
     def __getitem__(self, name: str) -> AsyncBranch:
         self._ctx.participant(name)
@@ -224,24 +221,23 @@ class AsyncTransaction(_Handle):
     @property
     def connection(self) -> alchemy.AsyncConnection:
         """With one resource: its `AsyncBranch.connection`."""
-        return self._part(self._only()).connection
+        return self._parts().connection(self._only())
 
     def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
         """With one resource: its `AsyncBranch.session`."""
-        return self._part(self._only()).session(maker, options)
+        return self._parts().session(self._only(), maker, options)
 
     async def _execute(self, name: str, statement: Any, params: Any) -> Reply:
         if isinstance(statement, str):
             return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
-        return await self._part(name).execute_core(statement, params)
+        return await self._parts().execute(name, statement, params)
 
-    def _part(self, name: str) -> AsyncPart:
-        if name not in self._parts:
-            from .alchemy.part import AsyncPart
+    def _parts(self) -> AsyncParts:
+        if self._alchemy is None:
+            from .alchemy.parts import AsyncParts
 
-            self._open.require_open()
-            self._parts[name] = AsyncPart(self._ctx, self._open, self._ctx.participant(name), self._shell)
-        return self._parts[name]
+            self._alchemy = AsyncParts(self._ctx, self._open, self._shell)
+        return self._alchemy
 
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
@@ -256,8 +252,8 @@ class AsyncTransaction(_Handle):
             await self._abandon(error)
             return
         try:
-            for part in self._parts.values():
-                await part.flush()
+            if self._alchemy is not None:
+                await self._alchemy.flush()
         except BaseException as failure:
             await self._abandon(failure)
             raise
@@ -269,18 +265,16 @@ class AsyncTransaction(_Handle):
             outcome = "rolled back"
             raise
         finally:
-            await self._ended(outcome)
+            if self._alchemy is not None:
+                await self._alchemy.ended(outcome)
 
     async def _abandon(self, error: BaseException) -> None:
         try:
             await self._shell.shielded(verbs.abandon(self._ctx, self._open))
         except Exception as failure:
             _note(error, failure)
-        await self._ended("rolled back")
-
-    async def _ended(self, outcome: Outcome) -> None:
-        for part in self._parts.values():
-            await part.ended(outcome)
+        if self._alchemy is not None:
+            await self._alchemy.ended("rolled back")
 
 
 class Staging(Generic[T]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import MetaData
+from sqlalchemy import Enum, MetaData
 from sqlalchemy.schema import CreateTable
 
 from alchemy.world import World
@@ -23,10 +23,10 @@ def _enums(world: World, metadata: MetaData) -> list[str]:
     if world.way.kind != "postgres":
         return []
     kinds: dict[str, Any] = {
-        column.type.name: column.type.enums
+        str(column.type.name): column.type.enums
         for one in metadata.sorted_tables
         for column in one.columns
-        if getattr(column.type, "enums", None)
+        if isinstance(column.type, Enum)
     }
     return [
         f"create type {name} as enum ({', '.join(repr(str(value)) for value in values)})"

@@ -37,7 +37,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from alchemy.ddl import create_outside
-from alchemy.world import URLS, WAYS, Account, Opening, Way, World
+from alchemy.world import URLS, WAYS, Account, World
+from kit import placed
 from nodoubt import BranchDoomed, TransactionAborted, UsageError
 from nodoubt.drivers import mysql_wire
 
@@ -49,9 +50,8 @@ async def test_a_core_statement_runs_on_any_branch_and_its_rows_are_mappings(wor
         rows = await world.wait(tx["a"].execute(select(Account.id, Account.balance).order_by(Account.id)))
         assert list(rows) == [{"id": 0, "balance": 100}, {"id": 1, "balance": 100}]
         assert rows.columns == ("id", "balance") and len(rows) == rows.count == 2 and rows.scalar() == 0
-        pay = (
-            update(Account).where(Account.id == bindparam("who")).values(balance=Account.balance - bindparam("amount"))
-        )
+        pay = update(Account).where(Account.id == bindparam("who"))
+        pay = pay.values(balance=Account.balance - bindparam("amount"))
         assert (await world.wait(tx["a"].execute(pay, {"who": 0, "amount": 30}))).count == 1
         assert (await world.wait(tx["a"].execute(delete(Account).where(Account.id == 17)))).count == 0
         total = await world.wait(tx["a"].execute(select(func.sum(Account.balance).label("total"))))
@@ -96,9 +96,7 @@ async def test_a_statement_is_compiled_once_however_many_transactions_run_it(wor
 
 @pytest.mark.parametrize("way", URLS, ids=str)
 async def test_a_text_goes_to_the_driver_as_it_is(world: World) -> None:
-    mark = {"postgres-async": "$1", "sqlite-sync": "?", "sqlite-async": "?"}.get(
-        f"{world.way.kind}-{world.way.mode}", "%s"
-    )
+    mark = placed("?", world.way.kind, world.way.mode)
     async with world.transaction() as tx:
         await world.wait(tx["a"].execute(select(1)))
         rows = await world.wait(tx["a"].execute(f"select balance from accounts where id = {mark}", (0,)))
@@ -203,9 +201,10 @@ class Thing(Typed):
     none: Mapped[str | None] = mapped_column(String(10))
 
 
+THINGS: Any = Thing.__table__
 WHOLE: dict[str, Any] = {
     "colour": Colour.BLUE, "name": "50% of 'é' \\ 🎉 :x ?", "price": Decimal("12.30"), "ratio": 0.5, "flag": True,
-    "at": dt.datetime(2026, 11, 26, 12, 30, 15), "day": dt.date(2026, 11, 26), "raw": b"\x00\xff'\\",
+    "at": dt.datetime.fromisoformat("2026-11-26T12:30:15"), "day": dt.date(2026, 11, 26), "raw": b"\x00\xff'\\",
     "key": uuid.UUID(int=7), "more": {"a": [1, None, "é"]}, "none": None,
 }  # fmt: skip
 
@@ -224,13 +223,13 @@ async def test_values_of_every_type_come_back_as_they_went_and_ids_are_given(wor
         session.add(alone := Thing(**whole))
         await on(session.flush())
         assert alone.id == 4
-        rows = list(await on(tx["a"].execute(select(Thing.__table__).order_by(Thing.id))))
+        rows = list(await on(tx["a"].execute(select(THINGS).order_by(Thing.id))))
         assert rows == [{"id": number, **whole} for number in (1, 2, 3, 4)]
         session.expunge_all()
         again = await on(session.get(Thing, 2))
         assert {name: getattr(again, name) for name in whole} == whole
         again.more = {"b": 1}
-        result = await on(session.execute(insert(Thing.__table__), {**whole, "name": "core"}))
+        result = await on(session.execute(insert(THINGS), {**whole, "name": "core"}))
         assert result.inserted_primary_key == (5,)
     assert world.a.query("select count(*) from things")[0][0] == 5 and world.committed()
 

@@ -1,4 +1,4 @@
-"""What the tests of SQLAlchemy in a branch share: every way to give a database, models, and one face for sync and async.
+"""What the tests of SQLAlchemy in a branch share: every way to give a database, models, one face for both modes.
 
 The branch under test is always `a`. `b`, a SQLite file, holds the journal and writes too, so that `a` has to prepare.
 """

@@ -70,7 +70,6 @@ class BranchConnection(Connection):
     def rollback(self) -> None:
         """The branch, and with it the whole transaction, can then only be rolled back: it is as the block ends."""
         self.part.doom("connection.rollback()")
-        super().rollback()
 
     def close(self) -> None:
         """Nothing: it is the branch that ends."""

@@ -1,7 +1,7 @@
-"""One branch as SQLAlchemy sees it: the calls behind its face, its connection, its sessions.
+"""One branch as SQLAlchemy sees it: the calls behind its face, and its connection.
 
-Guarantees: every statement goes through `engine.attempt`, whatever of SQLAlchemy's it comes from; all sessions are
-flushed before the block ends, that is before anybody votes; nothing works any more after it.
+Guarantees: every statement goes through `engine.attempt`, whatever of SQLAlchemy's it comes from; nothing works any
+more after the block.
 
 Must not: know which kind of database it is.
 """
@@ -9,43 +9,35 @@ Must not: know which kind of database it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, NoReturn, Self
 
-from sqlalchemy import CursorResult, Executable, event
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.util.concurrency import await_, greenlet_spawn
+from sqlalchemy import CursorResult, Executable
+from sqlalchemy.orm import Session
 
 from ..engine import attempt as attempts
 from ..engine.attempt import Attempt
 from ..engine.context import Context, Participant, bounded, log
-from ..engine.shell import AsyncShell
 from ..errors import BranchDoomed, NoDoubtError, UsageError
 from ..ports import Bound, Reply, SavepointStep
 from ..script import Script, do
-from .connection import AsyncBranchConnection, BranchConnection
-from .session import async_session_in, session_in
-
-Outcome = Literal["committed", "rolled back", "open"]  # open: staged, or in doubt
-_END: dict[Outcome, Callable[[Session], None]] = {
-    "committed": Session.commit,
-    "rolled back": Session.rollback,
-    "open": Session.close,
-}
+from .connection import BranchConnection
 
 Run = Callable[[Script[Any]], Any]
 
 
 class Part:
-    """A branch for threads; and, inside a greenlet, for asyncio (see `AsyncPart`)."""
+    """A branch for threads; and, inside a greenlet, for asyncio.
 
-    def __init__(self, ctx: Context, attempt: Attempt, participant: Participant, run: Run) -> None:
+    `enrol`: tells the transaction of a session that has joined.
+    """
+
+    def __init__(
+        self, ctx: Context, attempt: Attempt, participant: Participant, run: Run, enrol: Callable[[Part, Session], None]
+    ) -> None:
         assert participant.home is not None
         self.home = participant.home()
-        self._ctx, self._attempt, self._participant, self._run = ctx, attempt, participant, run
+        self._ctx, self._attempt, self._participant, self._run, self._enrol = ctx, attempt, participant, run, enrol
         self._connection: BranchConnection | None = None
-        self._sessions: list[Session] = []
-        self._ending = False
         self.begun = False
 
     # -- what a face asks (see `face.Calls`)
@@ -110,11 +102,12 @@ class Part:
 
     def begin(self) -> None:
         """Begin the branch, if it has not been, and see that the dialect knows the server before it compiles."""
-        if self.begun:
-            return
-        self._run(attempts.open_branch(self._ctx, self._attempt, self._participant.name))
-        self.make_ready()
-        self.begun = True
+        if not self.begun:
+            self._run(attempts.open_branch(self._ctx, self._attempt, self._participant.name))
+            self.make_ready()
+            self.begun = True
+        if not self.valid:
+            attempts.require_sound(self._attempt, self._participant.name)
 
     def make_ready(self) -> None:
         """Tell the dialect about the server, on a reserved session."""
@@ -140,53 +133,9 @@ class Part:
             raise UsageError(f"a statement is text, or an executable of SQLAlchemy's, not {type(statement).__name__}")
         return _reply(self.connection.execute(statement, params))
 
-    def session(self, maker: sessionmaker[Any] | None, options: dict[str, Any]) -> Session:
-        """A session that takes part; see `session`."""
-        session = session_in(self, maker, options)
-        self.enrol(session)
-        return session
-
     def enrol(self, session: Session) -> None:
-        """From now on the session is flushed with the block, and its commit refused."""
-        if not any(one is session for one in self._sessions):
-            self._sessions.append(session)
-            event.listen(session, "before_commit", self._refuse_commit)
-
-    def _refuse_commit(self, session: Session) -> None:
-        if not self._ending and not session.in_nested_transaction():
-            self.refuse("session.commit()", "leave it out, or write flush()")
-
-    # -- the end of the block
-
-    def flush(self) -> None:
-        """The sessions' own first phase, as SQLAlchemy has it for two-phase commits: `before_commit`, then every flush.
-
-        What they still hold is written now: after this come the votes.
-        """
-        self._ending = True
-        try:
-            for session in self._sessions if self.sound else ():
-                begun = session.get_transaction()
-                if begun is not None:
-                    begun._prepare_impl()  # `prepare` itself wants connections of SQLAlchemy's own two-phase kind
-        finally:
-            self._ending = False
-
-    def ended(self, outcome: Outcome) -> None:
-        """The sessions' second phase: their listeners are told, their objects are what they are in the database.
-
-        Nothing is sent. A listener that fails is logged: it is too late to change anything.
-        """
-        for session in self._sessions:
-            if session.get_transaction() is None:
-                continue
-            keep, session.expire_on_commit = session.expire_on_commit, False  # nothing can be loaded again
-            try:
-                _END[outcome](session)
-            except Exception:
-                log.exception("a session could not be told that its transaction was %s", outcome)
-            finally:
-                session.expire_on_commit = keep
+        """The session takes part from now on."""
+        self._enrol(self, session)
 
 
 class _Reserved:
@@ -221,35 +170,6 @@ class _Reserved:
         """There is no transaction, so there is nothing to roll back."""
 
 
-class AsyncPart:
-    """A branch for asyncio: SQLAlchemy's own code runs in a greenlet, and awaits what the branch does."""
-
-    def __init__(self, ctx: Context, attempt: Attempt, participant: Participant, shell: AsyncShell) -> None:
-        self._part = Part(ctx, attempt, participant, lambda script: await_(shell.run(script)))
-        self._connection: AsyncBranchConnection | None = None
-
-    @property
-    def connection(self) -> AsyncBranchConnection:
-        connection = self._part.connection
-        if self._connection is None:
-            self._connection = AsyncBranchConnection(self._part.home.asynchronous, connection)
-        return self._connection
-
-    async def execute_core(self, statement: Any, params: Any) -> Reply:
-        return await greenlet_spawn(self._part.execute_core, statement, params)
-
-    def session(self, maker: async_sessionmaker[Any] | None, options: dict[str, Any]) -> AsyncSession:
-        session = async_session_in(self._part, self.connection, maker, options)
-        self._part.enrol(session.sync_session)
-        return session
-
-    async def flush(self) -> None:
-        await greenlet_spawn(self._part.flush)
-
-    async def ended(self, outcome: Outcome) -> None:
-        await greenlet_spawn(self._part.ended, outcome)
-
-
 def _reply(result: CursorResult[Any]) -> Reply:
     tag: str = getattr(result.context.cursor, "tag", "")
     if not result.returns_rows:
@@ -257,10 +177,3 @@ def _reply(result: CursorResult[Any]) -> Reply:
     columns = tuple(result.keys())
     rows = tuple(tuple(row) for row in result)
     return Reply(tag, len(rows), columns, rows)
-
-
-@event.listens_for(Session, "after_begin")
-def _joined(session: Session, _: Any, connection: Any) -> None:
-    """A session that the user made, and bound to our connection: it takes part as those that we make."""
-    if isinstance(connection, BranchConnection):
-        connection.part.enrol(session)

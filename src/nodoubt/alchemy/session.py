@@ -90,8 +90,9 @@ def async_session_in(
 ) -> AsyncSession:
     """The same for asyncio."""
     kind, settings = _wanted(maker, options, AsyncSession)
+    outer = _in_branch(AsyncBranchSession, kind)
     inner: Any = settings.pop("sync_session_class", kind.sync_session_class)
-    made: AsyncSession = _in_branch(AsyncBranchSession, kind)(
+    made: AsyncSession = outer(
         bind=connection,
         sync_session_class=functools.partial(_in_branch(BranchSession, inner), part),
         join_transaction_mode="rollback_only",

@@ -238,6 +238,13 @@ def doom(ctx: Context, attempt: Attempt, name: str, why: BaseException) -> None:
     branch.work.doomed, branch.curable = branch.work.doomed or why, False
 
 
+def require_sound(attempt: Attempt, name: str) -> None:
+    """Raise `ClosedTransaction` after the block, `BranchDoomed` if that branch is."""
+    attempt.require_open()
+    if name in attempt.branches:
+        _refuse_doomed(attempt.branches[name])
+
+
 def _free(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
     """The branch, begun, with nobody at work on it."""
     attempt.require_open()
