@@ -159,8 +159,8 @@ class _Lender:
                     known = fairy.info[_NOTE] = (_introduced(self._engine, fairy), time.monotonic())
                     return _Loan(fairy, known[0], fresh=True)
                 if known[1] >= self._stale_before:
-                    if known[0].in_transaction:
-                        self._engine.dialect.do_commit(fairy)  # a listener's to the checkout: what it did is its own
+                    if self._engine.pool.dispatch.checkout:
+                        self._engine.dialect.do_commit(fairy)  # what a listener has left open is its own
                     return _Loan(fairy, known[0], fresh=False)
             except BaseException as error:
                 fairy.invalidate()

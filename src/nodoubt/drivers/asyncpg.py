@@ -186,10 +186,6 @@ class LentAsyncpgSession(AsyncpgSession):
         self._durability = ""  # as the user has it
         self._tap.stand_aside(connection._transport)
 
-    @property
-    def in_transaction(self) -> bool:
-        return bool(self.connection.is_in_transaction())
-
     async def take(self) -> None:
         """Take it over."""
         self._tap.stand_between(self.connection._transport)

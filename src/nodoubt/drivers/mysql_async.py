@@ -123,10 +123,6 @@ class AsyncMySQLSession:
 class LentMySQLSession(AsyncMySQLSession):
     """A connection on loan from a pool of the user's. Between XA START and XA COMMIT its autocommit does not matter."""
 
-    @property
-    def in_transaction(self) -> bool:
-        return bool(self._connection.get_transaction_status())
-
     async def take(self) -> None:
         """Take it over."""
         if not self.connection_id:

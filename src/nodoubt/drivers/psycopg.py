@@ -127,10 +127,6 @@ class LentPsycopgSession(PsycopgSession):
         self._durability = ""  # as the user has it
         self._autocommit = False
 
-    @property
-    def in_transaction(self) -> bool:
-        return self.connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
-
     def take(self) -> None:
         """Take it over: for now, nobody but us begins a transaction."""
         self._autocommit = self.connection.autocommit

@@ -21,7 +21,7 @@ from . import mysql_wire as wire
 
 try:
     import pymysql
-    from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
+    from pymysql.constants import CLIENT, COMMAND
 except ImportError as missing:
     raise MissingExtra("MariaDB or MySQL", "mysql") from missing
 
@@ -102,10 +102,6 @@ class PyMySQLSession:
 
 class LentPyMySQLSession(PyMySQLSession):
     """A connection on loan from a pool of the user's. Between XA START and XA COMMIT its autocommit does not matter."""
-
-    @property
-    def in_transaction(self) -> bool:
-        return bool(self._connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
 
     def take(self) -> None:
         """Take it over: for now, a packet may hold several statements."""
