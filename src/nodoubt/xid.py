@@ -15,7 +15,9 @@ from __future__ import annotations
 import re
 import secrets
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uuid_utils
 
@@ -91,6 +93,17 @@ def parse_xa(format_id: int, gtrid: str, bqual: str) -> XaXid | None:
     if format_id != FORMAT_ID or global_part is None or branch_part is None or int(branch_part[1]) >= BRANCHES_MAX:
         return None
     return XaXid(Xid(global_part[1], global_part[2], int(branch_part[1])), int(branch_part[2]), int(branch_part[3]))
+
+
+def parse_xa_recover(line: Sequence[Any]) -> XaXid | None:
+    """A line of XA RECOVER, if it is ours: (format id, length of gtrid, length of bqual, both in one)."""
+    format_id, gtrid_length, bqual_length, data = line
+    raw = data.encode() if isinstance(data, str) else bytes(data)
+    try:
+        gtrid, bqual = raw[:gtrid_length].decode("ascii"), raw[gtrid_length:].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return parse_xa(format_id, gtrid, bqual) if len(raw) == gtrid_length + bqual_length else None
 
 
 def new_attempt() -> str:

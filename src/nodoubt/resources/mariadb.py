@@ -41,7 +41,7 @@ from ..ports import (
 )
 from ..protocol.records import Epoch, Verdict
 from ..script import Pause, Script, do
-from ..xid import XaXid, Xid, parse_xa
+from ..xid import XaXid, Xid, parse_xa_recover
 from . import mariadb_text as text
 from .mariadb_failures import FAILURES, refusal
 from .mariadb_settings import SETTINGS, no_listing, plain_tables, plain_tables_sql, shortcomings
@@ -397,7 +397,7 @@ class MariaDBResource:
             raise Refused(f"{self.name} does not list its prepared branches: {error}") from error
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
-        found = (_parse(row) for row in reply.rows)
+        found = map(parse_xa_recover, reply.rows)
         return tuple(Prepared(one.xid, None, one) for one in found if one is not None and one.xid.cluster == cluster)
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
@@ -417,7 +417,7 @@ class MariaDBResource:
         )
         try:
             listed, holder = yield from self._run(session, "XA RECOVER", who)
-            held = any(_parse(row) == handle for row in listed.rows)
+            held = handle in map(parse_xa_recover, listed.rows)
             if not held or holder.rows != (("Sleep", 1),):
                 return False
             yield from self._run(session, f"KILL CONNECTION {handle.connection}")
@@ -573,17 +573,6 @@ def _handle(work: Work) -> XaXid:
 
 def _where(attempt: str, branch: int) -> str:
     return f"WHERE attempt = '{attempt}' AND branch = {branch}"
-
-
-def _parse(row: Sequence[Any]) -> XaXid | None:
-    """A line of XA RECOVER, if it is ours: (format id, length of gtrid, length of bqual, both in one)."""
-    format_id, gtrid_length, bqual_length, data = row
-    raw = data.encode() if isinstance(data, str) else bytes(data)
-    try:
-        gtrid, bqual = raw[:gtrid_length].decode("ascii"), raw[gtrid_length:].decode("ascii")
-    except UnicodeDecodeError:
-        return None
-    return parse_xa(format_id, gtrid, bqual) if len(raw) == gtrid_length + bqual_length else None
 
 
 def _literal(value: str) -> str:
