@@ -18,7 +18,10 @@ from nodoubt import AsyncCoordinator, Coordinator, NoDoubtError
 
 
 def engines(task: dict[str, Any]) -> dict[str, Any]:
-    return {name: engine_over(Database(name, url), task["drivers"][name]) for name, url in task["urls"].items()}
+    return {
+        name: engine_over(Database(name, url), task["drivers"][name], task["mode"])
+        for name, url in task["urls"].items()
+    }
 
 
 def work(session: Any, amount: int) -> None:

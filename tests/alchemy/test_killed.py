@@ -28,7 +28,7 @@ POINTS = [
 DRIVERS = [
     ("sync", ("postgres", "psycopg"), ("mariadb", "pymysql")),
     ("async", ("mariadb", "asyncmy"), ("postgres", "asyncpg")),
-    ("async", ("postgres", "asyncpg"), ("mariadb", "aiomysql")),
+    ("async", ("postgres", "psycopg"), ("mariadb", "aiomysql")),
 ]
 RECOVERING = {"postgres": "psycopg", "mariadb": "pymysql"}
 

@@ -16,7 +16,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.sql import elements
 
-from alchemy.world import ENGINES, URLS, WAYS, Account, Way, World, opened
+from alchemy.world import ASYNC_PSYCOPG, ASYNCMY, ASYNCPG, MIX, PSYCOPG, URLS, WAYS, Account, Way, World, opened
 from kit import _mariadb, until
 from nodoubt import BranchDoomed, TransactionAborted, UsageError
 from nodoubt.engine import attempt as attempts
@@ -52,6 +52,7 @@ async def failing(error: type[Exception] = IntegrityError) -> AsyncIterator[None
 # -- what stays and what goes
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_what_is_released_stays_and_what_is_rolled_back_to_is_gone(world: World) -> None:
     async with world.transaction() as tx:
         connection = tx["a"].connection
@@ -91,6 +92,7 @@ async def test_an_error_behind_a_savepoint_is_undone_and_the_rest_commits(world:
     assert world.a.total() == 200 + 2 + 4 + 6 and world.committed() and world.left_clean()
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_an_error_behind_two_savepoints_is_undone_by_the_outer_one(world: World) -> None:
     async with world.transaction() as tx:
         connection = tx["a"].connection
@@ -117,7 +119,7 @@ async def test_an_orm_session_s_savepoint_undoes_a_failed_flush(world: World) ->
     assert world.a.total() == 200 + 2 + 4 + 5 and world.committed() and world.left_clean()
 
 
-@pytest.mark.parametrize("way", [*URLS[::3], ENGINES[1]], ids=str)
+@pytest.mark.parametrize("way", [*URLS[::3], ASYNCPG], ids=str)
 async def test_savepoints_that_are_still_open_at_the_end_are_part_of_the_work(world: World) -> None:
     async with world.transaction() as tx:
         session = tx["a"].session()
@@ -153,6 +155,7 @@ async def doomed(world: World, tx: Any) -> None:
             raise AssertionError
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_an_error_before_the_savepoint_is_not_undone_by_it(world: World) -> None:
     with pytest.raises(TransactionAborted):
         async with world.transaction() as tx:
@@ -165,7 +168,7 @@ async def test_an_error_before_the_savepoint_is_not_undone_by_it(world: World) -
     assert world.a.total() == 200 and not world.committed() and world.left_clean()
 
 
-@pytest.mark.parametrize("way", [*URLS[::3], *ENGINES[::2]], ids=str)
+@pytest.mark.parametrize("way", [*URLS[::3], PSYCOPG, ASYNC_PSYCOPG, ASYNCMY], ids=str)
 async def test_a_refusal_of_ours_behind_a_savepoint_is_not_undone(world: World) -> None:
     async def refused_text(tx: Any) -> None:
         await world.wait(tx["a"].execute(text("COMMIT")))

@@ -11,7 +11,21 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
-from alchemy.world import ENGINES, URLS, Account, Base, Opening, Way, World, engine_over, inner, state_of
+from alchemy.world import (
+    ASYNCMY,
+    ENGINES,
+    MIX,
+    PSYCOPG,
+    URLS,
+    Account,
+    Base,
+    Opening,
+    Way,
+    World,
+    engine_over,
+    inner,
+    state_of,
+)
 from kit import Watching, make_database, opened
 from nodoubt import BranchDoomed, ClosedTransaction, State, TransactionAborted, UsageError
 from nodoubt.alchemy import parts
@@ -21,7 +35,7 @@ from nodoubt.alchemy.part import Part
 
 pytestmark = pytest.mark.anyio
 
-ONE_OF_EACH = [URLS[0], URLS[3], ENGINES[0], ENGINES[3]]
+ONE_OF_EACH = [URLS[0], URLS[3], PSYCOPG, ASYNCMY]
 BOTH_MODES = URLS[:2]
 
 
@@ -53,6 +67,7 @@ async def test_what_a_session_holds_is_written_and_commits_with_the_block(world:
     assert world.committed() and world.left_clean()
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_an_exception_rolls_back_what_sessions_wrote_and_hold(world: World) -> None:
     with pytest.raises(KeyError):
         async with world.transaction() as tx:
@@ -132,13 +147,15 @@ async def test_one_session_of_the_user_s_writes_to_two_branches(world: World) ->
         assert world.a.total() == (200 if fails else 211) and world.committed() is not fails
 
 
-@pytest.mark.parametrize("way", ENGINES[::3], ids=str)
+@pytest.mark.parametrize("way", [PSYCOPG, ASYNCMY], ids=str)
 async def test_a_session_with_one_foot_outside_of_the_transaction_aborts_it(world: World) -> None:
     world.a.query("create table moves (id int primary key)")
     kind: Any = Session if world.way.mode == "sync" else AsyncSession
     with pytest.raises(UsageError, match="give that engine to the coordinator as well"):
         async with world.transaction() as tx:
-            session = kind(binds={Account: tx["a"].connection, Move: engine_over(world.a, world.way.driver)})
+            session = kind(
+                binds={Account: tx["a"].connection, Move: engine_over(world.a, world.way.driver, world.way.mode)}
+            )
             session.add_all([Account(id=2, balance=5), Move(id=1)])
             await world.wait(session.flush())
     assert world.a.query("select id from moves") == [] and world.a.total() == 200 and not world.committed()
@@ -168,6 +185,7 @@ async def commit(world: World, tx: Any, how: str) -> Any:
     return await world.wait(session.get_transaction().commit())
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_commit_is_refused_says_what_to_do_and_dooms_whoever_swallows_it(world: World) -> None:
     for how in COMMITS:
         with pytest.raises(TransactionAborted):
@@ -245,6 +263,7 @@ async def test_an_engine_made_for_a_url_has_no_connections_to_give(world: World)
 ROLLBACKS = ["session", "connection", "transaction", "user's session", "untouched session", "invalidate"]
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_rollback_dooms_the_branch_and_with_it_the_transaction(world: World) -> None:
     for how in ROLLBACKS:
         with pytest.raises(TransactionAborted, match="was given up by"):
@@ -293,6 +312,7 @@ async def test_close_is_harmless_and_writes_what_is_pending(world: World) -> Non
     assert world.a.total() == 200 + 5 + 7 + 9 + 11 + 13 and world.committed() and world.left_clean()
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_an_exception_that_leaves_a_session_s_or_connection_s_own_block_rolls_back_all(world: World) -> None:
     for what in ("session", "connection"):
         with pytest.raises(TransactionAborted):
@@ -308,6 +328,7 @@ async def test_an_exception_that_leaves_a_session_s_or_connection_s_own_block_ro
 # -- after the block
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_after_the_block_connection_and_sessions_are_dead(world: World) -> None:
     async with world.transaction() as tx:
         connection, session, unused = tx["a"].connection, tx["a"].session(), tx["a"].session()

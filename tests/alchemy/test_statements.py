@@ -37,7 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from alchemy.ddl import create_outside
-from alchemy.world import URLS, WAYS, Account, World
+from alchemy.world import MIX, URLS, WAYS, Account, World
 from kit import placed
 from nodoubt import BranchDoomed, TransactionAborted, UsageError
 from nodoubt.drivers import mysql_wire
@@ -84,6 +84,7 @@ def _compile_counted(element: Counted, compiler: Any, **_: Any) -> str:
     return "1"
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_a_statement_is_compiled_once_however_many_transactions_run_it(world: World) -> None:
     Counted.compilations = 0
     for _ in range(3):
@@ -130,6 +131,7 @@ async def test_an_error_is_sqlalchemys_own_over_the_drivers_and_dooms_the_branch
     assert world.a.total() == 200 and not world.committed() and world.left_clean()
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_an_error_that_leaves_the_block_comes_out_unchanged(world: World) -> None:
     with pytest.raises((ProgrammingError, Exception), match="nowhere") as caught:
         async with world.transaction() as tx:
@@ -149,6 +151,7 @@ async def test_what_is_no_statement_is_refused_before_anything_is_done(world: Wo
 CONTROL = ["commit", "ROLLBACK", "begin", "/* hi */ commit", "savepoint s", "start transaction", "end"]
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_transaction_control_as_text_is_refused_as_in_any_other_statement(world: World) -> None:
     for number, control in enumerate(CONTROL):
         with pytest.raises(TransactionAborted):
@@ -163,6 +166,7 @@ async def test_transaction_control_as_text_is_refused_as_in_any_other_statement(
     assert world.left_clean()
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_a_count_is_of_rows_matched_whether_or_not_they_changed(world: World) -> None:
     async with world.transaction() as tx:
         same = update(Account).values(balance=100)
@@ -245,6 +249,7 @@ async def test_a_text_s_json_is_the_drivers_before_and_after_sqlalchemy_was_ther
         assert (await world.wait(tx["a"].execute(plain))).scalar() == before
 
 
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_a_database_can_be_reflected_in_a_transaction(world: World) -> None:
     def look(connection: Any) -> Any:
         seen = inspect(connection)

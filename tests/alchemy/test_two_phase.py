@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import create_engine, event, func, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from alchemy.world import ENGINES, Account, Opening, Way, World, engine_over, inner
+from alchemy.world import ASYNCMY, ASYNCPG, PSYCOPG, PYMYSQL, Account, Opening, Way, World, engine_over, inner
 from kit import QUICK, Database, until
 from nodoubt import AsyncCoordinator, Coordinator, OutcomeConflict, State, TransactionAborted
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 ONE = {"pool_size": 1, "max_overflow": 0}
 
 
-@pytest.fixture(params=ENGINES, ids=str)
+@pytest.fixture(params=[PSYCOPG, ASYNCPG, PYMYSQL, ASYNCMY], ids=str)
 def way(request: Any) -> Way:
     return request.param  # type: ignore[no-any-return]
 
@@ -66,7 +66,7 @@ async def test_what_one_process_prepared_another_finds_and_ends(way: Way, commit
     await world.wait(world.db.close())
     await world.wait(world.engine.dispose())
     assert ids(world) == []
-    engine = engine_over(world.a, way.driver)
+    engine = engine_over(world.a, way.driver, way.mode)
     make: Any = Coordinator if way.mode == "sync" else AsyncCoordinator
     other = make({"a": engine, "b": world.b.url}, journal="b", settings=QUICK, recovery=False)
     await world.wait(other.open())
@@ -165,7 +165,7 @@ def plain(database: Database, driver: str) -> Any:
     return create_engine(inner(engine_over(database, driver)).url)
 
 
-@pytest.mark.parametrize("way", [ENGINES[2]], ids=str)
+@pytest.mark.parametrize("way", [PYMYSQL], ids=str)
 async def test_sqlalchemy_s_own_recovery_cannot_finish_on_mariadb(way: Way, opening: Opening) -> None:
     world = await opening(way)
     engine = plain(world.a, "pymysql")
@@ -189,7 +189,7 @@ def end_by_hand(database: Database, xid: str) -> bool:
     return not [row for row in database.query("xa recover") if xid in str(row[3])]
 
 
-@pytest.mark.parametrize("way", [ENGINES[0]], ids=str)
+@pytest.mark.parametrize("way", [PSYCOPG], ids=str)
 async def test_sqlalchemy_s_own_prepare_of_a_failed_transaction_is_silent_on_postgresql(
     way: Way, opening: Opening
 ) -> None:

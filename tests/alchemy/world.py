@@ -52,15 +52,18 @@ URLS = [Way(kind, mode) for kind in ("sqlite", "postgres", "mariadb") for mode i
 ENGINES = [
     Way("postgres", "sync", "psycopg"),
     Way("postgres", "async", "asyncpg"),
+    Way("postgres", "async", "psycopg"),
     Way("mariadb", "sync", "pymysql"),
     Way("mariadb", "async", "asyncmy"),
     Way("mariadb", "async", "aiomysql"),
 ]
+PSYCOPG, ASYNCPG, ASYNC_PSYCOPG, PYMYSQL, ASYNCMY, AIOMYSQL = ENGINES
 WAYS = URLS + ENGINES
+MIX = [URLS[1], URLS[3], URLS[4], PSYCOPG, ASYNC_PSYCOPG, ASYNCMY]  # where it is no driver's doing
 
 
-def engine_over(database: Database, driver: str, **options: Any) -> Any:
-    """A user's own engine on that database."""
+def engine_over(database: Database, driver: str, mode: str = "", **options: Any) -> Any:
+    """A user's own engine on that database. `mode`: for the one driver that has both."""
     where = parse_url(database.url)
     name = "postgresql" if where.kind == "postgres" else "mariadb"
     url = URL.create(
@@ -71,7 +74,7 @@ def engine_over(database: Database, driver: str, **options: Any) -> Any:
         port=where.port,
         database=where.database,
     )
-    asynchronous = driver in ("asyncpg", "asyncmy", "aiomysql")
+    asynchronous = mode == "async" or driver in ("asyncpg", "asyncmy", "aiomysql")
     return (create_async_engine if asynchronous else create_engine)(url, **options)
 
 
@@ -130,7 +133,7 @@ async def opened(way: Way, request: Any, tmp_path: Path, *, engine: Any = None, 
     a, b = make_database(way.kind, "a", request, tmp_path), make_database("sqlite", "b", request, tmp_path)
     given: Any = a.url
     if way.engine:
-        given = engine(a) if callable(engine) else engine_over(a, way.driver, **(engine or {}))
+        given = engine(a) if callable(engine) else engine_over(a, way.driver, way.mode, **(engine or {}))
     options.setdefault("settings", QUICK)
     make: Any = Coordinator if way.mode == "sync" else AsyncCoordinator
     db = make({"a": given, "b": b.url}, journal="b", recovery=False, **options)

@@ -76,7 +76,7 @@ class BranchConnection(Connection):
 
     def __exit__(self, type_: object, value: BaseException | None, traceback: object) -> None:
         """An exception that leaves the connection's block rolls back, as everywhere in SQLAlchemy."""
-        if value is not None:
+        if value is not None and self.part.sound:
             self.part.spoil(value)
 
     def invalidate(self, exception: BaseException | None = None) -> None:

@@ -36,7 +36,7 @@ TAKE_S = 5.0
 BACK_S = 2.0
 STALE_MAX = 1000  # connections that a restarted server has left dead in a pool
 _DRIVERS: dict[str, dict[bool, tuple[str, ...]]] = {
-    "postgres": {False: ("psycopg",), True: ("asyncpg",)},
+    "postgres": {False: ("psycopg",), True: ("asyncpg", "psycopg")},
     "mariadb": {False: ("pymysql",), True: ("asyncmy", "aiomysql")},
 }
 _NOTE = "nodoubt"  # where a connection's own `info` keeps our session over it
@@ -345,5 +345,6 @@ def _introduced(engine: Engine, fairy: PoolProxiedConnection) -> Any:
     if dialect.name == "postgresql":
         isolation = dialect.get_isolation_level(fairy.dbapi_connection)
         dialect.do_rollback(fairy)
-    driver = import_module(f"nodoubt.drivers.{dialect.driver}")
+    psycopg_async = dialect.is_async and dialect.driver == "psycopg"
+    driver = import_module(f"nodoubt.drivers.{'psycopg_async' if psycopg_async else dialect.driver}")
     return driver.lend(fairy.driver_connection, isolation)

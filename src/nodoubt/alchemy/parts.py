@@ -87,11 +87,11 @@ class _Both:
             begun = session.get_transaction()
             if begun is None:
                 continue
-            # Where the user has rolled back already, SQLAlchemy would warn of doing it again.
-            twice = any(connection.get_transaction() is None for connection in begun.connections)
+            # The user has rolled back there already, or the session's work lies behind a savepoint: it has no say.
+            spent = any(one.get_transaction() is None or one.in_nested_transaction() for one in begun.connections)
             keep, session.expire_on_commit = session.expire_on_commit, False  # nothing can be loaded again
             try:
-                _END["open" if twice else outcome](session)
+                _END["open" if spent else outcome](session)
             except Exception:
                 log.exception("a session could not be told that its transaction was %s", outcome)
             finally:

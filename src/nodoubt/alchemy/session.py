@@ -29,7 +29,7 @@ class BranchSession(Session):
     """What the session's class, the user's perhaps, becomes in a branch."""
 
     def __init__(self, part: Part, **options: Any) -> None:
-        self._part = part
+        self._nodoubt = part
         super().__init__(**options)
 
     def begin(self, nested: bool = False) -> SessionTransaction:
@@ -42,7 +42,7 @@ class BranchSession(Session):
 
     def rollback(self) -> None:
         """The whole transaction can then only be rolled back: it is as nodoubt's block ends."""
-        self._part.doom("session.rollback()")
+        self._nodoubt.doom("session.rollback()")
         super().rollback()
 
     def close(self) -> None:
@@ -56,12 +56,12 @@ class BranchSession(Session):
         super().reset()
 
     def _write(self) -> None:
-        if self._part.sound and self.is_active:
+        if self._nodoubt.sound and self.is_active:
             self.flush()
 
     def __exit__(self, type_: object, value: BaseException | None, traceback: object) -> None:
-        if value is not None and self._part.sound:
-            self._part.spoil(value)
+        if value is not None and self._nodoubt.sound:
+            self._nodoubt.spoil(value)
         super().__exit__(type_, value, traceback)
 
 
@@ -71,8 +71,8 @@ class AsyncBranchSession(AsyncSession):
     async def __aexit__(self, type_: object, value: BaseException | None, traceback: object) -> None:
         session = self.sync_session
         assert isinstance(session, BranchSession)
-        if value is not None and session._part.sound:
-            session._part.spoil(value)
+        if value is not None and session._nodoubt.sound:
+            session._nodoubt.spoil(value)
         await super().__aexit__(type_, value, traceback)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,22 +38,66 @@ except ImportError:
 TIMEOUT_S = 10.0
 
 
-class PsycopgSession:
-    """One connection. Used by one thread at a time, but for `kill`."""
+class BasicSession:
+    """What needs no waiting: shared with `psycopg_async`. One connection, used by one thread or task at a time."""
 
     server_started = 0  # a prepared branch is not bound to its session here, so nobody asks
 
-    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.connection_id = connection.info.backend_pid
+        self.connection_id: int = connection.info.backend_pid
         self.usable = True
         self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
         self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
-        # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
-        # have been closed and given to a stranger's file.
-        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
-        connection.add_notice_handler(self._notice)
+        self.begin_watching()
+
+    def begin_watching(self) -> None:
+        """Listen to its warnings, and have a descriptor of our own.
+
+        `kill` comes from another thread, by when the connection's number may have been closed and given to a stranger's
+        file.
+        """
+        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))
+        self.connection.add_notice_handler(self._notice)
+
+    def end_watching(self) -> None:
+        """Before it is used by others."""
+        self.connection.remove_notice_handler(self._notice)
+        self._socket.close()
+
+    def failed(self, error: psycopg.Error) -> Exception:
+        """What an error of `run` is."""
+        if error.sqlstate is None or self.lost(error):
+            self.usable = False
+            return SessionLost(str(error))
+        detail = error.diag.message_detail
+        message = (error.diag.message_primary or str(error)) + (f" ({detail})" if detail else "")
+        return PostgresFailed(error.sqlstate, message, error.diag.schema_name or "")
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the connection is gone with this error: the server ended it, or the socket did."""
+        if isinstance(error, psycopg.Error) and ends_session(error.sqlstate, error.diag.severity_nonlocalized):
+            return True
+        return bool(self.connection.closed)
+
+    def kill(self) -> None:
+        """Shut the socket down, from any thread: a call that waits for an answer fails at once."""
+        self.usable = False
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def timed_out(self, seconds: float) -> Exception:
+        """The error of a call that `kill` cut short."""
+        return SessionLost(f"no answer within {seconds:g} s")
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warnings.append(f"{notice.source_function}: {notice.message_primary}")
+
+
+class PsycopgSession(BasicSession):
+    """One connection. Used by one thread at a time, but for `kill`."""
 
     def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements in one message (libpq's PQsendQuery): a reply for each, in order."""
@@ -63,10 +108,7 @@ class PsycopgSession:
                 cursor.execute(sql.encode(), prepare=False)
                 return _replies(cursor)
         except psycopg.Error as error:
-            if error.sqlstate is None or self.lost(error):
-                self.usable = False
-                raise SessionLost(str(error)) from error
-            raise PostgresFailed(error.sqlstate, _message(error), error.diag.schema_name or "") from error
+            raise self.failed(error) from error
         except BaseException:
             self.usable = False  # interrupted in the middle of a call: nobody knows what is still to be read
             raise
@@ -89,12 +131,6 @@ class PsycopgSession:
             self.usable = False
             raise
 
-    def lost(self, error: BaseException) -> bool:
-        """Whether the connection is gone with this error: the server ended it, or the socket did."""
-        if isinstance(error, psycopg.Error) and ends_session(error.sqlstate, error.diag.severity_nonlocalized):
-            return True
-        return self.connection.closed
-
     def close(self) -> None:
         """End the connection in good order. Never raises."""
         self.usable = False
@@ -102,27 +138,13 @@ class PsycopgSession:
             self.connection.close()
         self._socket.close()
 
-    def kill(self) -> None:
-        """Shut the socket down, from any thread: a call that waits for an answer fails at once."""
-        self.usable = False
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def timed_out(self, seconds: float) -> Exception:
-        """The error of a call that `kill` cut short."""
-        return SessionLost(f"no answer within {seconds:g} s")
-
-    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self.warnings.append(f"{notice.source_function}: {notice.message_primary}")
-
 
 class LentPsycopgSession(PsycopgSession):
     """A connection on loan from a pool of the user's."""
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], isolation: str) -> None:
         super().__init__(connection)
-        connection.remove_notice_handler(self._notice)
+        self.end_watching()
         self._isolation = isolation
         self._durability = ""  # as the user has it
         self._autocommit = False
@@ -131,7 +153,7 @@ class LentPsycopgSession(PsycopgSession):
         """Take it over: for now, nobody but us begins a transaction."""
         self._autocommit = self.connection.autocommit
         self.connection.autocommit = True
-        self.connection.add_notice_handler(self._notice)
+        self.begin_watching()
         if not self._durability:
             self._durability = str(self.run(introduction(self._isolation))[0].scalar())
             _watch_client(self)
@@ -146,7 +168,7 @@ class LentPsycopgSession(PsycopgSession):
         if undo is not None:
             self.run(undo)
             self.forced = False
-        self.connection.remove_notice_handler(self._notice)
+        self.end_watching()
         self.connection.autocommit = self._autocommit
 
 
@@ -181,17 +203,15 @@ def _replies(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Reply, ...]:
     replies = []
     more: bool | None = True
     while more:
-        described = cursor.description
-        replies.append(
-            Reply(
-                tag=cursor.statusmessage or "",
-                count=cursor.rowcount,
-                columns=tuple(column.name for column in described) if described else (),
-                rows=tuple(cursor.fetchall()) if described else (),
-            )
-        )
+        replies.append(reply(cursor, cursor.fetchall() if cursor.description else ()))
         more = cursor.nextset()
     return tuple(replies)
+
+
+def reply(cursor: Any, rows: Sequence[tuple[Any, ...]]) -> Reply:
+    """What a cursor of either kind tells of its present result."""
+    columns = tuple(column.name for column in cursor.description or ())
+    return Reply(cursor.statusmessage or "", cursor.rowcount, columns, tuple(rows))
 
 
 def _in_full(cursor: psycopg.Cursor[tuple[Any, ...]], query: Any, params: Bound) -> Reply:
@@ -199,10 +219,9 @@ def _in_full(cursor: psycopg.Cursor[tuple[Any, ...]], query: Any, params: Bound)
         cursor.executemany(query, params.values)  # a pipeline: one wait for all of them
         return Reply(cursor.statusmessage or "", cursor.rowcount)
     cursor.execute(query, params.values)
-    reply = _replies(cursor)[-1]
-    return replace(reply, types=tuple(column.type_code for column in cursor.description or ()))
+    return replace(_replies(cursor)[-1], types=types(cursor))
 
 
-def _message(error: psycopg.Error) -> str:
-    detail = error.diag.message_detail
-    return (error.diag.message_primary or str(error)) + (f" ({detail})" if detail else "")
+def types(cursor: Any) -> tuple[int, ...]:
+    """The types' oids."""
+    return tuple(column.type_code for column in cursor.description or ())
