@@ -265,6 +265,39 @@ async def test_the_engine_s_isolation_level_is_the_branch_s(way: Way, opening: O
 
 
 @pytest.mark.parametrize("way", ENGINES, ids=str)
+async def test_an_engine_that_commits_by_itself_does_not_in_a_branch(way: Way, opening: Opening) -> None:
+    world = await opening(way, engine={"isolation_level": "AUTOCOMMIT", **ONE})
+    with pytest.raises(KeyError):
+        async with world.transaction() as tx:
+            await world.wait(tx["a"].execute(update(Account).values(balance=1)))
+            raise KeyError
+    await returned(world)
+    assert world.a.total() == 200 and not world.committed()
+    async with world.within(world.engine.connect()) as connection:
+        await world.wait(connection.execute(update(Account).values(balance=2)))
+    assert world.a.total() == 4, "and still does for the user"
+
+
+@pytest.mark.parametrize("way", [PSYCOPG, ASYNCPG, PYMYSQL, ASYNCMY], ids=str)
+async def test_an_engine_alone_is_a_coordinator_s_one_resource(way: Way, request: Any, tmp_path: Path) -> None:
+    only = make_database(way.kind, "a", request, tmp_path)
+    engine = engine_over(only, way.driver, way.mode)
+    make: Any = Coordinator if way.mode == "sync" else AsyncCoordinator
+    world = World(way, only, only, engine, make(engine, recovery=False))
+    await world.wait(world.db.open())
+    await world.wait(world.db.setup())
+    async with world.within(world.db.transaction()) as tx:
+        await world.wait(tx.execute(update(Account).values(balance=1)))
+        tx.session().add(Account(id=2, balance=1))
+    async with world.within(world.db.begin_distributed("order-7")) as tx:
+        await world.wait(tx.execute(insert(Account), {"id": 3, "balance": 1}))
+    await world.wait(world.db.commit_distributed("order-7"))
+    assert only.total() == 4
+    await world.wait(world.db.close())
+    await world.wait(engine.dispose())
+
+
+@pytest.mark.parametrize("way", ENGINES, ids=str)
 async def test_what_a_listener_leaves_open_on_a_connection_is_no_part_of_the_branch(way: Way, opening: Opening) -> None:
     """A handler that sets something up, and forgets to commit, would else stand in the way of the branch."""
 

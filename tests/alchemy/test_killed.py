@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alchemy.world import engine_over
-from crash.test_coordinator_killed import outcome, recover
+from crash.test_coordinator_killed import killed_at, outcome, recover
 from kit import QUICK, Database, make_database
 from nodoubt import Coordinator
 
@@ -49,7 +44,7 @@ def test_kill_9_in_orm_work_ends_one_way(
         "way": way,
         "kill": [point, what, 1],
     }
-    told = killed(task)
+    told = killed_at(task, Path(__file__).with_name("child.py"))
     with Coordinator(engines(pair), settings=QUICK, recovery=False) as db:
         recover(db, pair)
         assert outcome(db, pair) == expected, told
@@ -59,18 +54,3 @@ def test_kill_9_in_orm_work_ends_one_way(
 
 def engines(pair: list[Database]) -> dict[str, Any]:
     return {d.name: engine_over(d, RECOVERING[d.kind]) for d in pair}
-
-
-def killed(task: dict[str, Any]) -> list[str]:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
-    child = subprocess.run(
-        [sys.executable, str(here / "child.py"), json.dumps(task)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, f"it was to die at {task['kill']}: {child.stdout}{child.stderr}"
-    return child.stdout.split()

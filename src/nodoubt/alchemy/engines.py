@@ -184,6 +184,15 @@ class _Lender:
             return error
         return ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done")
 
+    def _not_taken(self, loan: _Loan, error: BaseException) -> None:
+        """The connection does not answer. One that has lain in the pool may be dead with its server: then try another."""
+        loan.drop()
+        if not isinstance(error, Exception):
+            raise error
+        if loan.fresh or isinstance(error, NoDoubtError):
+            raise self._unreachable(error) from error
+        self.drop_idle()  # its server has gone, and taken all of them along
+
     def kill(self) -> None:
         """Nothing to cut off: waiting is bounded by the engine's pool, connecting by its driver."""
 
@@ -209,12 +218,7 @@ class EnginePool(_Lender):
             try:
                 self._call(Do(loan.session, "take", (), TAKE_S))
             except BaseException as error:
-                loan.drop()
-                if not isinstance(error, Exception):
-                    raise
-                if loan.fresh or isinstance(error, NoDoubtError):
-                    raise self._unreachable(error) from error
-                self.drop_idle()  # its server has gone, and taken all of them along
+                self._not_taken(loan, error)
                 continue
             self._lent[id(loan.session)] = loan
             return loan.session  # type: ignore[no-any-return]
@@ -258,12 +262,7 @@ class AsyncEnginePool(_Lender):
                 async with asyncio.timeout(TAKE_S):
                     await loan.session.take()
             except BaseException as error:
-                loan.drop()
-                if not isinstance(error, Exception):
-                    raise
-                if loan.fresh or isinstance(error, NoDoubtError):
-                    raise self._unreachable(error) from error
-                self.drop_idle()
+                self._not_taken(loan, error)
                 continue
             self._lent[id(loan.session)] = loan
             return loan.session

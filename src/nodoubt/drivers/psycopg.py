@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import socket
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,21 +51,11 @@ class BasicSession:
         self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
         self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
-        self.begin_watching()
-
-    def begin_watching(self) -> None:
-        """Listen to its warnings, and have a descriptor of our own.
-
-        `kill` comes from another thread, by when the connection's number may have been closed and given to a stranger's
-        file.
-        """
-        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))
-        self.connection.add_notice_handler(self._notice)
-
-    def end_watching(self) -> None:
-        """Before it is used by others."""
-        self.connection.remove_notice_handler(self._notice)
-        self._socket.close()
+        # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
+        # have been closed and given to a stranger's file.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        weakref.finalize(self, self._socket.close)
+        connection.add_notice_handler(self._notice)
 
     def failed(self, error: psycopg.Error) -> Exception:
         """What an error of `run` is."""
@@ -144,7 +135,7 @@ class LentPsycopgSession(PsycopgSession):
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], isolation: str) -> None:
         super().__init__(connection)
-        self.end_watching()
+        connection.remove_notice_handler(self._notice)
         self._isolation = isolation
         self._durability = ""  # as the user has it
         self._autocommit = False
@@ -153,7 +144,7 @@ class LentPsycopgSession(PsycopgSession):
         """Take it over: for now, nobody but us begins a transaction."""
         self._autocommit = self.connection.autocommit
         self.connection.autocommit = True
-        self.begin_watching()
+        self.connection.add_notice_handler(self._notice)
         if not self._durability:
             self._durability = str(self.run(introduction(self._isolation))[0].scalar())
             _watch_client(self)
@@ -168,7 +159,7 @@ class LentPsycopgSession(PsycopgSession):
         if undo is not None:
             self.run(undo)
             self.forced = False
-        self.end_watching()
+        self.connection.remove_notice_handler(self._notice)
         self.connection.autocommit = self._autocommit
 
 

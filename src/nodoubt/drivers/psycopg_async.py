@@ -23,7 +23,7 @@ class LentAsyncPsycopgSession(BasicSession):
 
     def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], isolation: str) -> None:
         super().__init__(connection)
-        self.end_watching()
+        connection.remove_notice_handler(self._notice)
         self._isolation = isolation
         self._durability = ""  # as the user has it
         self._autocommit = False
@@ -69,7 +69,7 @@ class LentAsyncPsycopgSession(BasicSession):
         """Take it over: for now, nobody but us begins a transaction."""
         self._autocommit = self.connection.autocommit
         await self.connection.set_autocommit(True)
-        self.begin_watching()
+        self.connection.add_notice_handler(self._notice)
         if not self._durability:
             self._durability = str((await self.run(introduction(self._isolation)))[0].scalar())
             if self.connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
@@ -86,7 +86,7 @@ class LentAsyncPsycopgSession(BasicSession):
         if undo is not None:
             await self.run(undo)
             self.forced = False
-        self.end_watching()
+        self.connection.remove_notice_handler(self._notice)
         await self.connection.set_autocommit(self._autocommit)
 
 
