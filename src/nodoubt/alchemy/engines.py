@@ -185,7 +185,7 @@ class _Lender:
         return ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done")
 
     def _not_taken(self, loan: _Loan, error: BaseException) -> None:
-        """The connection does not answer. One that has lain in the pool may be dead with its server: then try another."""
+        """The connection does not answer. One that lay in the pool may be dead with its server: then try another."""
         loan.drop()
         if not isinstance(error, Exception):
             raise error
