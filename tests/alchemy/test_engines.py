@@ -32,7 +32,7 @@ from alchemy.world import (
     opened,
 )
 from kit import QUICK, Database, make_database, until
-from nodoubt import AsyncCoordinator, Coordinator, PoolExhausted, ResourceRefused, UsageError
+from nodoubt import AsyncCoordinator, Coordinator, PoolExhausted, ResourceRefused, TransactionAborted, UsageError
 from nodoubt.alchemy import engines
 from nodoubt.drivers.mysql_async import LentMySQLSession
 from nodoubt.drivers.pymysql import LentPyMySQLSession
@@ -483,6 +483,19 @@ async def test_a_child_of_a_fork_connects_anew_and_leaves_its_parent_s_connectio
         tx["a"].execute(update(Account).values(balance=Account.balance + 1))
         tx["b"].execute("update accounts set balance = balance + 1 where id = 1")
     assert world.a.total() == 4 and world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("way", [PSYCOPG], ids=str)
+async def test_a_lent_session_that_left_its_transaction_cannot_promise_for_it(way: Way, opening: Opening) -> None:
+    """The proof before the end is the same, whoever's connection it is."""
+    world = await opening(way, engine=ONE)
+    for end in ("commit", "rollback"):
+        with pytest.raises(TransactionAborted, match="rolled back everywhere"):
+            async with world.transaction() as tx:
+                tx["a"].execute(update(Account).values(balance=Account.balance))
+                tx._open.branches["a"].session.connection.execute(end)
+        await returned(world)
+        assert not world.committed() and world.a.total() == 200 and world.left_clean()
 
 
 # -- many at a time

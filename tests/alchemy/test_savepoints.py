@@ -20,7 +20,7 @@ from alchemy.world import ASYNC_PSYCOPG, ASYNCMY, ASYNCPG, MIX, PSYCOPG, URLS, W
 from kit import _mariadb, until
 from nodoubt import BranchDoomed, TransactionAborted, UsageError
 from nodoubt.engine import attempt as attempts
-from nodoubt.ports import Refused
+from nodoubt.ports import Refused, SavepointStep
 from nodoubt.resources.mariadb import MariaDBResource
 from nodoubt.script import Script
 from nodoubt.testing.servers import MariaDBServer
@@ -274,6 +274,7 @@ async def test_going_back_to_a_savepoint_that_fails_dooms_for_good(
 async def test_a_savepoint_that_nobody_set_and_a_name_that_is_none_are_refused(world: World) -> None:
     back_to, set_to = elements.RollbackToSavepointClause, elements.SavepointClause
     clauses: list[tuple[Any, str]] = [(back_to, "nobody"), (set_to, "x; commit"), (set_to, "x" * 64)]
+    clauses += [(set_to, "NoDoubt_branch"), (set_to, "")]  # SQLite's prepare goes back to the first of these
     for clause, name in clauses:
         with pytest.raises(TransactionAborted):
             async with world.transaction() as tx:
@@ -282,6 +283,41 @@ async def test_a_savepoint_that_nobody_set_and_a_name_that_is_none_are_refused(w
                     await world.wait(tx["a"].execute(clause(name)))
                 await doomed(world, tx)
         assert world.a.total() == 200 and not world.committed()
+
+
+@pytest.mark.parametrize("way", [URLS[0], POSTGRES[0], MARIADB[0]], ids=str)
+async def test_a_rollback_that_is_asked_for_while_the_server_goes_back_to_a_savepoint_stands(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(world.db._ctx.participants["a"].resource)
+    honest = kind.savepoint
+    with pytest.raises(TransactionAborted, match=r"given up by connection.rollback\(\)|UNIQUE|uplicate"):
+        async with world.transaction() as tx:
+            connection = tx["a"].connection
+
+            def meanwhile(*args: Any) -> Script[None]:
+                if args[3] is SavepointStep.BACK:
+                    connection.rollback()
+                return (yield from honest(*args))
+
+            monkeypatch.setattr(kind, "savepoint", meanwhile)
+            await add(world, connection, 2)
+            with pytest.raises(IntegrityError):
+                async with world.within(connection.begin_nested()):
+                    await add(world, connection, 1)
+            await doomed(world, tx)
+    assert world.a.total() == 200 and not world.committed()
+
+
+@pytest.mark.parametrize("way", [URLS[0], POSTGRES[0], MARIADB[0]], ids=str)
+async def test_names_of_savepoints_are_the_same_in_small_and_capital_letters(world: World) -> None:
+    """As two of the servers take them: to go back to one must not be to go back to another."""
+    with pytest.raises(TransactionAborted):
+        async with world.transaction() as tx:
+            for name in ("S", "s"):
+                with contextlib.nullcontext() if name == "S" else pytest.raises(UsageError, match="there is a savep"):
+                    await world.wait(tx["a"].execute(elements.SavepointClause(name)))  # type: ignore[no-untyped-call]
+    assert not world.committed()
 
 
 # -- locks

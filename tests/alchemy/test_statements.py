@@ -120,6 +120,26 @@ print([name for name in sys.modules if name.startswith(("sqlalchemy", "nodoubt.a
     assert done.stdout.strip() == "[]"
 
 
+def test_without_sqlalchemy_a_text_works_and_the_rest_names_the_extra(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["sqlalchemy"] = None
+from nodoubt import Coordinator, MissingExtra
+with Coordinator("sqlite:///{tmp_path}/a.db") as db:
+    db.setup()
+    with db.transaction() as tx:
+        tx.execute("select 1")
+        for use in (lambda: tx.connection, tx.session, lambda: tx.execute(object())):
+            try:
+                use()
+            except MissingExtra as error:
+                print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    told = done.stdout.splitlines()
+    assert len(told) == 3 and all(line.endswith("pip install 'nodoubt[sqlalchemy]'") for line in told)
+
+
 async def test_an_error_is_sqlalchemys_own_over_the_drivers_and_dooms_the_branch(world: World) -> None:
     with pytest.raises(TransactionAborted):
         async with world.transaction() as tx:

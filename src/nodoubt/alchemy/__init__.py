@@ -19,7 +19,7 @@ from ..errors import MissingExtra, UsageError
 try:
     import sqlalchemy
 except ImportError:
-    raise MissingExtra("SQLAlchemy", "sqlalchemy") from None
+    raise MissingExtra("a statement, connection or session of SQLAlchemy's", "sqlalchemy") from None
 
 VERSION_MIN = (2, 1)
 

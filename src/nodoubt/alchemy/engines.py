@@ -8,7 +8,7 @@
 
 Guarantees: never a statement of the pool's on a session that is bound to a prepared branch: it is closed as it is.
 
-Must not: dispose of the engine, or use a connection that another process has opened.
+Must not: close the engine, or use a connection that another process has opened.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _DRIVERS: dict[str, dict[bool, tuple[str, ...]]] = {
     "postgres": {False: ("psycopg",), True: ("asyncpg", "psycopg")},
     "mariadb": {False: ("pymysql",), True: ("asyncmy", "aiomysql")},
 }
+_NAMES = {"postgresql": _DRIVERS["postgres"], "mysql": _DRIVERS["mariadb"], "mariadb": _DRIVERS["mariadb"]}
 _NOTE = "nodoubt"  # where a connection's own `info` keeps our session over it
 
 
@@ -86,9 +87,6 @@ def url_of(given: object, *, asynchronous: bool) -> Url:
         password=str(place.password or ""),
         database=place.database or "",
     )
-
-
-_NAMES = {"postgresql": _DRIVERS["postgres"], "mysql": _DRIVERS["mariadb"], "mariadb": _DRIVERS["mariadb"]}
 
 
 def _inner(engine: Engine | AsyncEngine) -> Engine:

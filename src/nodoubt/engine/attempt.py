@@ -40,7 +40,7 @@ from . import start
 from .context import Context, Participant, bounded
 
 BEGIN_TRIES_MAX = 3
-_SAVEPOINT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_SAVEPOINT = re.compile(r"(?!nodoubt)[a-z_][a-z0-9_]{0,62}")
 
 
 @dataclass(slots=True)
@@ -211,10 +211,13 @@ def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, sa
     branch = yield from _free(ctx, attempt, name)
     if step is not SavepointStep.BACK or not branch.curable:
         _refuse_doomed(branch)
-    work, known = branch.work, savepoint in branch.savepoints
+    work, savepoint = branch.work, savepoint.lower()  # which two of the three servers do as well
+    known = savepoint in branch.savepoints
     try:
-        if known is (step is SavepointStep.SET) or not _SAVEPOINT.fullmatch(savepoint):
+        if known is (step is SavepointStep.SET):
             raise UsageError(f"there is {'a' if known else 'no'} savepoint {savepoint!r} on {name} at this point")
+        if not _SAVEPOINT.fullmatch(savepoint):
+            raise UsageError(f"{savepoint!r} is no name for a savepoint; SQLAlchemy's begin_nested() chooses good ones")
         ctx.notice("P2", attempt.id, "savepoint", branch.number, resource=name)
         assert branch.session is not None
         script = branch.participant.resource.savepoint(branch.session, work, step, savepoint)
@@ -227,7 +230,7 @@ def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, sa
         return
     # No savepoint is set while the branch is doomed, so all that stand are older than what has doomed it.
     del branch.savepoints[branch.savepoints.index(savepoint) :]
-    if step is SavepointStep.BACK:
+    if step is SavepointStep.BACK and branch.curable:  # not, if somebody has asked for a rollback meanwhile
         work.doomed, branch.curable = None, False
 
 
@@ -261,6 +264,8 @@ def _free(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
 
 def _refuse_doomed(branch: Branch) -> None:
     doomed, name = branch.work.doomed, branch.participant.name
+    if isinstance(doomed, BranchDoomed):
+        raise BranchDoomed(str(doomed)) from doomed
     if doomed is not None:
         raise BranchDoomed(
             f"an earlier statement on {name} failed, so this transaction can only be rolled back: {doomed}"
