@@ -298,7 +298,7 @@ async def test_a_rollback_that_is_asked_for_while_the_server_goes_back_to_a_save
             def meanwhile(*args: Any) -> Script[None]:
                 if args[3] is SavepointStep.BACK:
                     connection.rollback()
-                return (yield from honest(*args))
+                yield from honest(*args)
 
             monkeypatch.setattr(kind, "savepoint", meanwhile)
             await add(world, connection, 2)
