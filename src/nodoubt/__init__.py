@@ -38,6 +38,7 @@ from .errors import (
     UsageError,
 )
 from .ports import Notice, Observer, Reply
+from .query import sql
 from .transaction import AsyncTransaction, Transaction
 from .xid import transaction_id
 
@@ -76,5 +77,6 @@ __all__ = [
     "TransactionRecord",
     "UnknownTransaction",
     "UsageError",
+    "sql",
     "transaction_id",
 ]

@@ -7,9 +7,9 @@ the caller's cancellation (I18).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from .engine import attempt as attempts
 from .engine import verbs
@@ -21,6 +21,7 @@ from .engine.shell import AsyncShell, ThreadShell
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, TransactionAborted, UsageError
 from .ports import Reply
+from .query import Kind, Runner, Verbs
 from .script import Script
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class _Handle:
             raise UsageError(f'say which resource: tx["…"], one of {", ".join(self._ctx.participants)}')
         return next(iter(self._ctx.participants))
 
+    def _kind(self, name: str) -> Kind:
+        return cast(Kind, self._ctx.participant(name).resource.traits.kind)
+
 
 def _note(error: BaseException, failure: Exception) -> None:
     error.add_note(f"nodoubt: rolling back failed too, recovery will finish it: {failure}")
@@ -77,7 +81,7 @@ def _finish(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wai
     return verbs.result_of(course)
 
 
-class Branch:
+class Branch(Verbs[Reply, int]):
     """One resource's share of a transaction: `tx["orders"]`."""
 
     def __init__(self, transaction: Transaction, name: str) -> None:
@@ -108,8 +112,14 @@ class Branch:
         """
         return self._transaction._parts().session(self._name, maker, options)
 
+    def _runner(self) -> Runner[Reply, int]:
+        return Runner(self._transaction._kind(self._name), self.execute, self._count)
 
-class Transaction(_Handle):
+    def _count(self, statement: Any) -> int:
+        return self.execute(statement).count
+
+
+class Transaction(_Handle, Verbs[Reply, int]):
     """A transaction in a `with` block."""
 
     def __init__(self, ctx: Context, shell: ThreadShell, beginning: Beginning, wait: Wait) -> None:
@@ -133,6 +143,9 @@ class Transaction(_Handle):
     def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
         """With one resource: its `Branch.session`."""
         return self._parts().session(self._only(), maker, options)
+
+    def _runner(self) -> Runner[Reply, int]:
+        return self[self._only()]._runner()
 
     def _execute(self, name: str, statement: Any, params: Any) -> Reply:
         if isinstance(statement, str):
@@ -182,7 +195,7 @@ class Transaction(_Handle):
             self._alchemy.ended("rolled back")
 
 
-class AsyncBranch:
+class AsyncBranch(Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     """One resource's share of a transaction: `tx["orders"]`."""
 
     def __init__(self, transaction: AsyncTransaction, name: str) -> None:
@@ -201,8 +214,14 @@ class AsyncBranch:
         """As `Branch.session`, with the options of `sqlalchemy.ext.asyncio.AsyncSession`."""
         return self._transaction._parts().session(self._name, maker, options)
 
+    def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
+        return Runner(self._transaction._kind(self._name), self.execute, self._count)
 
-class AsyncTransaction(_Handle):
+    async def _count(self, statement: Any) -> int:
+        return (await self.execute(statement)).count
+
+
+class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     """A transaction in an `async with` block."""
 
     def __init__(self, ctx: Context, shell: AsyncShell, beginning: Beginning, wait: Wait) -> None:
@@ -226,6 +245,9 @@ class AsyncTransaction(_Handle):
     def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
         """With one resource: its `AsyncBranch.session`."""
         return self._parts().session(self._only(), maker, options)
+
+    def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
+        return self[self._only()]._runner()
 
     async def _execute(self, name: str, statement: Any, params: Any) -> Reply:
         if isinstance(statement, str):

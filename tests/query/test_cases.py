@@ -1,0 +1,59 @@
+"""Every case of the table, on every way to a database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from nodoubt import Reply, UsageError
+from query import cases
+from query.cases import CASES, Case
+from query.tables import contents, fill
+from query.ways import WAYS, Way
+
+Ways = Callable[[str], Way]
+
+
+def check(case: Case, way: Way) -> None:
+    """Run the case; fail unless all that it says holds."""
+    fill(way.stranger)
+    before = contents(way.stranger)
+    way.sent.clear()
+    if case.refused is not None:
+        with pytest.raises(UsageError) as refusal:
+            way.run(*case.builds)
+        assert re.search(case.refused, str(refusal.value)), f"another refusal: {refusal.value}"
+        assert not way.sent, "it was refused only after something had been sent"
+        assert contents(way.stranger) == before
+        return
+    if case.fails:
+        with pytest.raises(Exception) as failure:  # noqa: PT011 — each driver has its own
+            way.run(*case.builds)
+        assert not isinstance(failure.value, (UsageError, AssertionError, TypeError)), failure.value
+        assert contents(way.stranger) == before
+        return
+    result = way.run(*case.builds)
+    if case.rows is not None:
+        assert isinstance(result, Reply)
+        assert list(result) == [dict(row) for row in case.rows]
+    else:
+        assert result == case.count
+    assert contents(way.stranger) == case.after()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.claim)
+def test_a_case_holds(case: Case, way: str, ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = ways(way)
+    if at.kind not in case.only:
+        return
+    schema = {"postgres": "public", "sqlite": "main", "mariadb": at.database.url.rpartition("/")[2]}[at.kind]
+    monkeypatch.setattr(cases, "SCHEMA_TABLE", f"{schema}.people")
+    check(case, at)
+
+
+def test_every_claim_is_made_once() -> None:
+    claims = [case.claim for case in CASES]
+    assert len(set(claims)) == len(claims)
