@@ -33,7 +33,8 @@ WORDS = {
     "INTEGER", "BIGINT",
 }  # fmt: skip
 NUMBERS = {"0", "1", "18446744073709551615"}
-STRINGS = {r"'\'", r"'\\'"}  # after ESCAPE
+QUOTES = {"postgres": '"', "sqlite": '"`', "mariadb": "`"}  # SQLite's RETURNING has names in backticks
+ESCAPES = {"postgres": r"'\'", "sqlite": r"'\'", "mariadb": r"'\\'"}  # a backslash, as each of them writes it
 
 _PLACEHOLDER = {
     "pyformat": r"%\((?P<named>param_\d+(?:_\d+)?)\)s",
@@ -57,11 +58,9 @@ class Compiled:
 def compiled(statement: Any, dialect_name: str) -> Compiled:
     dialect = DIALECTS[dialect_name]
     done = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-    mark = re.escape("`" if KIND_OF[dialect_name] == "mariadb" else '"')
-    # SQLite's RETURNING has names in backticks.
-    quoted = "|".join(rf"{m}(?:[^{m}]|{m}{m})*{m}" for m in {mark, "`"})
+    quoted = "|".join(rf"{mark}(?:[^{mark}]|{mark}{mark})*{mark}" for mark in QUOTES[KIND_OF[dialect_name]])
     token = re.compile(
-        rf"(?P<name>{quoted})|(?P<string>'(?:[^'\\]|\\.?)*?')|{_PLACEHOLDER[dialect.paramstyle]}"
+        rf"(?P<name>{quoted})|(?P<string>{re.escape(ESCAPES[KIND_OF[dialect_name]])})|{_PLACEHOLDER[dialect.paramstyle]}"
         rf"|(?P<word>[A-Za-z]+)|(?P<digits>\d+)|(?P<sign>{_SIGNS})|(?P<stranger>(?s:.))"
     )
     text, names, values, strangers = str(done), list[str](), list[Any](), list[str]()
@@ -80,7 +79,6 @@ def compiled(statement: Any, dialect_name: str) -> Compiled:
         elif (
             ("word" in groups and groups["word"] not in WORDS)
             or ("digits" in groups and groups["digits"] not in NUMBERS)
-            or ("string" in groups and groups["string"] not in STRINGS)
             or "stranger" in groups
         ):
             strangers.append(found[0])

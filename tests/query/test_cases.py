@@ -9,7 +9,7 @@ import pytest
 
 from nodoubt import Reply, UsageError
 from query import cases
-from query.cases import CASES, Case
+from query.cases import CASES, TABLES, Case
 from query.tables import contents, fill
 from query.ways import WAYS, Way
 
@@ -18,8 +18,9 @@ Ways = Callable[[str], Way]
 
 def check(case: Case, way: Way) -> None:
     """Run the case; fail unless all that it says holds."""
-    fill(way.stranger)
-    before = contents(way.stranger)
+    before = {table: list(rows) for table, rows in TABLES.items()}
+    if contents(way.stranger) != before:
+        fill(way.stranger)
     way.sent.clear()
     if case.refused is not None:
         with pytest.raises(UsageError) as refusal:
@@ -43,12 +44,17 @@ def check(case: Case, way: Way) -> None:
     assert contents(way.stranger) == case.after()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.claim)
+APPLYING = [
+    pytest.param(case, way, id=f"{case.claim}-{way}")
+    for case in CASES
+    for way in WAYS
+    if way.partition(" ")[0] in case.only
+]
+
+
+@pytest.mark.parametrize(("case", "way"), APPLYING)
 def test_a_case_holds(case: Case, way: str, ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     at = ways(way)
-    if at.kind not in case.only:
-        return
     schema = {"postgres": "public", "sqlite": "main", "mariadb": at.database.url.rpartition("/")[2]}[at.kind]
     monkeypatch.setattr(cases, "SCHEMA_TABLE", f"{schema}.people")
     check(case, at)

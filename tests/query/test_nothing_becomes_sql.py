@@ -54,7 +54,11 @@ def only_names_and_placeholders(build: Callable[[Any], Any], inputs: set[str]) -
         statement = built(build, dialect)
         if statement is None:
             continue
-        taken_apart = compiled(statement, dialect)
+        try:
+            taken_apart = compiled(statement, dialect)
+        except UsageError:
+            assert dialect == "mysql+pymysql", "only MySQL itself can refuse this late: it has no RETURNING"
+            continue
         assert not taken_apart.strangers, f"{dialect}: {taken_apart.strangers} in {taken_apart.text}"
         assert set(taken_apart.names) <= inputs, f"{dialect}: other names in {taken_apart.text}"
 
@@ -135,6 +139,19 @@ def test_a_fragment_s_value_stays_out_of_the_text(text: str, value: Any) -> None
         ), f"{done}"
         assert list(done.params) == ["param_1", "param_2"]
         assert done.params["param_2"] == 7
+
+
+@pytest.mark.parametrize("verb", ["INSERT", "DELETE"])
+def test_mysql_refuses_to_return_before_anything_is_sent(verb: str) -> None:
+    """SQLAlchemy would write RETURNING for it. On MariaDB the same is compiled."""
+
+    def build(tx: Any) -> Any:
+        insert, delete = tx.insert_into("t").values({"a": 1}), tx.delete_from("t").where({"a": 1})
+        return (insert if verb == "INSERT" else delete).returning("a")
+
+    with pytest.raises(UsageError, match=f"no {verb} … RETURNING"):
+        compiled(built(build, "mysql+pymysql"), "mysql+pymysql")
+    assert "RETURNING `t`.`a`" in compiled(built(build, "mariadb+pymysql"), "mariadb+pymysql").text
 
 
 STORED = st.text(st.one_of(st.sampled_from(SHARP), st.characters(exclude_categories=["Cs"])), max_size=20)

@@ -24,6 +24,8 @@ from .verbs import Count, Row, Rows, Runner
 
 __all__ = ["DeleteFrom", "InsertInto", "Returning", "SelectFrom", "UpdateTable", "table_of"]
 
+_ROWS_MAX = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class _Verb(Generic[Rows, Count]):
@@ -167,7 +169,7 @@ class SelectFrom(_Filtered[Rows, Count]):
 
 
 def _amount(rows: object, what: str) -> int:
-    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
+    if not isinstance(rows, int) or isinstance(rows, bool) or not 0 <= rows <= _ROWS_MAX:
         raise UsageError(f"{what} takes a number of rows, 0 or more, not {rows!r}")
     return rows
 
