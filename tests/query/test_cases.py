@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from nodoubt import Reply, UsageError
 from query import cases
-from query.cases import CASES, TABLES, Case
+from query.cases import CASES, OR_IGNORE, TABLES, Case
 from query.tables import contents, fill
-from query.ways import WAYS, Way
+from query.ways import ENGINES, STAGED, URLS, Way
 
 Ways = Callable[[str], Way]
 
@@ -40,19 +41,24 @@ def check(case: Case, way: Way) -> None:
         assert isinstance(result, Reply)
         assert list(result) == [dict(row) for row in case.rows]
     else:
-        assert result == case.count
+        unknown = case in OR_IGNORE and way.kind == "mariadb" and way.name.endswith("engine")
+        assert result == (-1 if unknown else case.count)
     assert contents(way.stranger) == case.after()
 
 
-APPLYING = [
-    pytest.param(case, way, id=f"{case.claim}-{way}")
-    for case in CASES
-    for way in WAYS
-    if way.partition(" ")[0] in case.only
-]
+CHANGING = [case for case in CASES if case.edited or case.gone or case.added]
 
 
-@pytest.mark.parametrize(("case", "way"), APPLYING)
+def on(ways: Sequence[str], cases: Sequence[Case]) -> list[Any]:
+    return [
+        pytest.param(case, way, id=f"{case.claim}-{way}")
+        for case in cases
+        for way in ways
+        if way.partition(" ")[0] in case.only
+    ]
+
+
+@pytest.mark.parametrize(("case", "way"), [*on(URLS, CASES), *on(ENGINES, CASES), *on(STAGED, CHANGING)])
 def test_a_case_holds(case: Case, way: str, ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     at = ways(way)
     schema = {"postgres": "public", "sqlite": "main", "mariadb": at.database.url.rpartition("/")[2]}[at.kind]

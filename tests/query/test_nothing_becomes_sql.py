@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nodoubt import Reply, UsageError, sql
+from nodoubt import UsageError, sql
 from query.compiled import DIALECTS, KIND_OF, compiled
-from query.ways import SyncVerbs, Way
+from query.ways import Noted, Way
 
 Ways = Callable[[str], Way]
 
@@ -36,17 +36,12 @@ operators = texts | st.sampled_from(["=", "!=", "in", "not in", "like", "between
 
 def built(build: Callable[[Any], Any], dialect: str) -> Any:
     """The statement, or None if it was refused. Any other error is a defect."""
-    ran: list[Any] = []
-
-    def run(statement: Any) -> Reply:
-        ran.append(statement)
-        return Reply()
-
+    noted = Noted(KIND_OF[dialect])
     try:
-        build(SyncVerbs(KIND_OF[dialect], run)).execute()
+        build(noted).execute()
     except UsageError:
         return None
-    return ran[0]
+    return noted.statements[0]
 
 
 def only_names_and_placeholders(build: Callable[[Any], Any], inputs: set[str]) -> None:

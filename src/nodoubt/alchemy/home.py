@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.mysql.dml import OnDuplicateClause
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..errors import UsageError
@@ -33,12 +34,13 @@ registry.register("sqlite.nodoubt_async", f"{__package__}.sqlite", "AsyncDialect
 
 
 class Home:
-    """One database's engine. `ready`: its dialect knows the server."""
+    """One database's engine. `lent`: it is the user's; `ready`: its dialect knows the server."""
 
-    def __init__(self, engine: Engine, asynchronous: AsyncEngine | None, *, ready: bool) -> None:
+    def __init__(self, engine: Engine, asynchronous: AsyncEngine | None, *, lent: bool) -> None:
         self.engine = engine
         self.asynchronous = asynchronous or (AsyncEngine(engine) if engine.dialect.is_async else None)
-        self.ready = ready
+        self.lent = lent
+        self.ready = lent  # by the first of its connections
 
     def make_ready(self, calls: Calls) -> None:
         """Let the dialect ask the server. Two at a time do no harm: they are told the same."""
@@ -48,6 +50,14 @@ class Home:
         )
         self.engine.dialect.initialize(asking)
         self.ready = True
+
+    def counts(self, statement: Any) -> bool:
+        """Whether the count that comes with the statement's result says how many rows it wrote.
+
+        SQLAlchemy's own connections have MariaDB count the rows found, and so those that an INSERT … ON DUPLICATE KEY
+        UPDATE has found and left alone.
+        """
+        return not (self.lent and isinstance(getattr(statement, "_post_values_clause", None), OnDuplicateClause))
 
     def translated(self, error: Exception) -> Exception:
         """A driver's error in the shape that the dialect knows. The drivers themselves keep to PEP 249, but for two."""
@@ -73,14 +83,14 @@ def home_of_url(url: Url, *, asynchronous: bool) -> Home:
         # SQLAlchemy's own connections decode JSON, by codecs. Ours hand it out as asyncpg does, so that a text
         # statement on the same session means the same before and after.
         engine.dialect.supports_native_json_deserialization = False
-    return Home(engine, None, ready=False)
+    return Home(engine, None, lent=False)
 
 
 def home_of_engine(engine: Engine | AsyncEngine) -> Home:
     """For a user's own engine; its dialect is made ready by its first connection."""
     if isinstance(engine, AsyncEngine):
-        return Home(engine.sync_engine, engine, ready=True)
-    return Home(engine, None, ready=True)
+        return Home(engine.sync_engine, engine, lent=True)
+    return Home(engine, None, lent=True)
 
 
 def _no_connection() -> NoReturn:

@@ -9,6 +9,7 @@ Must not: know which kind of database it is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 from sqlalchemy import CursorResult, Executable
@@ -131,7 +132,8 @@ class Part:
         """A Core or ORM statement; the rows as SQLAlchemy's types give them."""
         if not isinstance(statement, Executable):
             raise UsageError(f"a statement is text, or an executable of SQLAlchemy's, not {type(statement).__name__}")
-        return _reply(self.connection.execute(statement, params))
+        reply = _reply(self.connection.execute(statement, params))
+        return reply if self.home.counts(statement) else replace(reply, count=-1)
 
     def enrol(self, session: Session) -> None:
         """The session takes part from now on."""

@@ -18,7 +18,6 @@ from .mysql_async import AsyncMySQLSession, LentMySQLSession
 
 try:
     import asyncmy
-    from asyncmy.constants import CLIENT
     from asyncmy.errors import MySQLError
 except ImportError as missing:
     raise MissingExtra("MariaDB or MySQL", "mysql") from missing
@@ -64,7 +63,6 @@ async def connect(url: Url, *, connect_timeout_s: float = 10.0) -> AsyncmySessio
         database=url.database,
         charset=wire.CHARSET,
         autocommit=True,
-        client_flag=CLIENT.FOUND_ROWS,  # rows matched count, changed or not, as elsewhere
         connect_timeout=connect_timeout_s,
         ssl=options.tls,
     )

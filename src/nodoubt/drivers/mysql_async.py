@@ -70,10 +70,10 @@ class AsyncMySQLSession:
         try:
             async with asyncio.timeout(self._read_timeout_s):
                 await self._connection.query(sql)
-                replies = [wire.reply(self._connection._result)]
+                replies = [wire.reply(self._connection._result, sql)]
                 while self._connection._result.has_next:
                     await self._connection.next_result()
-                    replies.append(wire.reply(self._connection._result))
+                    replies.append(wire.reply(self._connection._result, sql))
             return tuple(replies)
         except TimeoutError as error:
             self.kill()

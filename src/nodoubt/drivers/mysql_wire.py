@@ -46,7 +46,11 @@ _CLIENT_ERRORS = range(2000, 3000)
 _LOSING_ERRORS = frozenset({0, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
 
 _AFTER = "\n;\n"  # the line break ends a comment that would swallow the next statement
-_CALL = re.compile(r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*\(*\s*call\b", re.IGNORECASE | re.DOTALL)
+_BEFORE = r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"  # space and comments
+_CALL = re.compile(rf"{_BEFORE}\(*\s*call\b", re.IGNORECASE | re.DOTALL)
+_UPDATE = re.compile(rf"{_BEFORE}(?:set\s+statement\s.*?\sfor\s+)?(?:update|with)\b", re.IGNORECASE | re.DOTALL)
+# "Rows matched: 3  Changed: 1  Warnings: 0", in the server's language, and with a byte for its length before it.
+_MATCHED = re.compile(rb"\D(\d+)\D+\d+\D+\d+\D*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +118,16 @@ def error_text(error: BaseException) -> str:
     return str(error.args[1]) if len(error.args) > 1 else str(error)
 
 
-def reply(result: Any) -> Reply:
-    """One result of either driver (their classes have the same attributes). This protocol has no command tags."""
+def reply(result: Any, sql: str) -> Reply:
+    """One result of either driver (their classes have the same attributes). This protocol has no command tags.
+
+    An UPDATE counts the rows that matched, changed or not, as everywhere else. To ask the server for that (FOUND_ROWS)
+    would spoil another count: an INSERT that finds its key taken, and leaves the row as it is, would count it.
+    """
     if result.description is None:
-        return Reply(count=int(result.affected_rows or 0), last_id=int(result.insert_id or 0))
+        matched = _MATCHED.search(result.message or b"") if _UPDATE.match(sql) else None
+        count = int(matched[1]) if matched else int(result.affected_rows or 0)
+        return Reply(count=count, last_id=int(result.insert_id or 0))
     rows = tuple(result.rows or ())
     return Reply(count=len(rows), columns=tuple(column[0] for column in result.description), rows=rows)
 

@@ -67,10 +67,10 @@ class PyMySQLSession:
     def _query(self, sql: str) -> tuple[Reply, ...]:
         try:
             self._connection.query(sql)
-            replies = [wire.reply(self._connection._result)]
+            replies = [wire.reply(self._connection._result, sql)]
             while self._connection._result.has_next:
                 self._connection.next_result()
-                replies.append(wire.reply(self._connection._result))
+                replies.append(wire.reply(self._connection._result, sql))
             return tuple(replies)
         except BaseException as error:
             if not isinstance(error, pymysql.err.MySQLError) or self.lost(error):
@@ -148,7 +148,7 @@ def connect(url: Url, *, connect_timeout_s: float = 10.0) -> PyMySQLSession:
         database=url.database,
         charset=wire.CHARSET,
         autocommit=True,
-        client_flag=CLIENT.MULTI_STATEMENTS | CLIENT.FOUND_ROWS,  # rows matched count, changed or not, as elsewhere
+        client_flag=CLIENT.MULTI_STATEMENTS,
         connect_timeout=connect_timeout_s,
         read_timeout=connect_timeout_s,
         write_timeout=connect_timeout_s,

@@ -58,7 +58,8 @@ class Verbs(Generic[Rows, Count]):
         """Insert the rows whose keys are not there yet: `.execute()`, how many.
 
         Only duplicates of a primary or unique key are ignored; any other error is one. For a duplicate, MariaDB calls
-        the table's triggers for UPDATE, too.
+        the table's triggers for UPDATE, too; and on MariaDB through a SQLAlchemy engine, whose connections count
+        duplicates as well, how many is not known: -1.
         """
         _require_sqlalchemy()
         from .builders import InsertInto, table_of
