@@ -575,6 +575,12 @@ UPDATES = [
         bug="#1113: the condition becomes part of the value, and every row is written",
     ),
     Case(
+        "an expression of SQLAlchemy's is a value",
+        lambda tx: tx.update_table("people").set({"age": sa.column("age") + 3}).where({"id": 1}),
+        count=1,
+        edited={1: {"age": 39}},
+    ),
+    Case(
         "set twice is both",
         lambda tx: tx.update_table("people").set({"age": 1}).set({"status": "x"}).where({"id": 1}),
         count=1,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nodoubt import UsageError, sql
 from query.compiled import DIALECTS, KIND_OF, compiled
-from query.ways import Noted, Way
+from query.ways import URLS, Noted, Way
 
 Ways = Callable[[str], Way]
 
@@ -152,7 +152,7 @@ def test_mysql_refuses_to_return_before_anything_is_sent(verb: str) -> None:
 STORED = st.text(st.one_of(st.sampled_from(SHARP), st.characters(exclude_categories=["Cs"])), max_size=20)
 
 
-@pytest.mark.parametrize("way", ["postgres sync", "mariadb sync", "sqlite sync"])
+@pytest.mark.parametrize("way", URLS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=STORED, number=st.integers(-(2**31), 2**31 - 1), blob=st.binary(max_size=20))
 @example(text="\\' or 1=1 -- ", number=-1, blob=b"\x00'\\\"%s?")
@@ -172,7 +172,7 @@ def test_what_is_stored_comes_back_byte_for_byte(way: str, ways: Ways, text: str
     assert list(at.run(lambda tx: tx.select_from("stored").where({"t": text}))) == [row]
 
 
-@pytest.mark.parametrize("way", ["postgres sync", "mariadb sync", "sqlite sync"])
+@pytest.mark.parametrize("way", URLS)
 @pytest.mark.parametrize(
     "name",
     ['a"b', "a`b", "a'b", "a%b", "a%sb", "a:b", "a?b", "a$1b", "a\\b", "a\nb", "a;b", "a--b", "a/*b", "ä", "a]b", "*"],

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import nodoubt
-from nodoubt import AsyncTransaction, Reply, Transaction
-from query.ways import Way
+from nodoubt import AsyncTransaction, Reply, Transaction, sql
+from nodoubt.query import Kind
+from query.cases import KINDS
+from query.ways import Noted, Way
 
 Ways = Callable[[str], Way]
 SOURCE = str(Path(nodoubt.__file__).parents[1])
@@ -34,6 +39,29 @@ async def the_types_of_what_is_awaited(tx: AsyncTransaction) -> tuple[int, int, 
         await tx.insert_into("t").values([{"a": 1}]).returning("a").execute(),
         await tx["shop"].select_from("t").columns("a").limit(1).execute(),
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_verbs_with_other_values_are_compiled_once(kind: Kind) -> None:
+    """By this key SQLAlchemy keeps what it compiled (but no INSERT of several rows). Another fragment, another key."""
+
+    def keys(value: int, name: str, text: str = "n + {n}") -> list[Any]:
+        tx = Noted(kind)
+        for builder in (
+            tx.select_from("t").columns("a", b=sql(text, n=value)).where("a", "in", [value, 3]).limit(value),
+            tx.insert_into("t").values({"a": value, "b": name}),
+            tx.insert_or_ignore("t", {"a": value, "b": name}),
+            tx.insert_into("t").values({"a": value}).returning("a", c="b"),
+            tx.update_table("t").set({"a": sql(text, n=value), "b": name}).where({"id": value}),
+            tx.delete_from("t").where("a", "between", [value, 9]).or_where(sql(text, n=value)),
+        ):
+            builder.execute()
+        return [statement._generate_cache_key() for statement in tx.statements]
+
+    assert None not in keys(1, "x")
+    assert keys(1, "x") == keys(2, "y")
+    other = keys(1, "x", "n - {n}")
+    assert [a == b for a, b in zip(keys(1, "x"), other, strict=True)] == [False, True, True, True, False, False]
 
 
 def run_without_sqlalchemy(program: str) -> str:

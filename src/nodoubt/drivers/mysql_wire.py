@@ -49,8 +49,8 @@ _AFTER = "\n;\n"  # the line break ends a comment that would swallow the next st
 _BEFORE = r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"  # space and comments
 _CALL = re.compile(rf"{_BEFORE}\(*\s*call\b", re.IGNORECASE | re.DOTALL)
 _UPDATE = re.compile(rf"{_BEFORE}(?:set\s+statement\s.*?\sfor\s+)?(?:update|with)\b", re.IGNORECASE | re.DOTALL)
-# "Rows matched: 3  Changed: 1  Warnings: 0", in the server's language, and with a byte for its length before it.
-_MATCHED = re.compile(rb"\D(\d+)\D+\d+\D+\d+\D*\Z")
+# "Rows matched: 3  Changed: 1  Warnings: 0", in the server's language, behind a byte for its length; it may be cut off.
+_MATCHED = re.compile(rb".\D*(\d+)\D", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def reply(result: Any, sql: str) -> Reply:
     would spoil another count: an INSERT that finds its key taken, and leaves the row as it is, would count it.
     """
     if result.description is None:
-        matched = _MATCHED.search(result.message or b"") if _UPDATE.match(sql) else None
+        matched = _MATCHED.match(result.message or b"") if _UPDATE.match(sql) else None
         count = int(matched[1]) if matched else int(result.affected_rows or 0)
         return Reply(count=count, last_id=int(result.insert_id or 0))
     rows = tuple(result.rows or ())

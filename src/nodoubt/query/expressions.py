@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.roles import StatementOptionRole
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import NULLTYPE
@@ -39,19 +38,22 @@ _MATCHING: Mapping[str, str] = {"like": "like", "not like": "not_like", "ilike":
 OPERATORS = (*_COMPARING, "in", "not in", "is", "is not", "between", "not between", *_MATCHING)
 
 
-class Verbatim(FunctionElement[Any]):
+class Verbatim(ColumnElement[Any]):
     """Elements one after the other, as they are: how raw text and bound values come together.
 
     A bound value that is wrapped in it keeps its own name, too: bare, in a SET or VALUES, it would get its column's.
     """
 
-    name = "verbatim"
-    inherit_cache = True
+    _traverse_internals = [("parts", InternalTraversal.dp_clauseelement_tuple)]  # noqa: RUF012 — as SQLAlchemy does
+    type = NULLTYPE
+
+    def __init__(self, *parts: Expression) -> None:
+        self.parts = parts
 
 
 @compiles(Verbatim)
 def _compile_verbatim(element: Verbatim, compiler: SQLCompiler, **kw: Any) -> str:
-    return "".join(compiler.process(part, **kw) for part in element.clauses)
+    return "".join([compiler.process(part, **kw) for part in element.parts])
 
 
 class Returns(StatementOptionRole, ClauseElement):
