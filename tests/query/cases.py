@@ -209,6 +209,7 @@ REFUSED_CONDITIONS = [
     refused_condition(
         "is with a value is refused", "None alone", "age", "is", 3, bug='"is" binds any value: a syntax error'
     ),
+    refused_condition("in too long a list is refused", "too many", "id", "in", list(range(40_000))),
     refused_condition("in without a list is refused", "a list", "id", "in", 1),
     refused_condition("in a text is refused", "a list", "name", "in", "ada"),
     refused_condition("in None is refused", "a list", "name", "in", None),

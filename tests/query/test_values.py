@@ -79,12 +79,16 @@ VALUES: list[tuple[str, Any, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("way", URLS)
-def test_values_come_back_as_the_table_says(way: str, ways: Ways) -> None:
-    at = ways(way)
+def with_columns(at: Way) -> Way:
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS[at.kind].items())
     at.stranger.run("drop table if exists kinds")
     at.stranger.run(f"create table kinds (id integer primary key, {columns})")
+    return at
+
+
+@pytest.mark.parametrize("way", URLS)
+def test_values_come_back_as_the_table_says(way: str, ways: Ways) -> None:
+    at = with_columns(ways(way))
     for number, (column, value, differently) in enumerate(VALUES):
         expected = next((differently[key] for key in (at.name, at.kind, "") if key in differently), value)
         if expected is None and value is not None:
@@ -99,10 +103,7 @@ def test_values_come_back_as_the_table_says(way: str, ways: Ways) -> None:
 @pytest.mark.parametrize("way", URLS)
 def test_what_was_written_is_found_by_the_same_value(way: str, ways: Ways) -> None:
     """A condition says a value in the same way as a row does; in SQLite, where days are text, in its order too."""
-    at = ways(way)
-    columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS[at.kind].items())
-    at.stranger.run("drop table if exists kinds")
-    at.stranger.run(f"create table kinds (id integer primary key, {columns})")
+    at = with_columns(ways(way))
     row = {"n": 42, "t": "ä'", "b": b"\x00", "flag": True, "d": Decimal("19.99"), "at": NOON, "zoned": ZONED, "u": ID}
     row |= {"day": date(2026, 1, 2), "clock": time(1, 2, 3, 4)}
     at.run(lambda tx: tx.insert_into("kinds").values({"id": 1, **row}))

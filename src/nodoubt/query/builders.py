@@ -9,6 +9,7 @@ Must not: know transports, sessions or transactions. What runs a statement is gi
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, Self
@@ -148,9 +149,7 @@ class SelectFrom(_Filtered[Rows, Count]):
         return replace(self, skipping=_amount(rows, "offset"))
 
     def for_update(self) -> Self:
-        """Lock the rows until the transaction ends. SQLite has no locks of rows: there a transaction over several
-        databases locks the file as it begins.
-        """
+        """Lock the rows until the transaction ends. SQLite locks no rows: a branch there has the file to itself."""
         return replace(self, locking=True)
 
     def statement(self) -> sa.Select[Any]:
@@ -238,10 +237,12 @@ class InsertInto(_Writing[Rows, Count]):
             raise UsageError("values was called already: pass all rows in one list")
         given = [rows] if isinstance(rows, Mapping) else list(rows) if isinstance(rows, Iterable) else []
         if not given:
-            raise UsageError(f"there is no row to insert in {rows!r}: pass a mapping, or a list of mappings")
+            raise UsageError(f"there is no row to insert in {reprlib.repr(rows)}: pass a mapping, or a list of them")
         for number, row in enumerate(given):
             if not isinstance(row, Mapping) or not row:
-                raise UsageError(f"row {number} is {row!r}: a row is a mapping from columns to values, and not empty")
+                raise UsageError(
+                    f"row {number} is {reprlib.repr(row)}: a row is a mapping from columns to values, and not empty"
+                )
             if row.keys() != given[0].keys():
                 odd = ", ".join(sorted(map(str, row.keys() ^ given[0].keys())))
                 raise UsageError(
@@ -320,7 +321,7 @@ class UpdateTable(_Aimed[Rows, Count]):
         sees the row as it was.
         """
         if not isinstance(values, Mapping) or not values:
-            raise UsageError(f"set takes a mapping from columns to values, not {values!r}")
+            raise UsageError(f"set takes a mapping from columns to values, not {reprlib.repr(values)}")
         added = tuple(
             (column_of(self.table, name), value_of(value, self.runner.kind, name)) for name, value in values.items()
         )

@@ -9,6 +9,7 @@ Must not: run anything.
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -47,7 +48,7 @@ class Verbatim(ColumnElement[Any]):
     _traverse_internals = [("parts", InternalTraversal.dp_clauseelement_tuple)]  # noqa: RUF012 — as SQLAlchemy does
     type = NULLTYPE
 
-    def __init__(self, *parts: Expression) -> None:
+    def __init__(self, *parts: ClauseElement) -> None:
         self.parts = parts
 
 
@@ -174,8 +175,8 @@ class Scope:
             case list() | tuple() if one:
                 return _all(self._one(each) for each in one)
         raise UsageError(
-            f'{one!r} is no condition: write {{"id": 1}}, ["age", ">=", 18], a list of those, or a sql(). An empty one '
-            "would say nothing"
+            f'{reprlib.repr(one)} is no condition: write {{"id": 1}}, ["age", ">=", 18], a list of those, or a sql(). '
+            "An empty one would say nothing"
         )
 
     def _comparison(self, left: Any, how: Any, right: Any) -> Expression:
@@ -215,11 +216,13 @@ class Scope:
             case [low, high] if low is not None and high is not None:
                 within = column.between(self._right(low, where), self._right(high, where))
                 return within if sign == "between" else sa.not_(within)
-        raise UsageError(f'{where}: "{sign}" takes a list of two values, not {ends!r}')
+        raise UsageError(f'{where}: "{sign}" takes a list of two values, not {reprlib.repr(ends)}')
 
     def _membership(self, column: Expression, sign: str, members: Any, where: str) -> Expression:
         if sign not in ("in", "not in", "=", "!=", "<>") or not isinstance(members, (list, tuple, set, frozenset)):
-            raise UsageError(f'{where}: a list goes with "in" and "not in", and "in" with a list, not with {members!r}')
+            raise UsageError(
+                f'{where}: a list goes with "in" and "not in", and "in" with a list, not with {reprlib.repr(members)}'
+            )
         wanted = sign in ("in", "=")
         known = [values.compared(one, self.kind, where) for one in members if one is not None]
         if len(known) > BOUND_VALUES_MAX:

@@ -16,7 +16,10 @@ type. PostgreSQL gets Python's own objects. What the others have no type for is 
 | UUID | uuid | text | text |
 | dict, list | JSON text, for json and jsonb columns | JSON text | JSON text |
 
-What comes back is what the driver makes of the column: text where the table says text, and JSON parsed only by psycopg.
+What comes back is what the driver makes of the column: text where the table says text, a timedelta from MariaDB's
+time, and JSON parsed only by psycopg. asyncpg takes for a column only the Python type that belongs to it (a str is no
+date). A column keeps what it can: MariaDB's plain DATETIME has no microseconds; its TIMESTAMP, and PostgreSQL's
+timestamp, read a moment in the session's time zone.
 
 Must not: need SQLAlchemy, or know a driver.
 """
@@ -122,8 +125,9 @@ def _json(value: Any, where: str) -> str:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         text.encode()
+        same = json.loads(text) == value
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: the value cannot be written as JSON: {error}") from None
-    if json.loads(text) != value:
+    if not same:
         raise UsageError(f"{where}: JSON would change the value (keys that are not text, tuples): convert it first")
     return text
