@@ -49,6 +49,8 @@ def check(case: Case, way: Way) -> None:
 RUN = [case for case in CASES if case.refused is None]
 CHANGING = [case for case in RUN if case.edited or case.gone or case.added]
 REFUSED = [case for case in CASES if case.refused is not None]  # before it matters how it would be run
+# An engine compiles and runs what a URL does: what is written there, and what is counted, is enough.
+ON_ENGINES = [case for case in RUN if case in CHANGING or case in OR_IGNORE]
 SYNC = [way for way in URLS if way.endswith(" sync")]
 
 
@@ -62,7 +64,7 @@ def on(ways: Sequence[str], cases: Sequence[Case]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("case", "way"), [*on(URLS, RUN), *on(ENGINES, RUN), *on(STAGED, CHANGING), *on(SYNC, REFUSED)]
+    ("case", "way"), [*on(URLS, RUN), *on(ENGINES, ON_ENGINES), *on(STAGED, CHANGING), *on(SYNC, REFUSED)]
 )
 def test_a_case_holds(case: Case, way: str, ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     at = ways(way)
