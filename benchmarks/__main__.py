@@ -19,7 +19,7 @@ import msgspec
 
 from . import counts, places, plot, report, scenarios
 from .contenders import BUN
-from .results import CountTable, Results, Verdict, judged, machine, table_of
+from .results import CountTable, Results, Verdict, counted, judged, machine, table_of
 from .rounds import race
 from .scenarios import Scenario
 from .workers import bun_program
@@ -76,6 +76,7 @@ def _measured(options: argparse.Namespace) -> Results:
                     print(f"counting: {scenario.name}", flush=True)
                     rows = counts.count(_possible(scenario), quiet)
                     results.counts.append(CountTable(scenario=scenario.name, rows=rows))
+                    results.counted += counted(scenario, rows)
     if "scale" in parts:
         from . import scale
 

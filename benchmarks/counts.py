@@ -103,14 +103,13 @@ def count(scenario: Scenario, places: Places) -> dict[str, Counts]:
     return {label(task): _count(task, places) for task in scenario.tasks(places, clients=1)}
 
 
-def expected_forced_writes(task: Task) -> int:
-    """nodoubt's, by the contract's table."""
-    branches, kind = len(task.urls), parse_url(task.urls[0]).kind
-    if task.staged:
-        return 2 * branches if kind != "mariadb" and task.journal is None else 2 * branches + 2
+def forced_writes(branches: int, first: str, staged: bool, *, elsewhere: bool) -> int:
+    """nodoubt's, by the contract's table; `first`: the kind of the branch whose database holds the journal."""
+    if staged:
+        return 2 * branches if first != MARIA and not elsewhere else 2 * branches + 2
     if branches == 1:
         return 1
-    return 2 * branches - 1 if task.journal is None else 2 * branches + 1
+    return 2 * branches + 1 if elsewhere else 2 * branches - 1
 
 
 def _count(task: Task, places: Places) -> Counts:

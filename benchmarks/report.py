@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .results import CountTable, Results, Table, Verdict
+from .results import Counted, CountTable, Results, Table, Verdict
 
 RATIO = "a ratio is the median of the ratios within a round, with its quartiles"
 NOISY = 0.2  # a yardstick whose own rounds differ by more says that the machine was busy with something else
@@ -23,6 +23,7 @@ def markdown(results: Results) -> str:
     if results.verdicts:
         parts += ["## Targets\n", _verdicts(results.verdicts)]
     if results.counts:
+        parts += ["## Targets that are counted\n", _counted(results.counted)]
         parts += ["## Counted, per transaction\n", *map(_count_table, results.counts)]
     if results.tables:
         parts += ["## Raced\n", *map(race_table, results.tables)]
@@ -48,6 +49,11 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
         (one.target, f"{one.least:.2f}", str(one.measured), "met" if one.met else "**not met**") for one in verdicts
     ]
     return grid(("target", "at least", "measured", ""), rows)
+
+
+def _counted(checks: Sequence[Counted]) -> str:
+    rows = [(one.target, f"{one.most:g}", f"{one.counted:g}", "met" if one.met else "**not met**") for one in checks]
+    return grid(("target", "at most", "counted", ""), rows)
 
 
 def _count_table(table: CountTable) -> str:

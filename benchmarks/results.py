@@ -16,9 +16,9 @@ from pathlib import Path
 
 from nodoubt.testing.machine import command, mariadb_program, postgres_program
 
-from .counts import Counts
+from .counts import Counts, forced_writes
 from .rounds import Quartiles, Race
-from .scenarios import Scenario, Target
+from .scenarios import ELSEWHERE, HAND, LOCAL, OURS, OURS_THREADS, Scenario, Target
 from .task import Round
 
 PACKAGES = ("nodoubt", "asyncpg", "psycopg", "asyncmy", "PyMySQL", "apsw", "SQLAlchemy", "uvloop")
@@ -67,6 +67,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """A target that is counted: at most so many."""
+
+    target: str
+    most: float
+    counted: float
+
+    @property
+    def met(self) -> bool:
+        return self.counted <= self.most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CountTable:
     """The counts of one scenario."""
 
@@ -93,6 +106,7 @@ class Results:
     seconds: float = 0.0
     tables: list[Table] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
     counts: list[CountTable] = field(default_factory=list)
     scale: list[Finding] = field(default_factory=list)
 
@@ -135,6 +149,21 @@ def judged(target: Target, race: Race) -> Verdict:
     ratios = [_ratios(target, race, other) for other in target.against]
     worst = [min(each) for each in zip(*ratios, strict=True)]
     return Verdict(target=str(target), least=target.least, measured=Quartiles.of(worst))
+
+
+def counted(scenario: Scenario, rows: dict[str, Counts]) -> list[Counted]:
+    """The forced writes of nodoubt against the contract's table, and its round trips against the loop by hand."""
+    found = []
+    for name in (OURS, OURS_THREADS, ELSEWHERE):
+        if name in rows:
+            wanted = forced_writes(len(scenario.kinds), scenario.kinds[0], scenario.staged, elsewhere=name == ELSEWHERE)
+            what = f"{scenario.name}: forced writes of {name}, by the contract's table"
+            found.append(Counted(target=what, most=wanted, counted=rows[name].forced_writes))
+    ours, hand = rows.get(OURS), rows.get(HAND, rows.get(LOCAL))
+    if ours and hand and ours.round_trips is not None and hand.round_trips is not None:
+        what = f"{scenario.name}: round trips of nodoubt, no more than by hand"
+        found.append(Counted(target=what, most=hand.round_trips, counted=ours.round_trips))
+    return found
 
 
 def _ratios(target: Target, race: Race, other: str) -> list[float]:

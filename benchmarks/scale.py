@@ -43,10 +43,10 @@ def findings(under: str, *, prepared: int = 10_000, ended: int = 1_000_000, roun
     crowded: dict[str, int] = {"max_prepared_transactions": prepared + 100, "max_connections": 200}
     with Places(under, more={"postgres": crowded}) as places:
         parts = (
-            _sweep(places, prepared),
-            _full_journal(places, ended, rounds),
-            _crowd(places, rounds),
-            _many_branches(places),
+            sweep(places, prepared),
+            full_journal(places, ended, rounds=rounds),
+            crowd(places, rounds=rounds),
+            many_branches(places),
         )
         for one in itertools.chain(*parts):
             print(f"{one.scenario}: {one.what}: {one.value}", flush=True)
@@ -57,7 +57,8 @@ def findings(under: str, *, prepared: int = 10_000, ended: int = 1_000_000, roun
 # ---- a sweep over many prepared branches ----------------------------------------------------------
 
 
-def _sweep(places: Places, how_many: int) -> Iterator[Finding]:
+def sweep(places: Places, how_many: int) -> Iterator[Finding]:
+    """Time, memory and round trips of the sweep that follows the crash of many coordinators."""
     urls = (places.fresh(PG, 0), places.fresh(PG, 1))
     decided = _leave_prepared(urls, how_many)
     listed = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
@@ -123,7 +124,8 @@ def _leave_prepared(urls: Sequence[str], how_many: int) -> int:
 # ---- a journal with a long past -------------------------------------------------------------------
 
 
-def _full_journal(places: Places, ended: int, rounds: int) -> Iterator[Finding]:
+def full_journal(places: Places, ended: int, *, rounds: int, seconds: float = 1.0) -> Iterator[Finding]:
+    """Begin and commit beside so many rows of what has ended."""
     full, empty = places.fresh(PG, 0), places.fresh(PG, 0)
     for url in (full, empty):
         with Coordinator(url, recovery=False) as db:
@@ -137,7 +139,7 @@ def _full_journal(places: Places, ended: int, rounds: int) -> Iterator[Finding]:
             Task(contender=OURS, urls=(url, *others[i : i + 1]), staged=staged, clients=8, called=called)
             for i, (url, called) in enumerate([(full, FILLED), (empty, EMPTY)])
         ]
-        found = race(tasks, rounds=rounds, seconds=1.0, servers_s=places.cpu_s)
+        found = race(tasks, rounds=rounds, seconds=seconds, servers_s=places.cpu_s)
         ratio = found.ratio(FILLED, EMPTY, lambda one: one.per_second)
         name = f"{ended:,} ended transactions in the journal, against none"
         yield Finding(scenario=name, what=f"{what}, 8 clients: throughput", value=str(ratio))
@@ -165,10 +167,11 @@ def _fill(url: str, ended: int) -> None:
 # ---- more clients than connections ----------------------------------------------------------------
 
 
-def _crowd(places: Places, rounds: int) -> Iterator[Finding]:
+def crowd(places: Places, *, rounds: int, seconds: float = 1.5) -> Iterator[Finding]:
+    """Whether they are served in turn, and what each costs while it waits."""
     urls = (places.fresh(PG, 0), places.fresh(PG, 1))
     tasks = [Task(contender=name, urls=urls, clients=CROWD, pool=CROWD_POOL) for name in (HAND, OURS)]
-    found = race(tasks, rounds=rounds, seconds=10.0 / rounds, servers_s=places.cpu_s)
+    found = race(tasks, rounds=rounds, seconds=seconds, servers_s=places.cpu_s)
     name = f"{CROWD} clients on {CROWD_POOL} connections to each of two databases"
     for one in (OURS, HAND):
         yield Finding(scenario=name, what=f"{one}: p99 latency over p50", value=_spread(found, one))
@@ -187,7 +190,7 @@ def _spread(found: Race, name: str) -> str:
 # ---- many branches --------------------------------------------------------------------------------
 
 
-def _many_branches(places: Places) -> Iterator[Finding]:
+def many_branches(places: Places) -> Iterator[Finding]:
     """Every answer to a PREPARE and a COMMIT PREPARED comes 30 ms late: what N branches cost is how often one waits."""
     urls = tuple(places.fresh(PG, number) for number in range(8))
     took: dict[int, Round] = {}

@@ -80,7 +80,7 @@ def document(under: str) -> str:
             _floor(places),
         ]
         for title, task in shapes:
-            parts += [f"## {title}\n", _messages(task), _cpu(task, places), _instructions(task)]
+            parts += [f"## {title}\n", messages(task), _cpu(task, places), _instructions(task)]
     return "\n".join(parts)
 
 
@@ -112,7 +112,7 @@ async def _round_trip_ms(url: str) -> float:
 # ---- messages -------------------------------------------------------------------------------------
 
 
-def _messages(task: Task) -> str:
+def messages(task: Task) -> str:
     """What one client says and waits for, in the order of a transaction: the median of each position."""
     transactions = asyncio.run(_overheard(task))
     usual = Counter(len(one) for one in transactions).most_common(1)[0][0]
@@ -228,8 +228,12 @@ def _sampled(task: Task, places: Places) -> tuple[Stacks, float]:
         worker.ask(Order(seconds=1.0))
         file = Path(folder) / "profile"
         done = worker.ask(Order(seconds=SAMPLED_S, profile=str(file)))
-        stacks = msgspec.json.decode(file.read_bytes(), type=list[tuple[list[str], int]])
-    return stacks, done.cpu_ms * 1e3
+        return read(file), done.cpu_ms * 1e3
+
+
+def read(profile: str | Path) -> Stacks:
+    """What a worker has written where an order's `profile` said."""
+    return msgspec.json.decode(Path(profile).read_bytes(), type=Stacks)
 
 
 def _share(stacks: Stacks, pattern: str) -> float:

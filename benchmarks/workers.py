@@ -43,11 +43,14 @@ class Worker:
         self._process = subprocess.Popen(
             [*prefix, *_argv(task)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=HERE.parent
         )
-        try:
-            self.ready = self._hear(Ready, 0.0)
-        except BaseException:
-            self.kill()
-            raise
+        self._ready: Ready | None = None
+
+    @property
+    def ready(self) -> Ready:
+        """What it said when it was connected; waits for that."""
+        if self._ready is None:
+            self._ready = self._hear(Ready, 0.0)
+        return self._ready
 
     @property
     def pid(self) -> int:
@@ -56,6 +59,7 @@ class Worker:
     def ask(self, order: Order) -> Round:
         """One round. Raises `WorkerFailed`."""
         assert self._process.stdin is not None
+        assert self.ready
         try:
             self._process.stdin.write(msgspec.json.encode(order) + b"\n")
             self._process.stdin.flush()

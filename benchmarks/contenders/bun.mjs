@@ -15,15 +15,15 @@ async function transact(client) {
   const name = `bench-${run}-${++last}`;
   const first = client * rowsPerClient;
   await Promise.all(
-    pools.map((pool) =>
-      pool.beginDistributed(name, async (tx) => {
+    pools.map((pool, branch) =>
+      pool.beginDistributed(`${name}-${branch}`, async (tx) => {
         for (let row = first; row < first + task.statements; row++) {
           await tx`UPDATE accounts SET balance = balance + 1 WHERE id = ${row}`;
         }
       }),
     ),
   );
-  await Promise.all(pools.map((pool) => pool.commitDistributed(name)));
+  await Promise.all(pools.map((pool, branch) => pool.commitDistributed(`${name}-${branch}`)));
 }
 
 async function work(seconds, count) {

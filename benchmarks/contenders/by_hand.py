@@ -19,8 +19,8 @@ from . import AsyncContender
 class Branch(ABC):
     """One database's connections, in a plain list, and what is said on them to prepare, commit, or both in one."""
 
-    def __init__(self, url: Url, connections: int) -> None:
-        self.url, self.connections = url, connections
+    def __init__(self, url: Url, connections: int, number: int) -> None:
+        self.url, self.connections, self.number = url, connections, number
         self.free: list[Any] = []
         # First come, first served. A queue would give a connection back to whoever has just let go of it, and let the
         # others wait until the round is over.
@@ -161,7 +161,7 @@ class ByHand(AsyncContender):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         urls = [parse_url(url) for url in task.urls]
-        self.branches = [self.kinds[url.kind](url, task.connections) for url in urls]
+        self.branches = [self.kinds[url.kind](url, task.connections, number) for number, url in enumerate(urls)]
 
     async def open(self) -> None:
         for branch in self.branches:
@@ -175,8 +175,10 @@ class ByHand(AsyncContender):
             branch.put_back(connection)
 
     async def end(self, held: list[tuple[Branch, Any]], xid: str, rows: range) -> None:
-        await asyncio.gather(*(branch.prepare(connection, xid, rows) for branch, connection in held))
-        await asyncio.gather(*(branch.commit(connection, xid) for branch, connection in held))
+        await asyncio.gather(
+            *(branch.prepare(connection, f"{xid}-{branch.number}", rows) for branch, connection in held)
+        )
+        await asyncio.gather(*(branch.commit(connection, f"{xid}-{branch.number}") for branch, connection in held))
 
 
 class Merged(ByHand):
@@ -214,10 +216,11 @@ class DecisionInBranch(Merged):
         (_, point), *others = held
         work = ";".join(f"{ADD}{row}" for row in rows)
         await asyncio.gather(
-            point.execute(f"BEGIN;{work}"), *(branch.prepare(connection, xid, rows) for branch, connection in others)
+            point.execute(f"BEGIN;{work}"),
+            *(branch.prepare(connection, f"{xid}-{branch.number}", rows) for branch, connection in others),
         )
         await point.execute(f"INSERT INTO decisions VALUES ('{xid}');COMMIT")
-        await asyncio.gather(*(branch.commit(connection, xid) for branch, connection in others))
+        await asyncio.gather(*(branch.commit(connection, f"{xid}-{branch.number}") for branch, connection in others))
 
 
 class Local(ByHand):

@@ -23,8 +23,8 @@ BUSY_MS = 60_000
 class Branch(ABC):
     """One database's connections, in a plain queue."""
 
-    def __init__(self, url: Url, connections: int) -> None:
-        self.url, self.connections = url, connections
+    def __init__(self, url: Url, connections: int, number: int) -> None:
+        self.url, self.connections, self.number = url, connections, number
         self.free: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def open(self) -> None:
@@ -123,7 +123,7 @@ class InTurn(Contender):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         urls = [parse_url(url) for url in task.urls]
-        self.branches = [self.kinds[url.kind](url, task.connections) for url in urls]
+        self.branches = [self.kinds[url.kind](url, task.connections, number) for number, url in enumerate(urls)]
 
     def open(self) -> None:
         for branch in self.branches:
@@ -137,9 +137,9 @@ class InTurn(Contender):
 
     def end(self, held: list[tuple[Branch, Any]], xid: str, rows: range) -> None:
         for branch, connection in held:
-            branch.prepare(connection, xid, rows)
+            branch.prepare(connection, f"{xid}-{branch.number}", rows)
         for branch, connection in held:
-            branch.commit(connection, xid)
+            branch.commit(connection, f"{xid}-{branch.number}")
 
 
 class InParallel(InTurn):
@@ -151,12 +151,14 @@ class InParallel(InTurn):
 
     def end(self, held: list[tuple[Branch, Any]], xid: str, rows: range) -> None:
         (first, connection), *others = held
-        futures = [self.threads.submit(branch.prepare, other, xid, rows) for branch, other in others]
-        first.prepare(connection, xid, rows)
+        futures = [
+            self.threads.submit(branch.prepare, other, f"{xid}-{branch.number}", rows) for branch, other in others
+        ]
+        first.prepare(connection, f"{xid}-0", rows)
         for future in futures:
             future.result()
-        futures = [self.threads.submit(branch.commit, other, xid) for branch, other in others]
-        first.commit(connection, xid)
+        futures = [self.threads.submit(branch.commit, other, f"{xid}-{branch.number}") for branch, other in others]
+        first.commit(connection, f"{xid}-0")
         for future in futures:
             future.result()
 
