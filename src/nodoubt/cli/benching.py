@@ -3,8 +3,8 @@
 A commit on one database alone is a plain commit and a receipt; what the transaction over all of them takes longer is
 the price of its atomicity. The work is one UPDATE on each database, of a row that no other client has.
 
-Guarantees: works in a table of its own, `benchmark_of_nodoubt`, which it creates and drops; a table of that name that is
-there already is left alone, and is an error. Asks first, unless told `--yes`.
+Guarantees: works in a table of its own, `benchmark_of_nodoubt`, which it creates and drops; where there is one already,
+it is left alone, and that is an error. Asks first, unless told `--yes`.
 """
 
 from __future__ import annotations
