@@ -21,10 +21,11 @@ import asyncpg
 import msgspec
 
 from nodoubt.drivers.asyncpg import AsyncpgSession
+from nodoubt.testing.servers import Setting
 from nodoubt.url import parse_url
 
 from .contenders import make
-from .places import Places
+from .places import Places, statement
 from .report import grid
 from .results import fsync_ms
 from .scenarios import HAND, IN_BRANCH, MERGED, OURS, PG
@@ -38,6 +39,14 @@ TOP = 20
 INSTRUCTIONS = (20, 120)  # transactions of two runs under valgrind: what they differ by is theirs alone
 INTRODUCTION = """Written by `python -m benchmarks profile`. One statement on each branch, nodoubt with its defaults on
 asyncio; all servers, and their data, on this machine.
+"""
+COUNTING: dict[str, dict[str, Setting]] = {
+    "postgres": {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_planning": True}
+}
+STATEMENTS = r"""
+    SELECT regexp_replace(left(regexp_replace(query, '\s+', ' ', 'g'), 90), $$'.*$$, '...') AS gist,
+        sum(calls)::float8, sum(total_plan_time), sum(total_exec_time)
+    FROM pg_stat_statements WHERE query !~ 'pg_stat_statements' GROUP BY gist ORDER BY sum(total_exec_time) DESC
 """
 #: By the innermost file that is somebody's: what a helper of the standard library uses is its caller's.
 GROUPS = (
@@ -66,7 +75,7 @@ class Message:
 
 def document(under: str) -> str:
     """The whole, for the two shapes that matter most."""
-    with Places(under) as places:
+    with Places(under, more=COUNTING) as places:
         shapes = (
             ("Two PostgreSQL databases, at once", Task(contender=OURS, urls=places.urls((PG, PG)))),
             (
@@ -80,7 +89,7 @@ def document(under: str) -> str:
             _floor(places),
         ]
         for title, task in shapes:
-            parts += [f"## {title}\n", messages(task), _cpu(task, places), _instructions(task)]
+            parts += [f"## {title}\n", messages(task), servers(task), _cpu(task, places), _instructions(task)]
     return "\n".join(parts)
 
 
@@ -173,6 +182,24 @@ async def _overheard(task: Task) -> list[list[Message]]:
         AsyncpgSession.run, AsyncpgSession.execute = plain  # type: ignore[method-assign]
         await contender.close()
     return transactions
+
+
+def servers(task: Task) -> str:
+    """What the servers did for a transaction, by their own account: waiting for the disk is in it, parsing is not."""
+    for url in task.urls:
+        statement(url, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    with Worker(task) as worker:
+        worker.ask(Order(count=20))
+        for url in task.urls:
+            statement(url, "SELECT pg_stat_statements_reset()")
+        worker.ask(Order(count=TRANSACTIONS, settle=False))
+    rows = []
+    for letter, url in zip("abcdefgh", task.urls, strict=False):
+        for gist, *each in statement(url, STATEMENTS):
+            if each[0] >= TRANSACTIONS / 2:
+                rows.append((letter, *(f"{value / TRANSACTIONS:.3f}" for value in each), f"`{_gist(gist)}`"))
+    head = ("server", "calls", "planned for ms", "ran for ms", "statement")
+    return f"### The servers' own account, one client, for each transaction\n\n{grid(head, rows)}"
 
 
 def _covered_ms(messages: Sequence[Message]) -> float:
