@@ -16,7 +16,8 @@ EACH = (1, 8, 64)
 OURS, OURS_THREADS = "nodoubt", "nodoubt, threads"
 HAND, HAND_THREADS = "by hand", "by hand, threads"
 PARALLEL_THREADS = "by hand, threads, in parallel"
-ALCHEMY, LOCAL, LOCAL_THREADS = "SQLAlchemy twophase", "local", "local, threads"
+ALCHEMY, OBJECTS = "SQLAlchemy twophase", "SQLAlchemy twophase, objects"
+LOCAL, LOCAL_THREADS = "local", "local, threads"
 MERGED, IN_BRANCH = "by hand, merged", "by hand, merged, decision in a branch"
 ELSEWHERE = "nodoubt, journal elsewhere"
 UVLOOP = ", uvloop"  # after a contender's name: on that event loop
@@ -57,10 +58,21 @@ PAIR = Scenario(
     name="PostgreSQL + PostgreSQL at once",
     kinds=(PG, PG),
     contenders=(
-        HAND, OURS, OURS + UVLOOP, HAND + UVLOOP, MERGED, IN_BRANCH, "by hand, psycopg pipelined", ALCHEMY, BUN, LOCAL,
-        "nodoubt, in turn", "nodoubt, wait=decided",
+        HAND,
+        OURS,
+        OURS + UVLOOP,
+        HAND + UVLOOP,
+        MERGED,
+        IN_BRANCH,
+        "by hand, psycopg pipelined",
+        ALCHEMY,
+        OBJECTS,
+        BUN,
+        LOCAL,
+        "nodoubt, in turn",
+        "nodoubt, wait=decided",
     ),
-)  # fmt: skip
+)
 PAIR_THREADS = Scenario(
     name="PostgreSQL + PostgreSQL at once, threads",
     kinds=(PG, PG),
@@ -142,7 +154,7 @@ TARGETS = (
     Target(scenario=PAIR, clients=64, least=1.5, against=(HAND,)),
     Target(scenario=PAIR, clients=8, least=1.3, against=(HAND,)),
     Target(scenario=PAIR, clients=1, least=1.0, against=(HAND,), measure="p50"),
-    Target(scenario=PAIR, clients=64, least=4.0, against=(ALCHEMY,)),
+    Target(scenario=PAIR, clients=64, least=4.0, against=(OBJECTS,)),
     Target(scenario=STAGED, clients=64, least=1.2, against=(BUN,)),
     Target(scenario=STAGED, clients=8, least=1.2, against=(BUN,)),
     Target(scenario=STAGED, clients=1, least=1.0, against=(BUN,)),

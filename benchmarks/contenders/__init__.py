@@ -76,6 +76,7 @@ PLACES = {
     "by hand, threads": "threads:InTurn",
     "by hand, threads, in parallel": "threads:InParallel",
     "SQLAlchemy twophase": "alchemy:TwoPhase",
+    "SQLAlchemy twophase, objects": "alchemy:Objects",
     "local": "by_hand:Local",
     "local, threads": "threads:Local",
 }

@@ -5,8 +5,10 @@ Pools and sessions have their defaults (a reset by ROLLBACK on return among them
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from nodoubt.url import parse_url
 
@@ -18,7 +20,7 @@ STATEMENT = sqlalchemy.text(f"{ADD}:id")
 
 
 class TwoPhase(Contender):
-    """A session for each transaction, as its documentation has it."""
+    """A session for each transaction, and the same statements as everybody's."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -41,3 +43,33 @@ class TwoPhase(Contender):
     def close(self) -> None:
         for engine in self.engines:
             engine.dispose()
+
+
+class Objects(TwoPhase):
+    """As its documentation has it: mapped objects, loaded, changed, flushed by the commit. A SELECT more for each."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.kinds: list[Any] = [mapped() for _ in task.urls]
+        self.binds: dict[Any, Any] = dict(zip(self.kinds, self.engines, strict=True))
+
+    def transact(self, client: int) -> None:
+        with Session(twophase=True, binds=self.binds) as session:
+            for kind in self.kinds:
+                for row in self.rows(client):
+                    session.get_one(kind, row).balance += 1
+            session.commit()
+
+
+def mapped() -> type[DeclarativeBase]:
+    """The accounts of one database, as a class of their own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Account(Base):
+        __tablename__ = "accounts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        balance: Mapped[int]
+
+    return Account
