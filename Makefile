@@ -15,7 +15,7 @@ help:
 	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
-	@echo "make bench         nodoubt beside its peers, on servers of its own; some twenty minutes"
+	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run

@@ -1,10 +1,10 @@
 """`python -m benchmarks`: run all of it, or a part. `make bench` is the whole.
 
-python -m benchmarks                          everything; some twenty minutes
+python -m benchmarks                          everything; some half an hour
 python -m benchmarks races --only staged      the races whose name has this word
 python -m benchmarks races --rounds 3 --seconds 0.5 --clients 64
 python -m benchmarks counts | scale | profile
-python -m benchmarks report                   the tables again, from the last run's JSON
+python -m benchmarks report                   the tables again, from the last whole run's JSON
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from .scenarios import Scenario
 from .workers import bun_program
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"  # git ignores it: figures are a machine's own
+RESULTS = HERE / "results"  # git ignores it
 PARTS = ("races", "counts", "scale")
 PLOTTED = [(scenarios.PAIR.name, 64), (scenarios.STAGED.name, 64), (scenarios.PAIR_THREADS.name, 8)]
 
@@ -33,21 +34,29 @@ PLOTTED = [(scenarios.PAIR.name, 64), (scenarios.STAGED.name, 64), (scenarios.PA
 def main() -> None:
     options = _options()
     RESULTS.mkdir(exist_ok=True)
-    document = RESULTS / "results.json"
-    if options.part == "report":
-        results = msgspec.json.decode(document.read_bytes(), type=Results)
-    elif options.part == "profile":
+    whole = options.part in ("all", "report") and not options.only and options.clients is None
+    document = RESULTS / ("whole.json" if whole else "part.json")
+    if options.part == "profile":
         from . import whereabouts
 
-        (RESULTS / "profile.md").write_text(whereabouts.document(options.under), encoding="utf-8")
-        print(f"written: {RESULTS / 'profile.md'}")
+        _write(RESULTS / "profile.md", whereabouts.document(options.under))
         return
+    if options.part == "report":
+        results = msgspec.json.decode(document.read_bytes(), type=Results)
     else:
-        results = _measured(options)
-        document.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1))
-    (RESULTS / "RESULTS.md").write_text(report.markdown(results), encoding="utf-8")
-    (RESULTS / "ratios.svg").write_text(plot.svg(results, PLOTTED), encoding="utf-8")
-    print(f"written: {document}, RESULTS.md and ratios.svg beside it")
+        results = Results(rounds=options.rounds, seconds=options.seconds)
+        for _ in _measured(options, results):
+            # As it grows, so that a run that is cut short was not in vain.
+            document.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1))
+    # The whole is dated and may be committed; a part is for whoever asked.
+    folder = HERE if whole else RESULTS
+    _write(folder / "RESULTS.md", report.markdown(results))
+    _write(folder / "ratios.svg", plot.svg(results, PLOTTED))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    print(f"written: {path}")
 
 
 def _options() -> argparse.Namespace:
@@ -62,13 +71,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measured(options: argparse.Namespace) -> Results:
+def _measured(options: argparse.Namespace, results: Results) -> Iterator[None]:
+    """Fill the document, and stop after each table."""
     parts = PARTS if options.part == "all" else (options.part,)
-    results = Results(rounds=options.rounds, seconds=options.seconds)
     with places.Places(options.under) as folder:
         results.machine = machine(folder.folder)
         if "races" in parts:
-            _races(options, folder, results)
+            yield from _races(options, folder, results)
     if "counts" in parts:
         with counts.quiet_places(options.under) as quiet:
             for scenario in counts.SCENARIOS:
@@ -77,14 +86,15 @@ def _measured(options: argparse.Namespace) -> Results:
                     rows = counts.count(_possible(scenario), quiet)
                     results.counts.append(CountTable(scenario=scenario.name, rows=rows))
                     results.counted += counted(scenario, rows)
+                    yield
     if "scale" in parts:
         from . import scale
 
         results.scale = scale.findings(options.under, ended=options.ended)
-    return results
+    yield
 
 
-def _races(options: argparse.Namespace, folder: places.Places, results: Results) -> None:
+def _races(options: argparse.Namespace, folder: places.Places, results: Results) -> Iterator[None]:
     for scenario in scenarios.SCENARIOS:
         for clients in scenario.clients:
             if options.only not in scenario.name or options.clients not in (None, clients):
@@ -99,6 +109,7 @@ def _races(options: argparse.Namespace, folder: places.Places, results: Results)
                 if (target.scenario, target.clients) == (scenario, clients) and found.has(target.against):
                     results.verdicts.append(judged(target, found))
                     print(_line(results.verdicts[-1]), flush=True)
+            yield
 
 
 def _line(verdict: Verdict) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+import msgspec
+import pytest
 from benchmarks.counts import Counts
 from benchmarks.results import Results, counted, judged, table_of
 from benchmarks.rounds import Quartiles, Race
 from benchmarks.scenarios import HAND, OURS, PAIR, Target
 from benchmarks.task import Round
 
+from benchmarks import __main__ as program
 from benchmarks import plot, report
 
 TARGET = Target(scenario=PAIR, clients=8, least=1.3, against=(HAND,))
@@ -83,3 +88,16 @@ def test_the_report_says_what_was_missed_and_the_plot_is_a_picture() -> None:
     assert "| nodoubt | 0.60 (0.55 to 0.65) | 2.00 (2.00 to 2.00) |" in text
     picture = ET.fromstring(plot.svg(results, [(PAIR.name, 8)]))
     assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) == 3  # the ground, and two bars
+
+
+def test_a_part_is_run_from_the_command_line_and_written_as_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "RESULTS", tmp_path / "results")
+    words = ["races", "--only", "SQLite, journal", "--clients", "1", "--rounds", "2", "--seconds", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words, "--under", str(tmp_path)])
+    program.main()
+    results = msgspec.json.decode((tmp_path / "results" / "part.json").read_bytes(), type=Results)
+    assert [table.clients for table in results.tables] == [1] and len(results.verdicts) == 1
+    assert results.verdicts[0].target in (tmp_path / "results" / "RESULTS.md").read_text()
+    assert "SQLite, journal in the same file, 1 client " in capsys.readouterr().out
