@@ -23,7 +23,7 @@ from .contenders import BUN
 from .results import CountTable, Results, Verdict, counted, judged, machine, table_of
 from .rounds import race
 from .scenarios import Scenario
-from .workers import bun_program
+from .workers import WorkerFailed, bun_program
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"  # git ignores it
@@ -52,6 +52,8 @@ def main() -> None:
     folder = HERE if whole else RESULTS
     _write(folder / "RESULTS.md", report.markdown(results))
     _write(folder / "ratios.svg", plot.svg(results, PLOTTED))
+    if results.failed:
+        sys.exit(f"{len(results.failed)} races could not be run; see {document}")
 
 
 def _write(path: Path, text: str) -> None:
@@ -101,7 +103,12 @@ def _races(options: argparse.Namespace, folder: places.Places, results: Results)
                 continue
             load = os.getloadavg()[0]
             tasks = _possible(scenario).tasks(folder, clients)
-            found = race(tasks, rounds=options.rounds, seconds=options.seconds, servers_s=folder.cpu_s)
+            try:
+                found = race(tasks, rounds=options.rounds, seconds=options.seconds, servers_s=folder.cpu_s)
+            except WorkerFailed as error:
+                results.failed.append(f"{scenario.name}, {clients} clients: {error}")
+                print(f"FAILED: {results.failed[-1]}", file=sys.stderr, flush=True)
+                continue
             table = table_of(scenario, clients, found, load)
             results.tables.append(table)
             print(report.race_table(table), flush=True)

@@ -20,6 +20,8 @@ def markdown(results: Results) -> str:
         f"- {_noise(results.tables)}",
         "",
     ]
+    if results.failed:
+        parts += ["## Not measured\n", *(f"- {one.splitlines()[0]}" for one in results.failed), ""]
     if results.verdicts:
         parts += ["## Targets\n", _verdicts(results.verdicts)]
     if results.counts:

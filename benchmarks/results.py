@@ -109,6 +109,7 @@ class Results:
     counted: list[Counted] = field(default_factory=list)
     counts: list[CountTable] = field(default_factory=list)
     scale: list[Finding] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # what could not be measured, and why
 
 
 def table_of(scenario: Scenario, clients: int, race: Race, load: float) -> Table:

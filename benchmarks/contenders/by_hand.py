@@ -15,6 +15,9 @@ from nodoubt.url import Url, parse_url
 from ..task import ADD, Task
 from . import AsyncContender
 
+UNKNOWN_XID = 1397
+RETRY_S, RETRIES_MAX = 0.001, 5000
+
 
 class Branch(ABC):
     """One database's connections, in a plain list, and what is said on them to prepare, commit, or both in one."""
@@ -151,6 +154,17 @@ class ClosingAsyncmyBranch(AsyncmyBranch):
         await super().prepare(connection, xid, rows)
         await connection.ensure_closed()
         await connection.connect()
+
+    async def commit(self, connection: Any, xid: str) -> None:
+        # The server may take a moment to let go of the session that has said goodbye: until then it denies the xid.
+        for _ in range(RETRIES_MAX):
+            try:
+                return await super().commit(connection, xid)
+            except asyncmy.errors.OperationalError as error:
+                if error.args[0] != UNKNOWN_XID:
+                    raise
+                await asyncio.sleep(RETRY_S)
+        raise TimeoutError(f"{xid} was not let go of")
 
 
 class ByHand(AsyncContender):
