@@ -19,6 +19,7 @@ PARALLEL_THREADS = "by hand, threads, in parallel"
 ALCHEMY, OBJECTS = "SQLAlchemy twophase", "SQLAlchemy twophase, objects"
 LOCAL, LOCAL_THREADS = "local", "local, threads"
 MERGED, IN_BRANCH = "by hand, merged", "by hand, merged, decision in a branch"
+CLOSED = "by hand, closed after prepare"
 ELSEWHERE = "nodoubt, journal elsewhere"
 UVLOOP = ", uvloop"  # after a contender's name: on that event loop
 
@@ -95,11 +96,24 @@ ONE = Scenario(name="PostgreSQL alone, at once", kinds=(PG,), clients=(1, 8), co
 MIXED = Scenario(
     name="PostgreSQL + MariaDB at once", kinds=(PG, MARIA), contenders=(HAND, OURS, MERGED, LOCAL)
 )  # fmt: skip
+MIXED_THREADS = Scenario(
+    name="PostgreSQL + MariaDB at once, threads",
+    kinds=(PG, MARIA),
+    clients=(8,),
+    contenders=(HAND_THREADS, PARALLEL_THREADS, OURS_THREADS),
+)
+MIXED_STAGED = Scenario(
+    name="PostgreSQL + MariaDB staged, then committed",
+    kinds=(PG, MARIA),
+    staged=True,
+    clients=(8,),
+    contenders=(HAND, OURS, CLOSED),
+)
 MARIA_STAGED = Scenario(
     name="MariaDB staged, then committed",
     kinds=(MARIA,),
     staged=True,
-    contenders=(HAND, OURS, MERGED, "by hand, closed after prepare"),
+    contenders=(HAND, OURS, MERGED, CLOSED),
 )
 MARIA_ONE = Scenario(name="MariaDB alone, at once", kinds=(MARIA,), clients=(1, 8), contenders=(LOCAL, OURS))
 FILE = Scenario(
@@ -115,6 +129,13 @@ FILES = Scenario(
     clients=(1,),
     contenders=(LOCAL_THREADS, OURS_THREADS, OURS),
 )
+FILE_STAGED = Scenario(
+    name="SQLite staged, then committed",  # nobody else has a prepare there: against a plain commit
+    kinds=(LITE,),
+    staged=True,
+    clients=(1,),
+    contenders=(LOCAL_THREADS, OURS_THREADS),
+)
 JOURNAL = Scenario(
     name="PostgreSQL + PostgreSQL, the journal on a third", kinds=(PG, PG), clients=(64,), contenders=(OURS, ELSEWHERE)
 )
@@ -125,7 +146,8 @@ MANY = tuple(
     Scenario(name=f"{n} PostgreSQL at once", kinds=(PG,) * n, clients=(1, 8), contenders=(HAND, OURS)) for n in (4, 8)
 )
 SCENARIOS = (
-    PAIR, STAGED, PAIR_THREADS, MIXED, MARIA_STAGED, FILE, FILES, JOURNAL, FIVE, STAGED_PAIR, ONE, MARIA_ONE, *MANY,
+    PAIR, STAGED, PAIR_THREADS, MIXED, MARIA_STAGED, FILE, FILES, JOURNAL, FIVE, STAGED_PAIR, MIXED_STAGED, MIXED_THREADS,
+    FILE_STAGED, ONE, MARIA_ONE, *MANY,
 )  # fmt: skip
 
 Measure = Literal["throughput", "p50"]

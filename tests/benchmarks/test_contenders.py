@@ -11,9 +11,12 @@ from benchmarks.places import Places, statement
 from benchmarks.rounds import label
 from benchmarks.scenarios import (
     FILE,
+    FILE_STAGED,
     FILES,
     MARIA_STAGED,
     MIXED,
+    MIXED_STAGED,
+    MIXED_THREADS,
     ONE,
     PAIR,
     PAIR_THREADS,
@@ -29,7 +32,19 @@ from nodoubt.url import parse_url
 
 CLIENTS = 2
 COUNT = 5
-TRIED = [PAIR, PAIR_THREADS, STAGED, MIXED, MARIA_STAGED, FILE, FILES, replace(ONE, statements=2)]
+TRIED = [
+    PAIR,
+    PAIR_THREADS,
+    STAGED,
+    MIXED,
+    MARIA_STAGED,
+    MIXED_THREADS,
+    MIXED_STAGED,
+    FILE,
+    FILES,
+    FILE_STAGED,
+    replace(ONE, statements=2),
+]
 PREPARED = {
     "postgres": "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()",
     "mariadb": "XA RECOVER",
