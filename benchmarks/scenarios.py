@@ -146,8 +146,8 @@ MANY = tuple(
     Scenario(name=f"{n} PostgreSQL at once", kinds=(PG,) * n, clients=(1, 8), contenders=(HAND, OURS)) for n in (4, 8)
 )
 SCENARIOS = (
-    PAIR, STAGED, PAIR_THREADS, MIXED, MARIA_STAGED, FILE, FILES, JOURNAL, FIVE, STAGED_PAIR, MIXED_STAGED, MIXED_THREADS,
-    FILE_STAGED, ONE, MARIA_ONE, *MANY,
+    PAIR, STAGED, PAIR_THREADS, MIXED, MARIA_STAGED, FILE, FILES, JOURNAL, FIVE, STAGED_PAIR, MIXED_STAGED,
+    MIXED_THREADS, FILE_STAGED, ONE, MARIA_ONE, *MANY,
 )  # fmt: skip
 
 Measure = Literal["throughput", "p50"]
