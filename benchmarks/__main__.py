@@ -22,13 +22,20 @@ from . import counts, places, plot, report, scenarios
 from .contenders import BUN
 from .results import CountTable, Results, Verdict, counted, judged, machine, table_of
 from .rounds import race
-from .scenarios import Scenario
+from .scenarios import FILE, FILES, HAND, LOCAL, MIXED, OBJECTS, OURS, PAIR, PAIR_THREADS, STAGED, UVLOOP, Scenario
 from .workers import WorkerFailed, bun_program
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"  # git ignores it
 PARTS = ("races", "counts", "scale")
-PLOTTED = [(scenarios.PAIR.name, 64), (scenarios.STAGED.name, 64), (scenarios.PAIR_THREADS.name, 8)]
+PLOTTED = [
+    (PAIR.name, 64, (HAND, OURS, OURS + UVLOOP, OBJECTS, BUN, LOCAL)),
+    (STAGED.name, 64, (BUN, OURS, OURS + UVLOOP, HAND)),
+    (PAIR_THREADS.name, 8, PAIR_THREADS.contenders),
+    (MIXED.name, 8, (HAND, OURS, LOCAL)),
+    (FILE.name, 1, FILE.contenders),
+    (FILES.name, 1, FILES.contenders),
+]
 
 
 def main() -> None:

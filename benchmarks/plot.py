@@ -8,21 +8,23 @@ from html import escape
 from .results import Figures, Results, Table
 
 WIDTH, LEFT, BAR, GAP, HEAD = 760, 300, 16, 6, 34
-SHOWN = 5  # bars of a race
+Shown = tuple[str, int, tuple[str, ...]]  # a scenario, its number of clients, and whose bars
 
 
-def svg(results: Results, races: Sequence[tuple[str, int]]) -> str:
-    """The races with these names and numbers of clients, one below the other, each relative to its yardstick."""
-    tables = [t for name, clients in races for t in results.tables if (t.scenario, t.clients) == (name, clients)]
-    most = max((row.throughput.high for table in tables for row in _shown(table)), default=1.0)
+def svg(results: Results, shown: Sequence[Shown]) -> str:
+    """These races, as far as they were run, one below the other, each relative to its yardstick."""
+    races = [
+        (t, _rows(t, names)) for name, n, names in shown for t in results.tables if (t.scenario, t.clients) == (name, n)
+    ]
+    most = max((row.throughput.high for _, rows in races for row in rows), default=1.0)
     scale = (WIDTH - LEFT - 70) / max(most, 1.0)
     parts: list[str] = []
     y = 10
-    for table in tables:
+    for table, rows in races:
         parts.append(_text(8, y + 16, f"{table.scenario}, {table.clients} clients: throughput", weight="bold"))
         y += HEAD - 8
         top = y
-        for row in _shown(table):
+        for row in rows:
             parts += _bar(row, y, scale)
             y += BAR + GAP
         parts.append(_line(LEFT + scale, top - 4, LEFT + scale, y, dash=True))  # the yardstick: 1
@@ -35,8 +37,8 @@ def svg(results: Results, races: Sequence[tuple[str, int]]) -> str:
     )
 
 
-def _shown(table: Table) -> list[Figures]:
-    return table.rows[:SHOWN]
+def _rows(table: Table, names: tuple[str, ...]) -> list[Figures]:
+    return [row for row in table.rows if row.name in names]
 
 
 def _bar(row: Figures, y: int, scale: float) -> list[str]:

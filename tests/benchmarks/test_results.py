@@ -86,7 +86,7 @@ def test_the_report_says_what_was_missed_and_the_plot_is_a_picture() -> None:
     text = report.markdown(results)
     assert "| 1.30 | 0.60 (0.55 to 0.65) | **not met** |" in text
     assert "| nodoubt | 0.60 (0.55 to 0.65) | 2.00 (2.00 to 2.00) |" in text
-    picture = ET.fromstring(plot.svg(results, [(PAIR.name, 8)]))
+    picture = ET.fromstring(plot.svg(results, [(PAIR.name, 8, (HAND, OURS))]))
     assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) == 3  # the ground, and two bars
 
 
