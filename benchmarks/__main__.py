@@ -76,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="a contender's turn in a round")
     parser.add_argument("--under", default=places.DISK, help="the folder for all data; on a disk")
+    parser.add_argument("--prepared", type=int, default=10_000, help="scale: branches for one sweep, and a tenth of it")
     parser.add_argument("--ended", type=int, default=1_000_000, help="scale: ended transactions in the journal")
     return parser.parse_args()
 
@@ -99,7 +100,11 @@ def _measured(options: argparse.Namespace, results: Results) -> Iterator[None]:
     if "scale" in parts:
         from . import scale
 
-        results.scale = scale.findings(options.under, ended=options.ended)
+        sizes = {"prepared": options.prepared, "ended": options.ended, "rounds": options.rounds}
+        for one in scale.findings(options.under, **sizes):
+            print(f"{one.scenario}: {one.what}: {one.value}", flush=True)
+            results.scale.append(one)
+            yield
     yield
 
 

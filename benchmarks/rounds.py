@@ -42,7 +42,7 @@ class Race:
     """The rounds of several contenders on the same work."""
 
     rounds: dict[str, list[Round]]
-    ready_bytes: dict[str, int]
+    grown_bytes: dict[str, int]
 
     def ratio(self, ours: str, theirs: str, measure: Measure) -> Quartiles:
         """How often theirs goes into ours, round by round."""
@@ -59,7 +59,7 @@ class Race:
 
     def bytes_per_client(self, name: str, clients: int) -> float:
         """How much the peak of resident memory lies above what the connected worker had before, for each client."""
-        return max(0, max(one.peak_bytes for one in self.rounds[name]) - self.ready_bytes[name]) / clients
+        return self.grown_bytes[name] / clients
 
 
 def race(tasks: Sequence[Task], *, rounds: int, seconds: float, servers_s: Callable[[], float]) -> Race:
@@ -67,7 +67,7 @@ def race(tasks: Sequence[Task], *, rounds: int, seconds: float, servers_s: Calla
     found: dict[str, list[Round]] = {label(task): [] for task in tasks}
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(task)) for task in tasks]
-        ready = {label(worker.task): worker.ready.resident_bytes for worker in workers}
+        assert all(worker.pid for worker in workers)  # connected
         for _ in range(rounds):
             random.shuffle(workers)
             for worker in workers:
@@ -75,7 +75,8 @@ def race(tasks: Sequence[Task], *, rounds: int, seconds: float, servers_s: Calla
                 before = servers_s()
                 done = worker.ask(Order(seconds=seconds))
                 found[label(worker.task)].append(replace(done, servers_s=servers_s() - before))
-    return Race(found, ready)
+        grown = {label(worker.task): worker.grown_bytes for worker in workers}
+    return Race(found, grown)
 
 
 def label(task: Task) -> str:

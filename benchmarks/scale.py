@@ -5,7 +5,6 @@ Each finding is one figure and what it is of; none is asserted.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,30 +27,31 @@ from .results import Finding
 from .rounds import Quartiles, Race, race
 from .scenarios import HAND, OURS, PG
 from .task import Order, Round, Task
-from .workers import Worker
+from .workers import Worker, WorkerFailed
 
 PREPARERS = 8
+SWEEP_TIME_MAX_S = 1200.0
 DECISIONS_PER_WRITE = 250
 CROWD, CROWD_POOL = 1000, 20
 DELAY_S = 0.03
 FILLED, EMPTY = "nodoubt, full journal", "nodoubt, empty journal"
 
 
-def findings(under: str, *, prepared: int = 10_000, ended: int = 1_000_000, rounds: int = 7) -> list[Finding]:
-    """All of them, told as they come."""
-    found: list[Finding] = []
+def findings(under: str, *, prepared: int, ended: int, rounds: int) -> Iterator[Finding]:
+    """All of them. A scenario that fails is a finding, too."""
     crowded: dict[str, int] = {"max_prepared_transactions": prepared + 100, "max_connections": 200}
     with Places(under, more={"postgres": crowded}) as places:
-        parts = (
+        for part in (
+            sweep(places, prepared // 10),
             sweep(places, prepared),
             full_journal(places, ended, rounds=rounds),
             crowd(places, rounds=rounds),
             many_branches(places),
-        )
-        for one in itertools.chain(*parts):
-            print(f"{one.scenario}: {one.what}: {one.value}", flush=True)
-            found.append(one)
-    return found
+        ):
+            try:
+                yield from part
+            except WorkerFailed as error:
+                yield Finding(scenario="a part", what="could not be measured", value=str(error).splitlines()[0])
 
 
 # ---- a sweep over many prepared branches ----------------------------------------------------------
@@ -65,9 +65,9 @@ def sweep(places: Places, how_many: int) -> Iterator[Finding]:
     with proxied(urls) as (through, proxies), Worker(Task(contender="nodoubt, one sweep", urls=through)) as worker:
         for proxy in proxies:
             proxy.reset_counts()
-        done = worker.ask(Order(count=1, settle=False))
+        done = worker.ask(Order(count=1, settle=False), within_s=SWEEP_TIME_MAX_S)
         trips = sum(proxy.round_trips for proxy in proxies)
-        grown = done.peak_bytes - worker.ready.resident_bytes
+        grown = worker.grown_bytes
     [(left,)] = statement(urls[1], listed)
     [(committed,)] = statement(urls[1], "SELECT sum(balance) FROM accounts")
     name = f"one sweep over {how_many} prepared branches, half of them decided"

@@ -167,9 +167,8 @@ class Target:
     def __str__(self) -> str:
         unit = "in p50" if self.measure == "p50" else "in throughput"
         which = " and ".join(self.against)
-        return (
-            f"{self.scenario.name}, {self.clients} clients: {self.ours} at least {self.least:.3g} times {which} {unit}"
-        )
+        at = f"{self.scenario.name}, {self.clients} client{'s' if self.clients > 1 else ''}"
+        return f"{at}: {self.ours} at least {self.least:.3g} times {which} {unit}"
 
 
 TARGETS = (

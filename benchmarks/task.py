@@ -45,9 +45,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The worker is connected, and has its memory: before the first transaction."""
+    """The worker is connected: before the first transaction."""
 
-    resident_bytes: int
+    pid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,6 @@ class Round:
     p99_ms: float
     user_s: float
     system_s: float
-    peak_bytes: int  # the largest its resident memory has ever been
     fewest: int = 0  # transactions of the client that was served least, and most: how fairly they wait
     most: int = 0
     servers_s: float = 0.0  # CPU time of all servers meanwhile, warm-up excluded; the harness adds it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import resource
 import sys
 import threading
@@ -23,8 +24,6 @@ from nodoubt.testing.tracing import DONE, mark
 from . import contenders
 from .contenders import AsyncContender, Contender
 from .task import Order, Ready, Round, Task
-
-PAGE_BYTES = resource.getpagesize()
 
 
 class Ledger:
@@ -55,14 +54,9 @@ class Ledger:
             p99_ms=ordered[len(ordered) * 99 // 100] * 1e3,
             user_s=usage.ru_utime - self._usage.ru_utime,
             system_s=usage.ru_stime - self._usage.ru_stime,
-            peak_bytes=usage.ru_maxrss * 1024,
             fewest=min(map(len, self._latencies_s)),
             most=max(map(len, self._latencies_s)),
         )
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 @contextmanager
@@ -91,7 +85,7 @@ def hear() -> Order | None:
 
 async def run_async(contender: AsyncContender, clients: int) -> None:
     await contender.open()
-    say(Ready(resident_bytes=resident_bytes()))
+    say(Ready(pid=os.getpid()))
     while (order := await asyncio.to_thread(hear)) is not None:
         with marked(order), sampled(order):
             ledger = Ledger(order, clients)
@@ -118,7 +112,7 @@ async def _work_async(contender: AsyncContender, clients: int, ledger: Ledger) -
 
 def run_threads(contender: Contender, clients: int) -> None:
     contender.open()
-    say(Ready(resident_bytes=resident_bytes()))
+    say(Ready(pid=os.getpid()))
     while (order := hear()) is not None:
         with marked(order), sampled(order):
             ledger = Ledger(order, clients)

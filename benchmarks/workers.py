@@ -18,7 +18,7 @@ from .contenders import BUN
 from .task import ROWS_PER_CLIENT, Order, Ready, Round, Task
 
 HERE = Path(__file__).parent
-ANSWER_TIME_MAX_S = 120.0  # beyond what was ordered
+ANSWER_TIME_MAX_S = 120.0
 STOP_TIME_MAX_S = 60.0
 T = TypeVar("T")
 
@@ -43,40 +43,44 @@ class Worker:
         self._process = subprocess.Popen(
             [*prefix, *_argv(task)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=HERE.parent
         )
-        self._ready: Ready | None = None
-
-    @property
-    def ready(self) -> Ready:
-        """What it said when it was connected; waits for that."""
-        if self._ready is None:
-            self._ready = self._hear(Ready, 0.0)
-        return self._ready
+        self._pid = 0
+        self._before_bytes = 0
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """Its process, once it is connected; waits for that."""
+        if not self._pid:
+            self._pid = self._hear(Ready, ANSWER_TIME_MAX_S).pid
+            self._before_bytes = _memory_bytes(self._pid, "VmRSS")
+            Path(f"/proc/{self._pid}/clear_refs").write_text("5")  # the peak starts anew: proc(5)
+        return self._pid
 
-    def ask(self, order: Order) -> Round:
-        """One round. Raises `WorkerFailed`."""
+    @property
+    def grown_bytes(self) -> int:
+        """By how much the peak of its resident memory lies above what it had when it was connected."""
+        return max(0, _memory_bytes(self.pid, "VmHWM") - self._before_bytes)
+
+    def ask(self, order: Order, *, within_s: float = ANSWER_TIME_MAX_S) -> Round:
+        """One round; `within_s`: how much longer it may take than was ordered. Raises `WorkerFailed`."""
         assert self._process.stdin is not None
-        assert self.ready
+        assert self.pid
         try:
             self._process.stdin.write(msgspec.json.encode(order) + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._failure("died") from None
-        return self._hear(Round, order.seconds)
+        return self._hear(Round, order.seconds + within_s)
 
-    def _hear(self, kind: type[T], expected_s: float) -> T:
+    def _hear(self, kind: type[T], within_s: float) -> T:
         assert self._process.stdout is not None
-        watchdog = threading.Timer(expected_s + ANSWER_TIME_MAX_S, self._process.kill)
+        watchdog = threading.Timer(within_s, self._process.kill)
         watchdog.start()
         try:
             line = self._process.stdout.readline()
         finally:
             watchdog.cancel()
         if not line:
-            raise self._failure("gave no answer")
+            raise self._failure(f"died, or gave no answer within {within_s:g} s")
         return msgspec.json.decode(line, type=kind)
 
     def _failure(self, what: str) -> WorkerFailed:
@@ -111,6 +115,11 @@ class Worker:
             self.close()
         else:
             self.kill()
+
+
+def _memory_bytes(pid: int, what: str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) * 1024
 
 
 def _argv(task: Task) -> list[str]:

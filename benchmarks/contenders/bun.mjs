@@ -1,7 +1,7 @@
 // Bun's own verbs, beginDistributed and commitDistributed, with the same protocol as worker.py: see task.py.
 // It keeps no log: several databases are begun in parallel and then committed in parallel.
 import { SQL } from "bun";
-import { closeSync, fsyncSync, openSync, readFileSync } from "node:fs";
+import { closeSync, fsyncSync, openSync } from "node:fs";
 import { createInterface } from "node:readline";
 
 const task = JSON.parse(process.argv[2]);
@@ -49,7 +49,6 @@ function mark(order, name) {
   closeSync(number);
 }
 
-const residentBytes = () => Number(readFileSync("/proc/self/statm", "utf8").split(" ")[1]) * 4096;
 const say = (message) => process.stdout.write(`${JSON.stringify(message)}\n`);
 
 // Connected, all of them, before anything is counted.
@@ -57,7 +56,7 @@ for (const pool of pools) {
   const held = await Promise.all(Array.from({ length: connections }, () => pool.reserve()));
   for (const one of held) one.release();
 }
-say({ resident_bytes: residentBytes() });
+say({ pid: process.pid });
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line);
   mark(order, "begin");
@@ -77,7 +76,6 @@ for await (const line of createInterface({ input: process.stdin })) {
     p99_ms: latencies[Math.floor((latencies.length * 99) / 100)],
     user_s: used.user / 1e6,
     system_s: used.system / 1e6,
-    peak_bytes: process.resourceUsage().maxRSS * 1024,
     fewest: Math.min(...served),
     most: Math.max(...served),
   });

@@ -28,13 +28,12 @@ def done(per_second: float, p50_ms: float = 1.0) -> Round:
         p99_ms=9.0,
         user_s=0.1,
         system_s=0.0,
-        peak_bytes=3 << 20,
     )
 
 
 def race(ours: list[float], hand: list[float]) -> Race:
     return Race(
-        {HAND: [done(one) for one in hand], OURS: [done(one, 0.5) for one in ours]}, {HAND: 1 << 20, OURS: 1 << 20}
+        {HAND: [done(one) for one in hand], OURS: [done(one, 0.5) for one in ours]}, {HAND: 2 << 20, OURS: 2 << 20}
     )
 
 
@@ -54,7 +53,7 @@ def test_a_target_is_met_by_the_median_and_missed_below_it() -> None:
 
 def test_against_several_peers_the_better_one_counts_in_each_round() -> None:
     found = race([10, 10], [5, 20])
-    both = Race({**found.rounds, "other": [done(20), done(5)]}, {**found.ready_bytes, "other": 0})
+    both = Race({**found.rounds, "other": [done(20), done(5)]}, {**found.grown_bytes, "other": 0})
     target = Target(scenario=PAIR, clients=8, least=1.0, against=(HAND, "other"))
     assert judged(target, both).measured == Quartiles(0.5, 0.5, 0.5)
 
