@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint servers clean
+.PHONY: help demo demo-servers test lint bench servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
 	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
+	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run
@@ -24,7 +25,7 @@ demo-servers: $(VENV)/.run servers
 	@$(BIN)/nodoubt demo --servers
 
 # The tests come last, so that the last line tells how they ended.
-test: $(VENV)/.dev servers lint
+test: $(VENV)/.dev servers benchmarks/node_modules lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
@@ -33,12 +34,22 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(VENV)/.dev servers benchmarks/node_modules
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks profile
+
+# Bun is a peer; without npm it is left out, which the benchmarks say.
+benchmarks/node_modules: benchmarks/package.json
+	@npm install --prefix benchmarks --no-package-lock --no-audit --no-fund --loglevel=error && touch $@ || \
+		echo "npm is missing, or cannot install: the benchmarks, and their tests, go without Bun" >&2
+
 servers:
 	@.ci/servers
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf benchmarks/node_modules benchmarks/results
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

@@ -133,7 +133,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = nodoubt("--help").stdout
-    for name in ("demo", "ls", "show", "commit", "rollback", "recover", "doctor", "schema", "75 try again"):
+    for name in ("demo", "ls", "show", "commit", "rollback", "recover", "doctor", "schema", "bench", "75 try again"):
         assert name in shown
 
 

@@ -6,6 +6,7 @@ import rich_click as click
 
 from .. import __version__
 from .asking import ls, show
+from .benching import bench
 from .deciding import commit, rollback, settle
 from .desk import journal_option, resource_option
 from .examining import doctor
@@ -30,5 +31,5 @@ def root(resources: tuple[str, ...], journal: str | None) -> None:
     """
 
 
-for command in (demo, ls, show, commit, rollback, settle, recover, doctor, schema):
+for command in (demo, ls, show, commit, rollback, settle, recover, doctor, schema, bench):
     root.add_command(command)

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nodoubt.testing.processes import descendants
+from .processes import descendants
 
 ATTACH_TIME_MAX_S = 30.0
 DONE = "done"
