@@ -93,6 +93,7 @@ def _mariadb(url: Url) -> pymysql.Connection[Any]:
         password=url.password,
         database=url.database,
         autocommit=True,
+        ssl_disabled=True,  # an SSL context that nobody needs costs 50 ms each time
     )
 
 

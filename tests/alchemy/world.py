@@ -74,6 +74,8 @@ def engine_over(database: Database, driver: str, mode: str = "", **options: Any)
         port=where.port,
         database=where.database,
     )
+    if driver == "pymysql":
+        options.setdefault("connect_args", {"ssl_disabled": True})  # as in `kit`
     asynchronous = mode == "async" or driver in ("asyncpg", "asyncmy", "aiomysql")
     return (create_async_engine if asynchronous else create_engine)(url, **options)
 
