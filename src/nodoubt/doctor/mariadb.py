@@ -7,7 +7,8 @@ What can't be told here, whoever asks: XA RECOVER tells neither owner, nor datab
 lists do not tell xids. But InnoDB's status says which of its transactions are prepared, since when they run, and which
 session has them. Are there as many of those as branches, then each branch is one of them, and has run no less long than
 the youngest; is there one of each, then it is that one. (After a restart they all begin anew.) A branch of ours carries
-the id of the connection that prepared it. Locks are listed only where somebody waits for them.
+the id of the connection that prepared it. Locks are listed only where somebody waits for them. Who waits for whom the
+server caches for 100 ms: where somebody else asks more often, the answer is old, and a branch may go unnamed.
 
 On MySQL the questions about locks go to `performance_schema`; that way of asking has not been tried on a server: the
 tests run on MariaDB.
