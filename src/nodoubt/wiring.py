@@ -276,9 +276,13 @@ def _driver(url: Url) -> Callable[..., Session]:
 
 def _async_driver(url: Url) -> Callable[..., Awaitable[Any]]:
     if url.kind == "postgres":
-        from .drivers import asyncpg
+        if url.driver == "asyncpg":
+            from .drivers import asyncpg
 
-        return asyncpg.connect
+            return asyncpg.connect
+        from .drivers import libpq
+
+        return libpq.connect
     if url.kind == "mariadb":
         from .drivers import asyncmy
 

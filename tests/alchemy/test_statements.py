@@ -97,7 +97,7 @@ async def test_a_statement_is_compiled_once_however_many_transactions_run_it(wor
 
 @pytest.mark.parametrize("way", URLS, ids=str)
 async def test_a_text_goes_to_the_driver_as_it_is(world: World) -> None:
-    mark = placed("?", world.way.kind, world.way.mode)
+    mark = placed("?", world.way.kind)
     async with world.transaction() as tx:
         await world.wait(tx["a"].execute(select(1)))
         rows = await world.wait(tx["a"].execute(f"select balance from accounts where id = {mark}", (0,)))

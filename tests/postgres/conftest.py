@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 import nodoubt.drivers.asyncpg
+import nodoubt.drivers.libpq
 import nodoubt.drivers.psycopg
 from nodoubt.ports import Prepared, Reply, Work
 from nodoubt.resources.postgres import PostgresResource
@@ -47,7 +48,7 @@ class World:
 
     def start(self, script: Script[Any]) -> Future[Any]:
         """Begin to run it; the future has its result."""
-        if self.style == "async":
+        if self.style != "sync":
             return asyncio.run_coroutine_threadsafe(adrive(script), self._loop)
         return self._threads.submit(drive, script, executor=self._threads, watch=Watch())
 
@@ -67,8 +68,9 @@ class World:
     def session(self, url: str | None = None) -> Any:
         target = parse_url(url or self.url)
         session: Any
-        if self.style == "async":
-            opening = nodoubt.drivers.asyncpg.connect(target)
+        if self.style != "sync":
+            driver = nodoubt.drivers.asyncpg if self.style == "asyncpg" else nodoubt.drivers.libpq
+            opening: Any = driver.connect(target)
             session = asyncio.run_coroutine_threadsafe(opening, self._loop).result(PATIENCE_S)
         else:
             session = nodoubt.drivers.psycopg.connect(target)

@@ -46,7 +46,7 @@ COLUMNS = {
     },
 }  # fmt: skip
 
-TEXT_FROM = ("postgres async", "mariadb", "sqlite")  # JSON comes back as text there
+TEXT_FROM = ("mariadb", "sqlite")  # JSON comes back as text there
 
 # column, value, and what comes back from where that is something else
 VALUES: list[tuple[str, Any, dict[str, Any]]] = [

@@ -23,7 +23,7 @@ from .face import Calls, Proxy
 
 _DRIVERS = {
     ("postgres", False): "psycopg",
-    ("postgres", True): "asyncpg",
+    ("postgres", True): "psycopg_async",
     ("mariadb", False): "pymysql",
     ("mariadb", True): "asyncmy",
     ("sqlite", False): "nodoubt",
@@ -72,9 +72,9 @@ class Home:
 
 def home_of_url(url: Url, *, asynchronous: bool) -> Home:
     """For a database that was given as a URL."""
-    driver = _DRIVERS[url.kind, asynchronous]
+    driver = "asyncpg" if asynchronous and url.driver == "asyncpg" else _DRIVERS[url.kind, asynchronous]
     options: dict[str, Any] = {}
-    if driver == "psycopg":
+    if driver.startswith("psycopg"):
         options["use_native_hstore"] = False  # it would be registered on connections that SQLAlchemy makes
     name = "postgresql" if url.kind == "postgres" else url.scheme
     place = URL.create(f"{name}+{driver}", host=url.host or None, port=url.port, database=url.database)

@@ -1,4 +1,4 @@
-"""PostgreSQL, asyncio: one asyncpg connection as an async `ports.Session`.
+"""PostgreSQL, asyncio, over asyncpg: for `postgresql+asyncpg://`, and for users' own engines.
 
 asyncpg answers a simple query of several statements with the last command tag alone: no rows, no other tag.
 The contract needs them all, so a `_Tap` stands between the transport and asyncpg's protocol (`Transport.set_protocol`
@@ -35,7 +35,7 @@ from .postgres_failure import (
 try:
     import asyncpg
 except ImportError:
-    raise MissingExtra("PostgreSQL", "postgres") from None
+    raise MissingExtra("postgresql+asyncpg://", "asyncpg") from None
 
 TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
