@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from nodoubt.drivers.asyncpg import AsyncpgSession
+from nodoubt.drivers.libpq import LibpqSession
 from nodoubt.testing.servers import Setting
 from nodoubt.url import parse_url
 
@@ -51,7 +51,7 @@ STATEMENTS = r"""
 #: By the innermost file that is somebody's: what a helper of the standard library uses is its caller's.
 GROUPS = (
     ("event loop and sockets (asyncio; the kernel's share is in it)", r"asyncio/|selectors\.py"),
-    ("driver (asyncpg)", r"asyncpg/\w+\.py|\.pyx"),
+    ("driver (libpq, psycopg)", r"psycopg\w*/\w+\.py|\.pyx"),
     ("nodoubt: reading answers (drivers)", r"nodoubt/drivers/"),
     ("nodoubt: running scripts (script, shell)", r"nodoubt/script\.py|engine/shell\.py"),
     ("nodoubt: pools", r"engine/pool\.py"),
@@ -156,21 +156,21 @@ async def _overheard(task: Task) -> list[list[Message]]:
     began = 0.0
 
     def listening(method: Any) -> Any:
-        async def call(session: AsyncpgSession, sql: str, *args: Any) -> Any:
+        async def call(session: LibpqSession, sql: str, *args: Any) -> Any:
             sent = time.perf_counter()
             try:
                 return await method(session, sql, *args)
             finally:
-                to = ports[session.connection._addr[1]]
+                to = ports[session.connection.info.port]
                 heard.append(Message(to, sql, (sent - began) * 1e3, (time.perf_counter() - sent) * 1e3))
 
         return call
 
     contender: Any = make(task)
-    plain = AsyncpgSession.run, AsyncpgSession.execute
+    plain = LibpqSession.run, LibpqSession.execute
     transactions = []
     await contender.open()
-    AsyncpgSession.run, AsyncpgSession.execute = map(listening, plain)  # type: ignore[method-assign]
+    LibpqSession.run, LibpqSession.execute = map(listening, plain)  # type: ignore[method-assign]
     try:
         for number in range(-20, TRANSACTIONS):
             heard.clear()
@@ -179,7 +179,7 @@ async def _overheard(task: Task) -> list[list[Message]]:
             if number >= 0:
                 transactions.append(sorted(heard, key=lambda one: (one.sent_ms, one.database)))
     finally:
-        AsyncpgSession.run, AsyncpgSession.execute = plain  # type: ignore[method-assign]
+        LibpqSession.run, LibpqSession.execute = plain  # type: ignore[method-assign]
         await contender.close()
     return transactions
 
@@ -236,7 +236,7 @@ def _cpu(task: Task, places: Places) -> str:
     rows.append(("**all**", f"**{cost:.0f}**", f"**{their_cost:.0f}**"))
     inside: Counter[str] = Counter()
     for stack, times in ours:
-        inside.update(dict.fromkeys({one for one in stack if "nodoubt/" in one or "asyncpg" in one}, times))
+        inside.update(dict.fromkeys({one for one in stack if "nodoubt/" in one or "psycopg" in one}, times))
     total = sum(times for _, times in ours)
     functions = [(f"`{name}`", f"{times / total * cost:.0f}") for name, times in inside.most_common(TOP)]
     return (

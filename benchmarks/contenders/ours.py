@@ -36,9 +36,8 @@ class AtOnce(AsyncContender):
         super().__init__(task)
         self.db = AsyncCoordinator(resources(task), journal=task.journal, settings=settings(task))
         names = ["db"] if len(task.urls) == 1 else list("abcdefgh"[: len(task.urls)])
-        placeholders = {**PLACEHOLDER, "postgres": "$1"}
         self.statements = {
-            name: ADD + placeholders[parse_url(url).kind] for name, url in zip(names, task.urls, strict=True)
+            name: ADD + PLACEHOLDER[parse_url(url).kind] for name, url in zip(names, task.urls, strict=True)
         }
 
     async def open(self) -> None:
