@@ -353,7 +353,8 @@ class Rival:
     def waits(self) -> bool:
         if self.world.way.kind == "postgres":
             return bool(self.world.a.query("select 1 from pg_locks where not granted"))
-        return bool(self.world.a.query("select 1 from information_schema.innodb_trx where trx_state = 'LOCK WAIT'"))
+        # Not information_schema.innodb_trx: it shows a copy that is not renewed while somebody keeps asking.
+        return "TRX HAS BEEN WAITING" in str(self.world.a.query("show engine innodb status")[0][2])
 
     def weigh(self) -> None:
         """InnoDB undoes the lighter of two: let it not be this one."""
