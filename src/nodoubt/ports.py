@@ -208,6 +208,8 @@ class Work:
     staged: bool = False
     wrote: bool = False  # surely wrote something; False means not known
     statements: int = 0
+    lazy: bool = False  # a statement follows at once, and what begins the branch may go with it
+    opening: tuple[str, ...] = ()  # what begins the branch, as long as the server has not answered it
     doomed: BaseException | None = None  # the error after which only a rollback is possible (I16)
     handle: Any = None  # what the resource needs to name the branch again (MariaDB: `XaXid`)
 
@@ -279,7 +281,10 @@ class Resource(Protocol):
 
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
-        """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`)."""
+        """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`).
+
+        A `lazy` branch may be begun by its first `execute`, in the same message; until then `work.opening` says how.
+        """
         ...
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:

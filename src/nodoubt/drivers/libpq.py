@@ -41,6 +41,7 @@ ROWS_AT_ONCE = 1000
 
 _Diag = pq.DiagnosticField
 _Status = pq.ExecStatus
+_Transaction = pq.TransactionStatus
 _ROWS = frozenset({_Status.TUPLES_OK, _Status.SINGLE_TUPLE})
 _FINE = frozenset({_Status.COMMAND_OK, _Status.EMPTY_QUERY, *_ROWS})
 _COPY = frozenset({_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH})
@@ -55,6 +56,11 @@ class LibpqSession(BasicSession):
         self._values = Transformer(connection)
         self._statements = _Statements()
         self._wire = _Wire(self._pg, self._ended)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server's last word was that a transaction is open, sound or failed."""
+        return bool(self._pg.transaction_status != _Transaction.IDLE)
 
     async def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements in one message (a simple query): a reply for each, in order."""

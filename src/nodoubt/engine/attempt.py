@@ -124,12 +124,16 @@ def _too_late(attempt: Attempt) -> TransactionAborted:
     )
 
 
-def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
-    """Begin the branch on that resource, once; a session that proves dead before anything began is exchanged."""
+def open_branch(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
+    """Begin the branch on that resource, once; a session that proves dead before anything began is exchanged.
+
+    `lazy`: it may begin with its first statement, which follows at once.
+    """
     attempt.require_open()
     if name in attempt.branches:
         return attempt.branches[name]
     branch = _claim(ctx, attempt, name)
+    branch.work.lazy = lazy
     branch.busy = True
     try:
         yield from start.admit(ctx, branch.participant)
@@ -186,8 +190,7 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
             branch.let_go(kill=True)
             if isinstance(error, (Conflict, BelowFloor)):
                 raise
-            kind = ResourceUnavailable if error.retry else ResourceRefused
-            raise kind(f"{participant.name} did not begin, and nothing was done: {error}") from error
+            raise _not_begun(branch, error) from error
         except BaseException:
             branch.let_go(kill=True)
             raise
@@ -195,11 +198,11 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
 
 def execute(ctx: Context, attempt: Attempt, name: str, statement: str, params: Any) -> Script[Reply]:
     """The user's statement on that branch. The driver's own errors come out unchanged; any error dooms the branch."""
-    branch = yield from _free(ctx, attempt, name)
+    branch = yield from _free(ctx, attempt, name, lazy=True)
     _refuse_doomed(branch)
     ctx.notice("P2", attempt.id, "work", branch.number, resource=name)
     branch.work.statements += 1
-    return (yield from _at_work(ctx, attempt, branch, participant_execute(branch, statement, params)))
+    return (yield from _at_work(ctx, attempt, branch, _execute(ctx, attempt, branch, statement, params)))
 
 
 def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, savepoint: str) -> Script[None]:
@@ -248,12 +251,12 @@ def require_sound(attempt: Attempt, name: str) -> None:
         _refuse_doomed(attempt.branches[name])
 
 
-def _free(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
+def _free(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
     """The branch, begun, with nobody at work on it."""
     attempt.require_open()
     branch = attempt.branches.get(name)
     if branch is None:
-        branch = yield from open_branch(ctx, attempt, name)
+        branch = yield from open_branch(ctx, attempt, name, lazy=lazy)
         attempt.require_open()
     if branch.busy:
         raise UsageError(f"a branch takes one statement at a time: await the one on {name} first")
@@ -310,9 +313,31 @@ def _is_answer(branch: Branch, error: BaseException) -> bool:
     )
 
 
-def participant_execute(branch: Branch, statement: str, params: Any) -> Script[Reply]:
+def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, params: Any) -> Script[Reply]:
+    """The statement, with the branch's begin before it where that is still to be done."""
+    resource, work = branch.participant.resource, branch.work
     assert branch.session is not None
-    return branch.participant.resource.execute(branch.session, branch.work, statement, params)
+    try:
+        return (yield from resource.execute(branch.session, work, statement, params))
+    except SessionLost:
+        if not work.opening:
+            raise
+    except Refused as error:
+        if not work.opening:
+            raise
+        raise _not_begun(branch, error) from error
+    # As in `_begin`: the session had died in the pool, or dies now, with all that was sent.
+    branch.let_go(kill=True)
+    branch.participant.pool.drop_idle()
+    attempt.require_open()
+    work.lazy, work.opening, work.doomed = False, (), None
+    yield from _begin(ctx, attempt, branch)
+    return (yield from resource.execute(branch.session, work, statement, params))
+
+
+def _not_begun(branch: Branch, error: Refused) -> NoDoubtError:
+    kind = ResourceUnavailable if error.retry else ResourceRefused
+    return kind(f"{branch.participant.name} did not begin, and nothing was done: {error}")
 
 
 def undo(branch: Branch) -> Script[None]:

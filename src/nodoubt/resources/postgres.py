@@ -202,7 +202,11 @@ class PostgresResource:
         After any other failure with `before` nobody knows: `Unclear`.
         """
         rows = _unforced(session, before) if before else []
-        statements = [*rows, "BEGIN", f"SET LOCAL nodoubt.attempt = '{_mark(work)}'"]
+        opening = ("BEGIN", f"SET LOCAL nodoubt.attempt = '{_mark(work)}'")
+        if work.lazy and not before and hasattr(session, "execute_after"):
+            work.opening = opening
+            return
+        statements = [*rows, *opening]
         doing = f"begin on {self.name}"
         try:
             replies = yield from do(session, "run", "; ".join(statements))
@@ -237,7 +241,11 @@ class PostgresResource:
                 )
             if looks.stains and hasattr(session, "stained"):
                 session.stained = True
-            reply: Reply = yield from do(session, "execute", statement, params)
+            reply: Reply
+            if work.opening:
+                reply = yield from self._execute_first(session, work, statement, params)
+            else:
+                reply = yield from do(session, "execute", statement, params)
         except BaseException as error:
             # Swallowed by the user, a refused ROLLBACK would otherwise be followed by our commit.
             work.doomed = error
@@ -246,14 +254,38 @@ class PostgresResource:
         work.wrote = work.wrote or not reads or _WRITING_TAG.fullmatch(reply.tag) is not None
         return reply
 
+    def _execute_first(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """BEGIN, the mark and the statement in one message. While `work.opening` stands, nothing has been answered."""
+        doing = f"begin on {self.name}"
+        if getattr(session, "in_transaction", False):
+            session.kill()
+            raise SessionLost(f"{doing}: the session was not clean")
+        try:
+            *ours, reply = yield from do(session, "execute_after", work.opening, statement, params)
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing) from error
+        except SessionLost:
+            raise
+        except BaseException:
+            work.opening = ()  # the user's own error, after a begin that was answered
+            raise
+        work.opening = ()
+        tags = [one.tag for one in ours]
+        if tags != ["BEGIN", "SET"]:
+            session.kill()
+            raise SessionLost(f"{doing}: the server answered {tags}")
+        return reply  # type: ignore[no-any-return]
+
     def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
         """Also in a failed transaction: rolling back to a savepoint is what mends one. The tags say what was done."""
         doing = f"savepoint {name} on {self.name}"
-        statements = step.statements(name)
+        statements = (*work.opening, *step.statements(name))
         try:
             replies = yield from do(session, "run", "; ".join(statements))
         except StatementFailed as error:
             raise refusal(error, doing) from error
+        work.opening = ()
         if [reply.tag for reply in replies] != [statement.split()[0] for statement in statements]:
             session.kill()
             raise Unclear(f"{doing}: the server answered {[reply.tag for reply in replies]}")
@@ -265,8 +297,8 @@ class PostgresResource:
         PostgreSQL tells nobody of a pending NOTIFY before the commit: that is why hints count.
         What it can't see: a function in C that notifies, and statements that did not pass through `execute`.
         """
-        if work.wrote:
-            return True
+        if work.wrote or work.opening:
+            return work.wrote
         try:
             (reply,) = yield from do(session, "run", _WROTE)
         except (SessionLost, StatementFailed) as error:
@@ -276,10 +308,13 @@ class PostgresResource:
         return reply.scalar() is not False
 
     def end_reader(self, session: Session, work: Work) -> Script[None]:
-        yield from self._end(session, work, [self._proof(work), "COMMIT"], "COMMIT", f"end of the reads on {self.name}")
+        if not work.opening:
+            statements = [self._proof(work), "COMMIT"]
+            yield from self._end(session, work, statements, "COMMIT", f"end of the reads on {self.name}")
 
     def rollback(self, session: Session, work: Work) -> Script[None]:
-        yield from self._undo(session)
+        if not work.opening:
+            yield from self._undo(session)
         _leave(session)
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
