@@ -91,6 +91,13 @@ class World:
     def work(self, branch: int = 0, epoch: int = 1) -> Work:
         return Work(Xid(CLUSTER, new_attempt(), branch), epoch)
 
+    def seasoned(self, url: str | None = None) -> Any:
+        """A session that has prepared those of our statements that it keeps (`nodoubt.kept`)."""
+        session = self.session(url)
+        self.drive(self.resource.commit_alone(session, self.begun(session)))
+        self.look("DELETE FROM nodoubt.receipts")
+        return session
+
     def begun(self, session: Any, work: Work | None = None, *statements: str) -> Work:
         """A branch begun on the session, with these statements done."""
         work = work or self.work()

@@ -29,7 +29,7 @@ def code(world: Any, session: Any, sql: str) -> str:
 
 
 def test_prepare_writes_the_receipt_and_prepares_in_one_round_trip(world: Any, proxy: TcpProxy) -> None:
-    session = world.session(proxy.url_for(world.url))
+    session = world.seasoned(proxy.url_for(world.url))
     work = world.begun(session, world.work(branch=2, epoch=5), WRITE)
     before = proxy.round_trips
     world.drive(world.resource.prepare(session, work))

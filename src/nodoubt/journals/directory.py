@@ -8,9 +8,11 @@ Must not: write a decision.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ..errors import InvalidName, UsageError
+from ..kept import Kept
 from ..ports import BelowFloor, Conflict, Identity, Session
 from ..protocol.records import Event, Quarantined, Staging, Standing
 from ..script import Script
@@ -43,10 +45,8 @@ class Directory(Transactions):
         """
         check_name(staging.name)
         names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
-        attempt = rows.above_floor(self.dialect, staging.attempt, undecided=True)
-        values = rows.staging_values(self.dialect, staging, attempt)
-        insert = f"INSERT INTO {names} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
-        event = self._event_rows([trail.of_staging(staging)])
+        insert = self._insert_name(*rows.staging_values(self.dialect, staging).values())
+        event = self._event_row(trail.of_staging(staging))
         hold = self.dialect.hold_floor()
         if replace is None:
             return *hold, insert, event
@@ -57,6 +57,16 @@ class Directory(Transactions):
             f"AND EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = {old})"
         )
         return *hold, make_room, insert, event
+
+    @functools.cached_property
+    def _insert_name(self) -> Kept:
+        def build(attempt: str, *values: str) -> str:
+            checked = rows.above_floor_of(self.dialect, attempt, undecided=True)
+            columns = rows.columns((*rows.STAGING, "undecided"))
+            return f"INSERT INTO {names} ({columns}) VALUES ({rows.columns((checked, *values, attempt))})"
+
+        names = self.dialect.table("names")
+        return Kept(len(rows.STAGING), build)
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
         """Raise `Conflict` if one of the attempts has been decided, else the error.
@@ -187,9 +197,10 @@ class Directory(Transactions):
             "cleared_by": "''",
         }
         # Every sweep sees it again; the trail tells the first time only.
+        told = rows.columns(self._event_values(trail.of_quarantine(entry)))
         first_time = (
             f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) "
-            f"SELECT {self._event_values(trail.of_quarantine(entry))} FROM (SELECT 1 AS one) AS x WHERE NOT EXISTS "
+            f"SELECT {told} FROM (SELECT 1 AS one) AS x WHERE NOT EXISTS "
             f"(SELECT 1 FROM {self.dialect.table('quarantine')} AS q WHERE q.attempt = "
             f"{self.dialect.key(entry.attempt)} AND q.branch = {int(entry.branch)} AND q.cleared_by = '')"
         )
@@ -225,16 +236,22 @@ class Directory(Transactions):
             return
         yield from self._write(session, self._event_rows(events), forced=False)
 
+    def _event_row(self, event: Event) -> str:
+        return self._insert_event(*self._event_values(event))
+
+    @functools.cached_property
+    def _insert_event(self) -> Kept:
+        events = self.dialect.table("events")
+        into = f"INSERT INTO {events} ({rows.columns(rows.EVENT)})"
+        return Kept(len(rows.EVENT), lambda *values: f"{into} VALUES ({rows.columns(values)})")
+
     def _event_rows(self, events: Sequence[Event]) -> str:
-        values = ", ".join(f"({self._event_values(event)})" for event in events)
+        values = ", ".join(f"({rows.columns(self._event_values(event))})" for event in events)
         return f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) VALUES {values}"
 
-    def _event_values(self, event: Event) -> str:
-        text = self.dialect.free_text
-        return (
-            f"{self.dialect.key(event.attempt)}, {self.dialect.seconds(event.at)}, {text(event.what)}, "
-            f"{text(event.detail)}"
-        )
+    def _event_values(self, event: Event) -> tuple[str, ...]:
+        text, at = self.dialect.free_text, self.dialect.seconds(event.at)
+        return self.dialect.key(event.attempt), at, text(event.what), text(event.detail)
 
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
         """The trail of one attempt, in the order in which it was recorded."""

@@ -21,7 +21,7 @@ Row = Sequence[Any]
 
 ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
-STAGING = ("name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by")
+STAGING = ("attempt", "name", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by")
 QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
 EVENT = ("attempt", "at", "what", "detail")
 RESOURCE = ("resource_id", "name", "cluster", "server", "epoch")
@@ -37,10 +37,10 @@ def standing_columns(table: str = "") -> str:
     return f"{columns(DECISION, table)}, {ENDED.format(table)} AS ended"
 
 
-def decision_values(dialect: Dialect, decision: Decision, attempt: str) -> dict[str, str]:
-    """Literals by column; `attempt` is the expression that gives the attempt, or NULL below the floor."""
+def decision_values(dialect: Dialect, decision: Decision) -> dict[str, str]:
+    """Literals by column."""
     return {
-        "attempt": attempt,
+        "attempt": dialect.attempt(decision.attempt),
         "verdict": f"'{Verdict(decision.verdict).value}'",
         "mode": f"'{Mode(decision.mode).value}'",
         "name": dialect.key(decision.name),
@@ -52,11 +52,11 @@ def decision_values(dialect: Dialect, decision: Decision, attempt: str) -> dict[
     }
 
 
-def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str, str]:
-    """Literals by column, as `decision_values`."""
+def staging_values(dialect: Dialect, staging: Staging) -> dict[str, str]:
+    """Literals by column; but for `undecided`, which is the attempt."""
     return {
+        "attempt": dialect.attempt(staging.attempt),
         "name": dialect.key(staging.name),
-        "attempt": attempt,
         "branches": dialect.text(json(staging.branches)),
         "last_branch": number(staging.last),
         "deadline": dialect.seconds(staging.deadline),
@@ -64,7 +64,6 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
         "metadata": dialect.text(json(staging.metadata)),
         "created_at": dialect.seconds(staging.created_at),
         "begin_by": dialect.seconds(staging.begin_by),
-        "undecided": dialect.attempt(staging.attempt),
     }
 
 
@@ -76,7 +75,11 @@ def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> s
 
     `undecided`: NULL also where a decision is seen. One that is written at the same moment is not.
     """
-    literal = dialect.attempt(attempt)
+    return above_floor_of(dialect, dialect.attempt(attempt), undecided=undecided)
+
+
+def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False) -> str:
+    """The same, where the attempt is a literal already."""
     no_decision = f" AND NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})"
     return dialect.read_floor(
         f"SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
@@ -103,8 +106,8 @@ def standing(row: Row) -> Standing:
 def staging(row: Row) -> Staging:
     """A row of `STAGING`."""
     return Staging(
-        name=text(row[0]),
-        attempt=text(row[1]),
+        attempt=text(row[0]),
+        name=text(row[1]),
         branches=branches(row[2]),
         last=None if row[3] is None else int(row[3]),
         deadline=float(row[4]),

@@ -9,9 +9,11 @@ Must not: act on a plain read, use ON CONFLICT for a decision, or know a driver.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
+from ..kept import Kept
 from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
 from ..protocol.records import Decision, Epoch, Mode, Standing
 from ..script import Pause, Script
@@ -93,7 +95,7 @@ class SqlJournal(Directory):
     def _version(self, session: Session) -> Script[int | None]:
         """The version of the tables; None: there are none, or a setup has not finished."""
         try:
-            version = (yield from self._ask(session, self._item("counter", "version")))[-1].scalar()
+            version = (yield from self._ask(session, (self._item("counter", "version"),)))[-1].scalar()
         except StatementFailed as error:
             if error.code in self.dialect.no_table:
                 return None
@@ -173,15 +175,26 @@ class SqlJournal(Directory):
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
-        values = rows.decision_values(self.dialect, decision, rows.above_floor(self.dialect, decision.attempt))
-        table, names = self.dialect.table("decisions"), self.dialect.table("names")
-        insert = f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        insert = self._insert_decision(*rows.decision_values(self.dialect, decision).values())
         event = trail.of_decision(decision)
-        following = () if event is None else (self._event_rows([event]),)
+        following = () if event is None else (self._event_row(event),)
         if decision.mode is Mode.ONCE:
             return insert, *following
-        which = f"undecided = {self.dialect.attempt(decision.attempt)}"
-        return insert, f"UPDATE {names} SET undecided = NULL WHERE {which}", *following
+        return insert, self._name_is_decided(self.dialect.attempt(decision.attempt)), *following
+
+    @functools.cached_property
+    def _insert_decision(self) -> Kept:
+        def build(attempt: str, *values: str) -> str:
+            checked = rows.above_floor_of(self.dialect, attempt)
+            return f"INSERT INTO {table} ({rows.columns(rows.DECISION)}) VALUES ({rows.columns((checked, *values))})"
+
+        table = self.dialect.table("decisions")
+        return Kept(len(rows.DECISION), build)
+
+    @functools.cached_property
+    def _name_is_decided(self) -> Kept:
+        names = self.dialect.table("names")
+        return Kept(1, lambda attempt: f"UPDATE {names} SET undecided = NULL WHERE undecided = {attempt}")
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         """Flush the rows of these attempts and return them.

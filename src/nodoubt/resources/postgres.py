@@ -22,6 +22,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant
+from ..kept import Kept, message
 from ..ports import (
     BelowFloor,
     Conflict,
@@ -57,6 +58,20 @@ _FORCED_LEVEL = (
 )
 # For the session, not for the transaction: a COMMIT PREPARED stands outside any transaction.
 _FORCED = f"SELECT pg_catalog.set_config('synchronous_commit', {_FORCED_LEVEL}, false)"
+_PROOF = Kept(
+    1,
+    lambda mark: (
+        f"{_FORCED}, (CASE WHEN pg_catalog.current_setting('nodoubt.attempt', true) = {mark} "
+        f"THEN '1' ELSE '{PROOF_TEXT}' END)::pg_catalog.int4"
+    ),
+)
+_RECEIPT = Kept(
+    5,
+    lambda attempt, branch, verdict, epoch, alone: (
+        "INSERT INTO nodoubt.receipts "
+        f"(attempt, branch, verdict, epoch, alone) VALUES ({attempt}, {branch}, {verdict}, {epoch}, {alone})"
+    ),
+)
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _WAIT_BRIEFLY = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
 
@@ -209,7 +224,7 @@ class PostgresResource:
         statements = [*rows, *opening]
         doing = f"begin on {self.name}"
         try:
-            replies = yield from do(session, "run", "; ".join(statements))
+            replies = yield from do(session, "run", (yield from message(session, statements)))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -421,8 +436,7 @@ class PostgresResource:
 
         The cast is of a CASE, not of a constant, so that it is tried only when the mark is missing.
         """
-        mine = f"pg_catalog.current_setting('nodoubt.attempt', true) = '{_mark(work)}'"
-        return f"{_FORCED}, (CASE WHEN {mine} THEN '1' ELSE '{PROOF_TEXT}' END)::pg_catalog.int4"
+        return _PROOF(f"'{_mark(work)}'")
 
     def _receipt_row(self, work: Work, *, alone: bool) -> str:
         return _receipt_row(work.xid, Verdict.COMMIT, epoch=work.epoch, alone=alone)
@@ -437,7 +451,7 @@ class PostgresResource:
             yield from self._undo(session)
             raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {work.doomed}")
         try:
-            replies = yield from do(session, "run", "; ".join(statements))
+            replies = yield from do(session, "run", (yield from message(session, statements)))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -477,7 +491,7 @@ class PostgresResource:
     def _commit_unforced(self, session: Session, rows: Sequence[str]) -> Script[None]:
         doing = f"rows before the commit on {self.name}"
         try:
-            replies = yield from do(session, "run", "; ".join(_unforced(session, rows)))
+            replies = yield from do(session, "run", (yield from message(session, _unforced(session, rows))))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -552,10 +566,7 @@ class PostgresResource:
 
 def _receipt_row(xid: Xid, verdict: Verdict, *, epoch: int, alone: bool) -> str:
     """A plain INSERT: never ON CONFLICT, which would commit the work against a fence that stands."""
-    return (
-        "INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) "
-        f"VALUES ('{xid.attempt}', {xid.branch}, '{verdict.value}', {int(epoch)}, {str(alone).lower()})"
-    )
+    return _RECEIPT(f"'{xid.attempt}'", str(xid.branch), f"'{verdict.value}'", str(int(epoch)), str(alone).lower())
 
 
 def _some_receipts(where: str) -> str:
