@@ -16,9 +16,11 @@ Must not: import a driver, or anything of the engine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
+
+import msgspec
 
 from .errors import NoDoubtError, ResourceRefused
 from .protocol.records import Decision, Epoch, Event, Quarantined, Staging, Standing, Verdict
@@ -28,8 +30,7 @@ from .xid import Xid
 # ---- what a server answers ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One statement's answer. Iterates over its rows as mappings.
 
     `tag` is the server's own word for what it did (`INSERT 0 1`, `COMMIT`); "" where the server has none.
@@ -214,8 +215,7 @@ class Work:
     handle: Any = None  # what the resource needs to name the branch again (MariaDB: `XaXid`)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """A branch that a resource lists as prepared. `age_s`: since when, by the server's clock; None if it can't tell."""
 
     xid: Xid
@@ -505,15 +505,14 @@ class Clock(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(msgspec.Struct, frozen=True):
     """A point of the protocol that one attempt has reached: P1 to P10 of the fault matrix, and what happened."""
 
     point: str
     attempt: str
     what: str
     branch: int | None = None
-    fields: Mapping[str, object] = field(default_factory=dict)
+    fields: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import uuid_utils
 
 from .errors import InvalidName, UsageError
@@ -31,6 +32,7 @@ _CLUSTER = r"[0-9a-f]{16}"
 _ATTEMPT = r"[0-9a-f]{32}"
 _BRANCH = r"0|[1-9][0-9]{0,2}"
 _NUMBER = r"0|[1-9][0-9]{0,18}"
+_CLUSTER_ONLY, _ATTEMPT_ONLY = re.compile(_CLUSTER), re.compile(_ATTEMPT)
 _GID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})\.({_BRANCH})")
 _GTRID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})")
 _BQUAL = re.compile(rf"({_BRANCH})\.({_NUMBER})\.({_NUMBER})")
@@ -45,7 +47,7 @@ class Xid:
     branch: int
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(_CLUSTER, self.cluster) or not re.fullmatch(_ATTEMPT, self.attempt):
+        if not _CLUSTER_ONLY.fullmatch(self.cluster) or not _ATTEMPT_ONLY.fullmatch(self.attempt):
             raise UsageError(f"not a cluster and attempt id: {self.cluster!r}, {self.attempt!r}")
         if not 0 <= self.branch < BRANCHES_MAX:
             raise UsageError(f"branch {self.branch} is not within 0 to {BRANCHES_MAX - 1}")
@@ -61,8 +63,7 @@ class Xid:
         return f"nd1.{self.cluster}.{self.attempt}"
 
 
-@dataclass(frozen=True, slots=True)
-class XaXid:
+class XaXid(msgspec.Struct, frozen=True):
     """An xid as XA knows it, with the session that prepared it: the one that may still hold it (FACTS, XAER_NOTA)."""
 
     xid: Xid
@@ -123,7 +124,7 @@ def new_mark() -> str:
 
 def is_attempt(text: str) -> bool:
     """Whether the text has the form of an attempt id."""
-    return re.fullmatch(_ATTEMPT, text) is not None
+    return _ATTEMPT_ONLY.fullmatch(text) is not None
 
 
 def check_name(name: object) -> str:

@@ -42,9 +42,9 @@ ROWS_AT_ONCE = 1000
 _Diag = pq.DiagnosticField
 _Status = pq.ExecStatus
 _Transaction = pq.TransactionStatus
-_ROWS = frozenset({_Status.TUPLES_OK, _Status.SINGLE_TUPLE})
-_FINE = frozenset({_Status.COMMAND_OK, _Status.EMPTY_QUERY, *_ROWS})
-_COPY = frozenset({_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH})
+_ROWS = (_Status.TUPLES_OK, _Status.SINGLE_TUPLE)  # a tuple is searched by identity; an Enum's hash is its name's
+_FINE = (_Status.COMMAND_OK, _Status.EMPTY_QUERY, *_ROWS)
+_COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
 
 
 class LibpqSession(BasicSession):

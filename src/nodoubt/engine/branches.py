@@ -6,9 +6,10 @@ unknown, a receipt confirmed in a new snapshot; for a rollback, that the branch 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ..errors import NoDoubtError
 from ..ports import Prepared, Session, SessionLost, UnknownXid
@@ -28,8 +29,7 @@ class End(Enum):
     OPEN = "not yet"
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """The answer of `carry_out`: PROVED, or why not."""
 
     end: End

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable
 from ..ports import Session, SessionLost, StatementFailed
-from ..script import Do
+from ..script import Do, within
 
 CHECK_AFTER_IDLE_S = 5.0
 CHECK_WITHIN_S = 2.0
@@ -222,8 +222,7 @@ class AsyncPool:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            async with asyncio.timeout(self.acquire_s):
-                await turn
+            await within(turn, self.acquire_s)
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self._leave_place()  # the place came just as we gave up
