@@ -340,8 +340,8 @@ class Resource(Protocol):
     def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]: ...
 
     # -- recovery
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
-        """All branches of this cluster that are prepared in this database."""
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
+        """All branches of this cluster that are prepared in this database, or, asked for one, that one if it is."""
         ...
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
@@ -440,6 +440,10 @@ class Journal(Protocol):
     def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]: ...
     def find(self, session: Session, name: str) -> Script[Staging | None]:
         """The row by name, or by attempt id."""
+        ...
+
+    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+        """As `find`, with the decision that is seen: advice, as by `look`."""
         ...
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]: ...

@@ -88,8 +88,8 @@ def _look(participant: Participant, prepared: Prepared, verdict: Verdict) -> Scr
     resource = participant.resource
 
     def listed(session: Session) -> Script[Prepared | None]:
-        found = yield from resource.prepared(session, prepared.xid.cluster)
-        return next((one for one in found if one.xid == prepared.xid), None)
+        found = yield from resource.prepared(session, prepared.xid.cluster, prepared.xid)
+        return found[0] if found else None
 
     def receipt(session: Session) -> Script[bool]:
         return resource.receipt(session, prepared.xid)

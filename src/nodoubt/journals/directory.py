@@ -93,6 +93,32 @@ class Directory(Transactions):
             found = yield from self._stagings(session, f"attempt = {self.dialect.attempt(name)}")
         return found[0] if found else None
 
+    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+        """`find` and `look` in one question."""
+        try:
+            found = yield from self._read(session, self._named(self.dialect.key(check_name(name))))
+        except InvalidName:
+            return None
+        if not found.rows and is_attempt(name):
+            found = yield from self._read(session, self._of_attempt(self.dialect.attempt(name)))
+        return _with_decision(found.rows[0]) if found.rows else None
+
+    @functools.cached_property
+    def _named(self) -> Kept:
+        return Kept(1, lambda name: f"{self._select_with_decision} WHERE n.name = {name}")
+
+    @functools.cached_property
+    def _of_attempt(self) -> Kept:
+        return Kept(1, lambda attempt: f"{self._select_with_decision} WHERE n.attempt = {attempt}")
+
+    @property
+    def _select_with_decision(self) -> str:
+        names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
+        return (
+            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM {names} AS n "
+            f"LEFT JOIN {decisions} AS d ON d.attempt = n.attempt"
+        )
+
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
         """The rows of these attempts."""
         if not attempts:
@@ -132,11 +158,7 @@ class Directory(Transactions):
             f"JOIN {names} AS n ON n.attempt = page.begun LEFT JOIN {decisions} AS d ON d.attempt = page.begun "
             "ORDER BY page.begun DESC",
         )
-        width = len(rows.STAGING)
-        return [
-            (rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:]))
-            for row in reply.rows
-        ]
+        return [_with_decision(row) for row in reply.rows]
 
     # ---- resources --------------------------------------------------------------------------------
 
@@ -261,3 +283,9 @@ class Directory(Transactions):
             f"WHERE attempt = {self.dialect.key(attempt)} ORDER BY id",
         )
         return [rows.event(row) for row in reply.rows]
+
+
+def _with_decision(row: rows.Row) -> tuple[Staging, Standing | None]:
+    """A row of `STAGING` and `standing_columns`, of which the latter may be empty."""
+    width = len(rows.STAGING)
+    return rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:])

@@ -486,6 +486,12 @@ class MemoryJournal:
     def find(self, session: Session, name: str) -> Script[Staging | None]:
         return self._apply(session, "find", name)
 
+    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+        staging = yield from self.find(session, name)
+        if staging is None:
+            return None
+        return staging, (yield from self.look(session, [staging.attempt])).get(staging.attempt)
+
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
         return self._apply(session, "staged", tuple(attempts))
 

@@ -389,16 +389,19 @@ class MariaDBResource:
 
     # -- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
-        """Those of all databases of this server: only the decision's list of branches tells whose a branch is."""
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
+        """Those of all databases of this server: only the decision's list of branches tells whose a branch is.
+
+        XA RECOVER takes no condition: asked for one, it lists all.
+        """
         try:
             (reply,) = yield from self._run(session, "XA RECOVER")
         except StatementFailed as error:
             raise Refused(f"{self.name} does not list its prepared branches: {error}") from error
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
-        found = map(parse_xa_recover, reply.rows)
-        return tuple(Prepared(one.xid, None, one) for one in found if one is not None and one.xid.cluster == cluster)
+        ours = [one for one in map(parse_xa_recover, reply.rows) if one is not None and one.xid.cluster == cluster]
+        return tuple(Prepared(one.xid, None, one) for one in ours if xid is None or one.xid == xid)
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         """KILL the session that prepared it, if it is idle, of our account and of this run of the server.

@@ -372,13 +372,14 @@ class PostgresResource:
 
     # ---- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         """Ours, in this database: the view shows those of all, and a stranger's gid may look much like ours (I9)."""
+        which = "gid LIKE 'nd1.%'" if xid is None else f"gid = '{xid.gid}'"
         (reply,) = yield from self._ask(
             session,
             "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 "
             "FROM pg_catalog.pg_prepared_xacts "
-            "WHERE database = pg_catalog.current_database() AND gid LIKE 'nd1.%' ORDER BY prepared",
+            f"WHERE database = pg_catalog.current_database() AND {which} ORDER BY prepared",
         )
         parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
         return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None and xid.cluster == cluster)

@@ -147,11 +147,11 @@ class SqliteResource:
         return self._ask(session, two_phase.rollback_prepared, prepared.xid)
 
     # -- recovery
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         """All branches of this cluster that are prepared in this file, hazards included."""
-        rows = yield from self._ask(session, two_phase.prepared)
+        rows = yield from self._ask(session, two_phase.prepared, "" if xid is None else xid.gid)
         found = ((parse_gid(gid), age_s) for gid, age_s in rows)
-        return tuple(Prepared(xid, age_s) for xid, age_s in found if xid is not None and xid.cluster == cluster)
+        return tuple(Prepared(one, age_s) for one, age_s in found if one is not None and one.cluster == cluster)
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         """No session ever holds a prepared branch."""

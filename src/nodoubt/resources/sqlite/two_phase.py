@@ -320,13 +320,15 @@ def _hazard(gid: str, table: str, why: str) -> str:
     )
 
 
-def prepared(connection: Connection) -> list[tuple[str, float]]:
-    """All records' xids and ages in seconds, whether or not they can be read."""
+def prepared(connection: Connection, gid: str = "") -> list[tuple[str, float]]:
+    """All records' xids and ages in seconds, whether or not they can be read; or that one's."""
     if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'nodoubt_prepared'"):
         return []
     return [
         (gid, max(age, 0.0))
         for gid, age in connection.query(
-            "SELECT xid, unixepoch('subsec') - at FROM main.nodoubt_prepared ORDER BY at, xid LIMIT ?", (PREPARED_MAX,)
+            "SELECT xid, unixepoch('subsec') - at FROM main.nodoubt_prepared WHERE ?1 IN ('', xid) ORDER BY at, xid "
+            "LIMIT ?2",
+            (gid, PREPARED_MAX),
         )
     ]
