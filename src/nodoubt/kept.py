@@ -20,10 +20,11 @@ _WHO = "SELECT pg_catalog.pg_backend_pid()"
 class Kept:
     """A statement with places for literals; called with them it gives its text."""
 
-    __slots__ = ("_at", "_pieces", "declared")
+    __slots__ = ("_at", "_pieces", "declared", "name")
 
-    def __init__(self, count: int, build: Callable[..., str]) -> None:
-        """`build` makes the text from what stands in its `count` places."""
+    def __init__(self, name: str, count: int, build: Callable[..., str]) -> None:
+        """`build` makes the text from what stands in its `count` places; the server shows `nodoubt_` and `name`."""
+        self.name = f"nodoubt_{name}"
         self.declared = build(*(f"${place + 1}" for place in range(count)))
         # No name of a database or table has a NUL in it.
         pieces = build(*(f"\0{place}\0" for place in range(count))).split("\0")
@@ -52,32 +53,26 @@ def message(session: Session, statements: Sequence[str]) -> Script[str]:
 
     Those it has not prepared yet cost a message of their own. Raises what `session.run` raises.
     """
-    kept = [one for one in statements if isinstance(one, _Text)]
+    kept = [one.kept for one in statements if isinstance(one, _Text)]
     if not kept or getattr(session, "kept", None) is None or getattr(session, "stained", False):
         return "; ".join(statements)
-    names: dict[Kept, str] | None = yield from _names(session, [one.kept for one in kept])
-    if names is None:
+    new = [one for one in dict.fromkeys(kept) if one.name not in session.kept]  # type: ignore[attr-defined]
+    if new and not (yield from _keep(session, new)):
         return "; ".join(statements)
     said = [
-        f"EXECUTE {names[one.kept]}({', '.join(one.values)})" if isinstance(one, _Text) else one for one in statements
+        f"EXECUTE {one.kept.name}({', '.join(one.values)})" if isinstance(one, _Text) else one for one in statements
     ]
     return "; ".join(said)
 
 
-def _names(session: Any, wanted: Sequence[Kept]) -> Script[dict[Kept, str] | None]:
-    """What the session calls them; None where it can't be made to hold them: then it is not asked again."""
-    names: dict[Kept, str] = session.kept
-    new = [one for one in dict.fromkeys(wanted) if one not in names]
-    if not new:
-        return names
-    more = {one: f"nodoubt_{number}" for number, one in enumerate(new, len(names))}
-    declared = [f"PREPARE {name} AS {one.declared}" for one, name in more.items()]
-    session.kept = None
+def _keep(session: Any, new: Sequence[Kept]) -> Script[bool]:
+    """Prepare them. False where the session can't be made to hold them: then it is not asked again."""
+    before, session.kept = session.kept, None
     try:
-        who, *_ = yield from do(session, "run", "; ".join((_WHO, *declared)))
+        who, *_ = yield from do(session, "run", "; ".join((_WHO, *(f"PREPARE {n.name} AS {n.declared}" for n in new))))
     except StatementFailed:
-        return None
+        return False
     if who.scalar() != session.connection_id:
-        return None  # a pooler stands between: the next message may meet another server session
-    session.kept = {**names, **more}
-    return session.kept  # type: ignore[no-any-return]
+        return False  # a pooler stands between: the next message may meet another server session
+    session.kept = before | {one.name for one in new}
+    return True

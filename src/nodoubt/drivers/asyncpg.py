@@ -70,7 +70,7 @@ class AsyncpgSession:
         self.usable = True
         self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
         self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
-        self.kept: dict[Any, str] | None = None  # see `kept`: statements of ours that it has prepared
+        self.kept: frozenset[str] | None = None  # see `kept`: which statements of ours it has prepared
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         self._loop = asyncio.get_running_loop()
         self._tap = _Tap(connection._transport.get_protocol())
@@ -226,6 +226,7 @@ async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgS
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error or 'no answer in time'}") from error
     session = AsyncpgSession(connection)
+    session.kept = frozenset()
     await _watch_client(session)
     return session
 

@@ -372,7 +372,7 @@ async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> LibpqSes
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
     session = LibpqSession(connection)
-    session.kept = {}
+    session.kept = frozenset()
     if connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
         with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
             await session.run(CHECK_CLIENT)

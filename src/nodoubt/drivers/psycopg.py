@@ -50,7 +50,7 @@ class BasicSession:
         self.usable = True
         self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
         self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
-        self.kept: dict[Any, str] | None = None  # see `kept`: statements of ours that it has prepared
+        self.kept: frozenset[str] | None = None  # see `kept`: which statements of ours it has prepared
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
         # have been closed and given to a stranger's file.
@@ -181,7 +181,7 @@ def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
     session = PsycopgSession(connection)
-    session.kept = {}
+    session.kept = frozenset()
     _watch_client(session)
     return session
 

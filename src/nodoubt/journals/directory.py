@@ -66,7 +66,7 @@ class Directory(Transactions):
             return f"INSERT INTO {names} ({columns}) VALUES ({rows.columns((checked, *values, attempt))})"
 
         names = self.dialect.table("names")
-        return Kept(len(rows.STAGING), build)
+        return Kept("name", len(rows.STAGING), build)
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
         """Raise `Conflict` if one of the attempts has been decided, else the error.
@@ -105,11 +105,11 @@ class Directory(Transactions):
 
     @functools.cached_property
     def _named(self) -> Kept:
-        return Kept(1, lambda name: f"{self._select_with_decision} WHERE n.name = {name}")
+        return Kept("known", 1, lambda name: f"{self._select_with_decision} WHERE n.name = {name}")
 
     @functools.cached_property
     def _of_attempt(self) -> Kept:
-        return Kept(1, lambda attempt: f"{self._select_with_decision} WHERE n.attempt = {attempt}")
+        return Kept("known_attempt", 1, lambda attempt: f"{self._select_with_decision} WHERE n.attempt = {attempt}")
 
     @property
     def _select_with_decision(self) -> str:
@@ -265,7 +265,7 @@ class Directory(Transactions):
     def _insert_event(self) -> Kept:
         events = self.dialect.table("events")
         into = f"INSERT INTO {events} ({rows.columns(rows.EVENT)})"
-        return Kept(len(rows.EVENT), lambda *values: f"{into} VALUES ({rows.columns(values)})")
+        return Kept("event", len(rows.EVENT), lambda *values: f"{into} VALUES ({rows.columns(values)})")
 
     def _event_rows(self, events: Sequence[Event]) -> str:
         values = ", ".join(f"({rows.columns(self._event_values(event))})" for event in events)

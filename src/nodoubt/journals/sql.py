@@ -189,12 +189,12 @@ class SqlJournal(Directory):
             return f"INSERT INTO {table} ({rows.columns(rows.DECISION)}) VALUES ({rows.columns((checked, *values))})"
 
         table = self.dialect.table("decisions")
-        return Kept(len(rows.DECISION), build)
+        return Kept("decision", len(rows.DECISION), build)
 
     @functools.cached_property
     def _name_is_decided(self) -> Kept:
         names = self.dialect.table("names")
-        return Kept(1, lambda attempt: f"UPDATE {names} SET undecided = NULL WHERE undecided = {attempt}")
+        return Kept("decided", 1, lambda attempt: f"UPDATE {names} SET undecided = NULL WHERE undecided = {attempt}")
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         """Flush the rows of these attempts and return them.

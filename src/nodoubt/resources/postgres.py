@@ -59,6 +59,7 @@ _FORCED_LEVEL = (
 # For the session, not for the transaction: a COMMIT PREPARED stands outside any transaction.
 _FORCED = f"SELECT pg_catalog.set_config('synchronous_commit', {_FORCED_LEVEL}, false)"
 _PROOF = Kept(
+    "proof",
     1,
     lambda mark: (
         f"{_FORCED}, (CASE WHEN pg_catalog.current_setting('nodoubt.attempt', true) = {mark} "
@@ -66,6 +67,7 @@ _PROOF = Kept(
     ),
 )
 _RECEIPT = Kept(
+    "receipt",
     5,
     lambda attempt, branch, verdict, epoch, alone: (
         "INSERT INTO nodoubt.receipts "
