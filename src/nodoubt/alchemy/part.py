@@ -9,9 +9,9 @@ Must not: know which kind of database it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NoReturn, Self
 
+import msgspec
 from sqlalchemy import CursorResult, Executable
 from sqlalchemy.orm import Session
 
@@ -133,7 +133,7 @@ class Part:
         if not isinstance(statement, Executable):
             raise UsageError(f"a statement is text, or an executable of SQLAlchemy's, not {type(statement).__name__}")
         reply = _reply(self.connection.execute(statement, params))
-        return reply if self.home.counts(statement) else replace(reply, count=-1)
+        return reply if self.home.counts(statement) else msgspec.structs.replace(reply, count=-1)
 
     def enrol(self, session: Session) -> None:
         """The session takes part from now on."""

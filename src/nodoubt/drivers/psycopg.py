@@ -16,8 +16,9 @@ import os
 import socket
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
@@ -212,7 +213,7 @@ def _in_full(cursor: psycopg.Cursor[tuple[Any, ...]], query: Any, params: Bound)
         cursor.executemany(query, params.values)  # a pipeline: one wait for all of them
         return Reply(cursor.statusmessage or "", cursor.rowcount)
     cursor.execute(query, params.values)
-    return replace(_replies(cursor)[-1], types=types(cursor))
+    return msgspec.structs.replace(_replies(cursor)[-1], types=types(cursor))
 
 
 def types(cursor: Any) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ Must not: as `drivers.psycopg`.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import psycopg
 
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
@@ -109,4 +109,5 @@ async def _in_full(cursor: Any, statement: str, params: Bound) -> Reply:
         await cursor.executemany(statement, params.values)
         return Reply(cursor.statusmessage or "", cursor.rowcount)
     await cursor.execute(statement, params.values)
-    return replace((await _replies(cursor))[-1], types=types(cursor))
+    replies = await _replies(cursor)
+    return msgspec.structs.replace(replies[-1], types=types(cursor))

@@ -23,8 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, TypeVar, cast
+
+import msgspec
 
 from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
@@ -158,7 +159,7 @@ class Connection:
             counts = [one.count for values in params.values for one in self._replies(statement, values)[-1:]]
             return Reply(count=sum(counts))
         reply = next(reversed(self._replies(statement, params.values)), Reply())
-        return replace(reply, last_id=self._database.last_insert_rowid())
+        return msgspec.structs.replace(reply, last_id=self._database.last_insert_rowid())
 
     def _replies(self, sql: str, params: Any) -> list[Reply]:
         database, replies = self._database, list[Reply]()
