@@ -75,9 +75,11 @@ class _Base:
             # setup() must stay possible; every other verb raises this.
             self._not_ready = error
 
-    def _setup_script(self) -> Script[None]:
+    def _setup_script(self, *, migrate: bool) -> Script[None]:
         if self._read_only:
             raise UsageError("a coordinator with read_only=True creates nothing")
+        if migrate:
+            yield from start.migrate(self._ctx)
         yield from start.setup(self._ctx)
         yield from start.start(self._ctx)
         self._not_ready = None
@@ -215,9 +217,13 @@ class Coordinator(_Base):
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.close()
 
-    def setup(self) -> None:
-        """Create our tables where they are missing. Idempotent. Raises `ResourceRefused`, `LineageBroken`."""
-        self._shell.run(self._setup_script())
+    def setup(self, *, migrate: bool = False) -> None:
+        """Create our tables where there are none. Idempotent.
+
+        Raises `ResourceRefused`, `LineageBroken`, `SchemaMismatch`.
+        `migrate`: bring those of an older release up to this one, as `nodoubt schema apply` does; never done unasked.
+        """
+        self._shell.run(self._setup_script(migrate=migrate))
 
     def adopt(self, name: str) -> None:
         """Take a cloned or restored database as it is now. Only after a human has looked (I15).
@@ -412,9 +418,9 @@ class AsyncCoordinator(_Base):
     ) -> None:
         await self.close()
 
-    async def setup(self) -> None:
+    async def setup(self, *, migrate: bool = False) -> None:
         """As `Coordinator.setup`."""
-        await self._shell.run(self._setup_script())
+        await self._shell.run(self._setup_script(migrate=migrate))
 
     async def adopt(self, name: str) -> None:
         """As `Coordinator.adopt`."""

@@ -233,6 +233,18 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """Of our tables in one database. `stands`: the newest migration that is finished.
+
+    `works_from`: what a coordinator must know at least to work on them. `unfinished`: a migration has begun since.
+    """
+
+    stands: int
+    works_from: int
+    unfinished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """How a kind of resource differs, where the engine must know."""
 
@@ -248,21 +260,36 @@ class Resource(Protocol):
     name: str
     traits: Traits
 
+    @property
+    def known(self) -> int:
+        """The newest version of our tables that this release knows."""
+        ...
+
     # -- registration
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse (`ResourceRefused`, naming the setting) what can't be made durable; return warnings."""
         ...
 
-    def schema_sql(self) -> str: ...
+    def version(self, session: Session) -> Script[Version | None]:
+        """Of our tables, whatever it is; None: there are none."""
+        ...
+
+    def migrate(self, session: Session) -> Script[None]:
+        """Make our tables those that this release knows. Idempotent, and safe when two run it at the same time."""
+        ...
+
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create our tables if they are missing and store the identity once.
+        """Create our tables if they are missing and store the identity once. Migrates nothing: `SchemaMismatch`.
 
         Idempotent, and safe when two run it at the same time.
         """
         ...
 
     def identity(self, session: Session) -> Script[Identity | None]:
-        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet."""
+        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet.
+
+        Raises `SchemaMismatch` where this release may not work on our tables.
+        """
         ...
 
     def server(self, session: Session) -> Script[str]:
@@ -368,13 +395,28 @@ class Resource(Protocol):
 class Journal(Protocol):
     """Where decisions live: scripts over sessions of the database that holds it."""
 
-    def schema_sql(self) -> str: ...
+    @property
+    def known(self) -> int:
+        """The newest version of our tables that this release knows."""
+        ...
+
+    def version(self, session: Session) -> Script[Version | None]:
+        """Of our tables, whatever it is; None: there are none."""
+        ...
+
+    def migrate(self, session: Session) -> Script[None]:
+        """Make our tables those that this release knows. Idempotent, and safe when two run it at the same time."""
+        ...
+
     def setup(self, session: Session, cluster: str) -> Script[None]:
-        """Create the tables if they are missing and store the cluster id once; an id that stands is kept."""
+        """Create the tables if they are missing and store the cluster id once; an id that stands is kept.
+
+        Migrates nothing: `SchemaMismatch`.
+        """
         ...
 
     def cluster(self, session: Session) -> Script[str]:
-        """The cluster id. Raises `SchemaMismatch` when there are no tables, or of another version."""
+        """The cluster id. Raises `SchemaMismatch` where this release may not work on our tables, or there are none."""
         ...
 
     def epoch(self, session: Session) -> Script[Epoch]: ...

@@ -26,7 +26,7 @@ def test_apply_creates_what_is_missing_and_can_be_repeated(empty: Shop) -> None:
 def test_the_keys_of_a_status_are_a_contract(shop: Shop) -> None:
     document = shop.json("schema", "status")
     assert set(document) == {"ok", "journal", "databases"}
-    assert set(document["journal"]) == {"in", "tables", "cluster", "epoch", "error"}
+    assert set(document["journal"]) == {"in", "tables", "version", "known", "cluster", "epoch", "error"}
     assert document["journal"]["in"] == "shop"
     assert document["ok"] is True
     for database in document["databases"]:
@@ -36,6 +36,8 @@ def test_the_keys_of_a_status_are_a_contract(shop: Shop) -> None:
             "kind",
             "holds_journal",
             "tables",
+            "version",
+            "known",
             "resource_id",
             "cluster",
             "epoch",
@@ -128,7 +130,7 @@ def test_the_statements_can_be_had_without_a_database_or_a_driver(dialect: str) 
 
 def test_the_statements_of_the_databases_at_hand(shop: Shop) -> None:
     parts = shop.json("schema", "sql")["schema"]
-    assert [(part["name"], part["role"]) for part in parts] == [
+    assert [(part["name"], part["part"]) for part in parts] == [
         ("shop", "journal"),
         ("shop", "participant"),
         ("stock", "participant"),

@@ -17,12 +17,24 @@ from ..protocol.records import Epoch
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster, new_mark
 from . import questions
-from .context import Context, Participant, asked, log, told
+from .context import Context, Participant, asked, log, told, using
 
 _SET_BACK = (
     "the journal was restored from a backup and may have forgotten decisions. Nothing is resolved until an operator "
     "has looked"
 )
+
+
+def migrate(ctx: Context) -> Script[None]:
+    """Make our tables, in the journal's database and in every participant, those of this release. Nothing else does.
+
+    Not bounded by `answer_s`: a large table takes its time.
+    """
+    yield from using(ctx.journal_pool, ctx.journal.migrate)
+    participants = ctx.participants.values()
+    outcomes = yield from every([using(one.pool, one.resource.migrate) for one in participants])
+    for outcome in outcomes:
+        outcome.get()
 
 
 def setup(ctx: Context) -> Script[None]:

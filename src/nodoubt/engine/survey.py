@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import NoDoubtError, SchemaMismatch
-from ..ports import Identity, Prepared, Session, SessionLost
+from ..ports import Identity, Prepared, Session, SessionLost, Version
 from ..protocol.records import Epoch
 from ..script import Script, every
 from . import start
@@ -31,6 +31,8 @@ class Tables(StrEnum):
 class JournalSurvey:
     """The journal. `error`: why it cannot be used now."""
 
+    known: int  # the version of our tables that this release knows
+    version: Version | None = None
     tables: Tables = Tables.UNKNOWN
     cluster: str = ""
     epoch: int | None = None
@@ -43,6 +45,8 @@ class Survey:
 
     name: str
     holds_journal: bool
+    known: int  # as the journal's
+    version: Version | None = None
     tables: Tables = Tables.UNKNOWN
     identity: Identity | None = None
     server: str = ""
@@ -53,9 +57,10 @@ class Survey:
 
 def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
     """Look at the journal, then at every participant at the same time."""
-    journal = JournalSurvey()
+    journal = JournalSurvey(ctx.journal.known)
 
     def read(session: Session) -> Script[tuple[str, Epoch]]:
+        journal.version = yield from ctx.journal.version(session)
         cluster = yield from ctx.journal.cluster(session)
         return cluster, (yield from ctx.journal.epoch(session))
 
@@ -74,11 +79,12 @@ def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
 
 
 def _one(ctx: Context, participant: Participant, journal: JournalSurvey) -> Script[Survey]:
-    found = Survey(participant.name, participant.holds_journal)
+    found = Survey(participant.name, participant.holds_journal, participant.resource.known)
     resource = participant.resource
 
     def look(session: Session) -> Script[None]:
         found.server = yield from resource.server(session)
+        found.version = yield from resource.version(session)
         found.identity = yield from resource.identity(session)
         if found.identity is None:
             raise SchemaMismatch(f"{participant.name} has no tables of ours: run nodoubt schema apply")

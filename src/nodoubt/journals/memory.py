@@ -22,7 +22,18 @@ from typing import Any
 import msgspec
 
 from ..errors import SchemaMismatch, UsageError
-from ..ports import BelowFloor, Conflict, Identity, Params, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..ports import (
+    BelowFloor,
+    Conflict,
+    Identity,
+    Params,
+    Reply,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Unclear,
+    Version,
+)
 from ..protocol.records import Decision, Epoch, Event, Mode, Quarantined, Staging, Standing, Verdict
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
@@ -424,8 +435,21 @@ class MemoryJournal:
         except SessionLost as error:
             raise Unclear(f"the journal did not answer: {error}") from error
 
-    def schema_sql(self) -> str:
-        return ""
+    @property
+    def known(self) -> int:
+        """The newest version of our tables that this release knows."""
+        return 1
+
+    def version(self, session: Session) -> Script[Version | None]:
+        """There is only one: a store lives no longer than the program that made it."""
+        try:
+            yield from self._apply(session, "cluster")
+        except SchemaMismatch:
+            return None
+        return Version(1, 1)
+
+    def migrate(self, session: Session) -> Script[None]:
+        yield from ()
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)

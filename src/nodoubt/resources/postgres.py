@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant
@@ -35,22 +34,22 @@ from ..ports import (
     StatementFailed,
     Traits,
     Unclear,
+    Version,
     Work,
     require_none,
 )
 from ..protocol.records import Epoch, Verdict
+from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, PROOF_TEXT, refusal, require_durable, require_rows, warnings
 from .postgres_settings import SETTINGS, shortcomings
 from .postgres_statements import shape
 
-SCHEMA_VERSION = 1
 LOCK_TIMEOUT_MS = 1000  # how long recovery waits for a branch that is still under way
 FENCE_TRIES_MAX = 3
 FORGET_ROWS_MAX = 10_000
 RECENT_RECEIPTS = 100
-SETUP_LOCK = 0x6E6462  # every script that creates tables in the schema nodoubt takes this advisory lock
 
 _FORCED_LEVEL = (
     "CASE pg_catalog.current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END"
@@ -86,6 +85,7 @@ class PostgresResource:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.tables = Tables(shipped(Part.PARTICIPANT, "postgres"), whose=name)
 
     # ---- registration
 
@@ -104,55 +104,60 @@ class PostgresResource:
         )
         return require_none(found, self.name)
 
-    def schema_sql(self) -> str:
-        return files(__package__).joinpath("schema", "postgres.sql").read_text(encoding="utf-8")
+    @property
+    def known(self) -> int:
+        """The newest version of our tables that this release knows."""
+        return self.tables.schema.known
+
+    def version(self, session: Session) -> Script[Version | None]:
+        return self.tables.version(session)
+
+    def migrate(self, session: Session) -> Script[None]:
+        return self.tables.migrate(session)
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create what is missing, and store the identity if there is none. A second `setup` waits for the first."""
-        (there,) = yield from self._ask(
-            session,
-            "SELECT pg_catalog.to_regclass('nodoubt.identity') IS NOT NULL "
-            "AND pg_catalog.to_regclass('nodoubt.receipts') IS NOT NULL",
-        )
+        """Create what is missing, and store the identity if there is none. Of two at a time the first one's stands."""
+        yield from self.tables.create(session)
+        (there,) = yield from self._ask(session, "SELECT count(*) FROM nodoubt.identity")
+        if there.scalar():
+            return  # who may not write here can still use what is there
         server = yield from self.server(session)
-        row = f"{SCHEMA_VERSION}, {_text(resource_id)}, {_text(cluster)}, {_text(server)}"
+        row = ", ".join(map(_text, (resource_id, cluster, server)))
         try:
             yield from self._forced(
                 session,
-                f"SELECT pg_catalog.pg_advisory_xact_lock({SETUP_LOCK})",
-                *(() if there.scalar() else (self.schema_sql(),)),  # who may not create can still use what is there
-                "INSERT INTO nodoubt.identity (version, resource_id, cluster, server) "
-                f"VALUES ({row}) ON CONFLICT DO NOTHING",
+                f"INSERT INTO nodoubt.identity (resource_id, cluster, server) VALUES ({row}) ON CONFLICT DO NOTHING",
             )
         except Refused as error:
             raise ResourceRefused(
-                f"our tables cannot be set up on {self.name}: {error}. Set up once with a role that may create a "
-                "schema, or have an administrator run what nodoubt schema sql prints"
+                f"{self.name} cannot be given its identity: {error}. Run nodoubt schema apply with a role that may, or "
+                "grant what nodoubt schema sql --role setup prints"
             ) from error
 
     def identity(self, session: Session) -> Script[Identity | None]:
         """What is stored. The newest receipts are looked at too, for an epoch above the one that `witness` stored."""
         try:
-            (reply,) = yield from do(
+            record, reply = yield from do(
                 session,
                 "run",
-                "SELECT i.version, i.resource_id, i.cluster, i.server, i.mark, greatest(i.epoch, (SELECT max(r.epoch) "
-                f"FROM (SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
+                f"{self.tables.record_query()}; "
+                "SELECT i.resource_id, i.cluster, i.server, i.mark, greatest(i.epoch, (SELECT max(r.epoch) FROM "
+                f"(SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
                 "FROM nodoubt.identity i",
             )
         except SessionLost as error:
             raise self._unavailable(error) from error
         except StatementFailed as error:
-            if error.code in ("42P01", "3F000"):
-                return None
-            raise self._not_possible(error) from error
+            if error.code not in ("42P01", "3F000"):
+                raise self._not_possible(error) from error
+            version = yield from self.tables.version(session)
+            if version is not None:
+                judge(version, self.tables.schema, self.name)
+            return None
+        judge(version_of(rows_of(record)), self.tables.schema, self.name)
         if not reply.rows:
             return None
-        version, resource_id, cluster, server, mark, epoch = reply.rows[0]
-        if version != SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"{self.name}: our tables are of version {version}, this release knows version {SCHEMA_VERSION}"
-            )
+        resource_id, cluster, server, mark, epoch = reply.rows[0]
         return Identity(resource_id, cluster, server, epoch, mark)
 
     def server(self, session: Session) -> Script[str]:
@@ -188,8 +193,8 @@ class PostgresResource:
         yield from self._forced(
             session,
             "DELETE FROM nodoubt.identity",
-            "INSERT INTO nodoubt.identity (version, resource_id, cluster, server, epoch, mark) "
-            f"VALUES ({SCHEMA_VERSION}, {row}, {int(identity.epoch)}, {_text(identity.mark)})",
+            "INSERT INTO nodoubt.identity (resource_id, cluster, server, epoch, mark) "
+            f"VALUES ({row}, {int(identity.epoch)}, {_text(identity.mark)})",
             f"UPDATE nodoubt.receipts SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
 
