@@ -274,6 +274,10 @@ class Resource(Protocol):
         """Of our tables, whatever it is; None: there are none."""
         ...
 
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        ...
+
     def migrate(self, session: Session) -> Script[None]:
         """Make our tables those that this release knows. Idempotent, and safe when two run it at the same time."""
         ...
@@ -404,6 +408,10 @@ class Journal(Protocol):
         """Of our tables, whatever it is; None: there are none."""
         ...
 
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        ...
+
     def migrate(self, session: Session) -> Script[None]:
         """Make our tables those that this release knows. Idempotent, and safe when two run it at the same time."""
         ...
@@ -415,11 +423,17 @@ class Journal(Protocol):
         """
         ...
 
-    def cluster(self, session: Session) -> Script[str]:
-        """The cluster id. Raises `SchemaMismatch` where this release may not work on our tables, or there are none."""
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
+        """The cluster id. Raises `SchemaMismatch` where this release may not work on our tables, or there are none.
+
+        Not `judged`: whatever version they are, for whoever is about to migrate them; its row never changes its form.
+        """
         ...
 
-    def epoch(self, session: Session) -> Script[Epoch]: ...
+    def epoch(self, session: Session) -> Script[Epoch]:
+        """The epoch as it stands. Raises `SchemaMismatch` where this release may not work on our tables any more."""
+        ...
+
     def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
         """Begin the next epoch, under this mark, forced. At each start of a coordinator."""
         ...

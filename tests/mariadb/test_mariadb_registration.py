@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nodoubt.errors import ResourceRefused, SchemaMismatch
+from nodoubt.errors import ResourceRefused, ResourceUnavailable, SchemaMismatch
 from nodoubt.ports import Identity, Refused, StatementFailed, require_none
 from nodoubt.protocol.records import Epoch
 from nodoubt.resources import mariadb as mariadb_resource
@@ -184,7 +184,7 @@ def test_a_setup_that_cannot_get_its_turn_changes_nothing(blank: Any, monkeypatc
     monkeypatch.setattr(tables, "LOCK_WAIT_S", 0)
     blocker = blank.session()
     blank.run(blocker, f"SELECT GET_LOCK({blank.resource.tables._lock}, 0)")
-    with pytest.raises(Refused, match="somebody else is migrating"):
+    with pytest.raises(ResourceUnavailable, match="somebody else is migrating"):
         blank.drive(blank.resource.setup(blank.session(), new_attempt(), new_cluster()))
     assert blank.look("SHOW TABLES") == []
 

@@ -15,7 +15,7 @@ from click.exceptions import Exit as Leave
 
 from .. import wiring
 from ..engine.survey import JournalSurvey, Survey, Tables, survey
-from ..schema import Part, Role, grants, pending, shipped, statements
+from ..schema import Part, Role, grants, shipped, statements
 from ..schema import Tables as SchemaTables
 from ..url import Url
 from .desk import Desk, desk_command, yes_option
@@ -68,22 +68,14 @@ def apply(desk: Desk, adopt: str | None, yes: bool) -> None:
 
 
 def _ask_to_shut_out(desk: Desk, yes: bool) -> None:
-    """Some migrations end what older coordinators have under way. Where there are no tables yet there are none."""
+    """Some migrations end what older coordinators have under way."""
     journal, found = _surveyed(desk)
-    parts = [(Part.JOURNAL, _journal_place(desk)[1], journal.version)]
-    parts += [(Part.PARTICIPANT, desk.databases.urls[one.name], one.version) for one in found]
-    shut = [
-        f"migration {migration.number} of the {part} in {url}"
-        for part, url, version in parts
-        if version is not None
-        for migration in pending(version, shipped(part, url.kind))
-        if migration.refuses_older
-    ]
+    shut = ["the journal"] * journal.shuts_out + [one.name for one in found if one.shuts_out]
     if shut and not yes:
         desk.require_terminal()
         desk.ask(
-            f"Coordinators of an older release are shut out by {', '.join(shut)}: what they have under way is aborted, "
-            "and what they have staged is left for a newer one. Stop them, or update them, first"
+            f"The migration of {', '.join(shut)} shuts out coordinators of the release before: what they have under "
+            "way is aborted, and what they have staged is left for a newer one. Stop them, or update them, first."
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
-from ..ports import Identity, Session, Unclear
+from ..ports import Identity, Prepared, Session, Unclear
 from ..protocol.records import Epoch
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster, new_mark
@@ -30,11 +30,46 @@ def migrate(ctx: Context) -> Script[None]:
 
     Not bounded by `answer_s`: a large table takes its time.
     """
+    yield from _require_nobody_is_stranded(ctx)
     yield from using(ctx.journal_pool, ctx.journal.migrate)
     participants = ctx.participants.values()
     outcomes = yield from every([using(one.pool, one.resource.migrate) for one in participants])
     for outcome in outcomes:
         outcome.get()
+
+
+def _require_nobody_is_stranded(ctx: Context) -> Script[None]:
+    """Where older coordinators are about to be shut out, no branch may be prepared on what is to be migrated.
+
+    A prepared branch keeps its receipts' table from being migrated. Half of the databases would then refuse the old
+    release, which could end it, and the other half the new one.
+    """
+    shut = ctx.journal.shuts_out((yield from told(ctx, ctx.journal_pool, ctx.journal.version)))
+    behind: list[Participant] = []
+    for participant in ctx.participants.values():
+        version = yield from told(ctx, participant.reserve, participant.resource.version)
+        shut |= participant.resource.shuts_out(version)
+        if version is not None and version.stands < participant.resource.known:
+            behind.append(participant)
+    if not shut or not behind:
+        return
+
+    def its(session: Session) -> Script[str]:
+        return ctx.journal.cluster(session, judged=False)
+
+    cluster = yield from told(ctx, ctx.journal_pool, its)
+    for one in behind:
+
+        def look(session: Session, one: Participant = one) -> Script[tuple[Prepared, ...]]:
+            return one.resource.prepared(session, cluster)
+
+        listed = yield from told(ctx, one.reserve, look)
+        if listed:
+            raise ResourceUnavailable(
+                f"{one.name} lists {len(listed)} prepared branches, and the migration shuts out the coordinators that "
+                "could end them: nothing was changed. End those first (nodoubt ls, nodoubt recover), with the release "
+                "that began them, and stop its coordinators"
+            )
 
 
 def setup(ctx: Context) -> Script[None]:
@@ -50,8 +85,7 @@ def setup(ctx: Context) -> Script[None]:
         def body(session: Session) -> Script[None]:
             yield from participant.resource.check(session)
             yield from participant.resource.setup(session, new_attempt(), cluster)
-            identity = yield from participant.resource.identity(session)
-            assert identity is not None
+            identity = yield from _identity(participant, session)
             _require_same_journal(participant, identity, cluster)
 
         return asked(ctx, participant.reserve, body)

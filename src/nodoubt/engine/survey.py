@@ -33,6 +33,7 @@ class JournalSurvey:
 
     known: int  # the version of our tables that this release knows
     version: Version | None = None
+    shuts_out: bool = False  # a migration that is pending refuses coordinators that are at work now
     tables: Tables = Tables.UNKNOWN
     cluster: str = ""
     epoch: int | None = None
@@ -47,6 +48,7 @@ class Survey:
     holds_journal: bool
     known: int  # as the journal's
     version: Version | None = None
+    shuts_out: bool = False
     tables: Tables = Tables.UNKNOWN
     identity: Identity | None = None
     server: str = ""
@@ -61,6 +63,7 @@ def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
 
     def read(session: Session) -> Script[tuple[str, Epoch]]:
         journal.version = yield from ctx.journal.version(session)
+        journal.shuts_out = ctx.journal.shuts_out(journal.version)
         cluster = yield from ctx.journal.cluster(session)
         return cluster, (yield from ctx.journal.epoch(session))
 
@@ -85,6 +88,7 @@ def _one(ctx: Context, participant: Participant, journal: JournalSurvey) -> Scri
     def look(session: Session) -> Script[None]:
         found.server = yield from resource.server(session)
         found.version = yield from resource.version(session)
+        found.shuts_out = resource.shuts_out(found.version)
         found.identity = yield from resource.identity(session)
         if found.identity is None:
             raise SchemaMismatch(f"{participant.name} has no tables of ours: run nodoubt schema apply")

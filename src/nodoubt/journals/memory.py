@@ -448,13 +448,16 @@ class MemoryJournal:
             return None
         return Version(1, 1)
 
+    def shuts_out(self, version: Version | None) -> bool:
+        return False
+
     def migrate(self, session: Session) -> Script[None]:
         yield from ()
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)
 
-    def cluster(self, session: Session) -> Script[str]:
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
         return self._apply(session, "cluster")
 
     def epoch(self, session: Session) -> Script[Epoch]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
-from ..ports import BelowFloor, Refused, Session, Unclear, Version
+from ..ports import BelowFloor, Session, StatementFailed, Unclear, Version
 from ..protocol.records import Decision, Epoch, Mode, Standing
-from ..schema import Part, Tables, shipped
+from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Script
 from . import rows, trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
@@ -41,6 +41,10 @@ class SqlJournal(Directory):
     def version(self, session: Session) -> Script[Version | None]:
         """Of our tables."""
         return self.tables.version(session)
+
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        return self.tables.shuts_out(version)
 
     def migrate(self, session: Session) -> Script[None]:
         """Make our tables those that this release knows."""
@@ -79,26 +83,28 @@ class SqlJournal(Directory):
             for item, value in items.items()
         )
 
-    def cluster(self, session: Session) -> Script[str]:
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
         """The cluster id. `SchemaMismatch` where there are no tables, or this release may not work on them."""
-        yield from self.tables.require(session)
+        if judged:
+            yield from self.tables.require(session)
         found = (yield from self._read(session, self._item("value", "cluster"))).scalar()
         if found is None:
             raise SchemaMismatch("the journal's setup has not finished: run nodoubt schema apply")
         return rows.text(found)
 
     def epoch(self, session: Session) -> Script[Epoch]:
-        """The epoch as it stands."""
+        """The epoch as it stands. `SchemaMismatch` where this release may not, or no longer, work on our tables."""
         epochs = self.dialect.table("epochs")
         try:
-            found = yield from self._read(
+            record, found = yield from self._ask(
                 session,
-                f"SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
+                f"{self.tables.record_query()}; SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
                 f"LEFT JOIN {epochs} AS e ON e.number = j.counter WHERE j.item = {self.dialect.key('epoch')}",
             )
-        except Refused:
-            yield from self.tables.require(session)  # every sweep comes by here: migrated beyond us since we began?
-            raise
+        except StatementFailed as error:
+            raise self._refusal(error) from error
+        # Every sweep comes by here: have the tables been migrated beyond this release since it began?
+        judge(version_of(rows_of(record)), self.tables.schema, self.tables.whose)
         number, mark = found.rows[0]
         return Epoch(int(number), "" if mark is None else rows.text(mark))
 

@@ -89,6 +89,7 @@ class MariaDBResource:
         schema = "`" + database.replace("`", "``") + "`"
         self._receipts = f"{schema}.nodoubt_receipts"
         self._identity = f"{schema}.nodoubt_identity"
+        self._new_identity = f"INSERT INTO {self._identity} (id, resource_id, cluster, server, epoch, mark)"
         self.tables = Tables(shipped(Part.PARTICIPANT, "mariadb"), whose=name, database=database)
         self._probe = tuple(statement.format(identity=self._identity) for statement in PROBE)
         self._notes: WeakKeyDictionary[Session, _Notes] = WeakKeyDictionary()
@@ -117,6 +118,10 @@ class MariaDBResource:
         """Of our tables."""
         return self.tables.version(session)
 
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        return self.tables.shuts_out(version)
+
     def migrate(self, session: Session) -> Script[None]:
         """Make our tables those that this release knows."""
         return self.tables.migrate(session)
@@ -130,7 +135,7 @@ class MariaDBResource:
                 return  # who may not write here can still use what is there
             server = yield from self.server(session)
             row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, ''"
-            yield from self._change(session, f"INSERT INTO {self._identity} VALUES ({row})")
+            yield from self._change(session, f"{self._new_identity} VALUES ({row})")
         except Conflict:
             return
         except (Refused, StatementFailed) as error:
@@ -184,7 +189,7 @@ class MariaDBResource:
         yield from self._change(
             session,
             f"DELETE FROM {self._identity}",
-            f"INSERT INTO {self._identity} VALUES (1, {values}, {int(identity.epoch)}, {_literal(identity.mark)})",
+            f"{self._new_identity} VALUES (1, {values}, {int(identity.epoch)}, {_literal(identity.mark)})",
         )
         newer = f"epoch > {int(identity.epoch)} ORDER BY epoch"
         for _ in range(BATCHES_MAX):

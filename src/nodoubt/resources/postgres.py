@@ -112,6 +112,10 @@ class PostgresResource:
     def version(self, session: Session) -> Script[Version | None]:
         return self.tables.version(session)
 
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        return self.tables.shuts_out(version)
+
     def migrate(self, session: Session) -> Script[None]:
         return self.tables.migrate(session)
 

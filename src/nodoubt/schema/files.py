@@ -28,13 +28,13 @@ class Part(StrEnum):
     PARTICIPANT = "participant"
 
 
-# The table through which every commit of a coordinator goes: each decision and each staged name reads the floor; each
-# prepare and each one-phase commit writes a receipt, or, on SQLite, has read the locks as it began.
+# The table through which every commit of a coordinator goes. Nothing is decided, staged, confirmed or recovered without
+# the decisions; each prepare and each one-phase commit writes a receipt, or, on SQLite, has read the locks as it began.
 GATES: Mapping[tuple[Part, str], str] = MappingProxyType(
     {
-        (Part.JOURNAL, "postgres"): "nodoubt.journal",
-        (Part.JOURNAL, "mariadb"): f"{DATABASE}.nodoubt_journal",
-        (Part.JOURNAL, "sqlite"): "main.nodoubt_journal",
+        (Part.JOURNAL, "postgres"): "nodoubt.decisions",
+        (Part.JOURNAL, "mariadb"): f"{DATABASE}.nodoubt_decisions",
+        (Part.JOURNAL, "sqlite"): "main.nodoubt_decisions",
         (Part.PARTICIPANT, "postgres"): "nodoubt.receipts",
         (Part.PARTICIPANT, "mariadb"): f"{DATABASE}.nodoubt_receipts",
         (Part.PARTICIPANT, "sqlite"): "main.nodoubt_locks",

@@ -4,7 +4,7 @@ Guarantees: one session at a time migrates a database; a migration is done as a 
 and ALTER commits by itself, step by step with a note of each, so that whoever comes after a crash goes on there.
 Waiting for a table that transactions hold is bounded: others queue behind whoever waits.
 
-Raises `SchemaMismatch`, `ResourceRefused` (nothing was changed, or so much as it says), `Refused` (try again) and
+Raises `SchemaMismatch`, `ResourceRefused` and `ResourceUnavailable` (nothing was changed, or so much as they say), and
 `Unclear`.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ..errors import ResourceRefused
-from ..ports import Refused, Reply, Session, SessionLost, StatementFailed, Unclear, Version
+from ..errors import ResourceRefused, ResourceUnavailable
+from ..ports import Reply, Session, SessionLost, StatementFailed, Unclear, Version
 from ..script import Pause, Script, do
 from .files import DATABASE, Migration, Schema
 from .standing import judge, pending
@@ -72,6 +72,10 @@ class Tables:
     def require(self, session: Session) -> Script[None]:
         """Raise `SchemaMismatch` unless this release may work on the tables."""
         judge((yield from self.version(session)), self.schema, self.whose)
+
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether a migration that is pending refuses older coordinators. Where there are no tables, there are none."""
+        return version is not None and any(one.refuses_older for one in pending(version, self.schema))
 
     def record_query(self) -> str:
         """Asks the record: for whoever has more to ask in the same message. `version_of` reads the answer."""
@@ -178,8 +182,10 @@ class Tables:
     def _rollback(self, session: Session) -> Script[None]:
         try:
             yield from self._run(session, "ROLLBACK")
-        except (StatementFailed, Unclear):
-            session.kill()
+        except StatementFailed:
+            # SQLite says so where nothing is open, as after a BEGIN that found the file locked.
+            if self.schema.kind != "sqlite":
+                session.kill()
 
     # ---- where each step commits by itself
 
@@ -189,7 +195,7 @@ class Tables:
         try:
             (held,) = yield from self._run(session, f"SELECT GET_LOCK({self._lock}, {LOCK_WAIT_S})")
             if held.scalar() != 1:
-                raise Refused(f"{self.whose}: somebody else is migrating our tables: try again", retry=True)
+                raise ResourceUnavailable(f"{self.whose}: somebody else is migrating our tables: try again")
             yield from self._run(
                 session,
                 f"SET SESSION lock_wait_timeout = {TABLE_WAIT_S}, innodb_lock_wait_timeout = {TABLE_WAIT_S}; "
@@ -261,10 +267,9 @@ class Tables:
                 "schema apply goes on from there"
             )
         if error.code in BUSY:
-            raise Refused(
+            raise ResourceUnavailable(
                 f"{self.whose}: transactions that are prepared or under way hold our tables, and a migration needs "
-                f"them for itself: {changed}. End those (nodoubt ls), or try again: {error}",
-                retry=True,
+                f"them for itself: {changed}. End those (nodoubt ls), or try again: {error}"
             ) from error
         if error.code in NO_RIGHTS:
             raise ResourceRefused(

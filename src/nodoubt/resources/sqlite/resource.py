@@ -59,6 +59,10 @@ class SqliteResource:
         """Of our tables."""
         return self.tables.version(session)
 
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        return self.tables.shuts_out(version)
+
     def migrate(self, session: Session) -> Script[None]:
         """Make our tables those that this release knows."""
         return self.tables.migrate(session)
@@ -66,7 +70,8 @@ class SqliteResource:
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Create our tables if they are missing, and store the identity once."""
         yield from self.tables.create(session)
-        yield from self._ask(session, receipts.setup, resource_id, cluster)
+        if (yield from self.identity(session)) is None:
+            yield from self._ask(session, receipts.setup, resource_id, cluster)
 
     def identity(self, session: Session) -> Script[Identity | None]:
         """What is stored; None: no `setup` yet."""
