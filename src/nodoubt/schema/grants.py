@@ -72,6 +72,10 @@ _SETUP: Mapping[Part, Rights] = MappingProxyType(
     {Part.PARTICIPANT: {"identity": ("INSERT",)}, Part.JOURNAL: {"journal": ("INSERT", "UPDATE.item")}}
 )
 
+# Tables that a right to some columns is not enough for. PostgreSQL: LOCK TABLE, by which the floor is held. MariaDB:
+# INSERT … ON DUPLICATE KEY UPDATE wants to be allowed to change whatever it inserts.
+_WHOLE = {"postgres": ("journal",), "mariadb": ("resources", "quarantine")}
+
 
 def grants(kind: str, role: Role, parts: Iterable[Part], database: str = "") -> tuple[Grant, ...]:
     """Every right that an account of this role needs, in one database."""
@@ -92,9 +96,8 @@ def _rights(kind: str, role: Role, part: Part) -> Iterable[tuple[str, Sequence[s
     for table, rights in _APP[part].items():
         wanted = [one for one in rights if one not in without.get(table, ())]
         wanted += [one for one in more.get(table, ()) if one not in wanted]
-        if kind == "postgres" and table == "journal":
-            # LOCK TABLE, by which the floor is held, asks for the right to the whole table.
-            wanted = [one for one in wanted if not one.startswith("UPDATE.")] + ["UPDATE"]
+        if table in _WHOLE[kind]:
+            wanted = [*(one for one in wanted if not one.startswith("UPDATE.")), "UPDATE"]
         yield table, wanted
 
 
