@@ -10,9 +10,10 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from . import wiring
+from .config import for_program
 from .engine import ends, questions, settle, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
@@ -172,6 +173,33 @@ class Coordinator(_Base):
             shell=self._shell,
         )
         super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        recovery: bool = True,
+        read_only: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """A coordinator as `nodoubt.toml` and the environment say; see `nodoubt.config`.
+
+        `overrides`: what says more than both: `resources`, `journal`, or a setting by its name there (`grace="2m"`).
+        Raises `UsageError`, with file, line and key.
+        """
+        config = for_program(path, overrides)
+        return cls(
+            config.urls(),
+            journal=config.journal_url(),
+            settings=config.settings,
+            recovery=recovery,
+            read_only=read_only,
+            observer=observer,
+            clock=clock,
+        )
 
     def open(self) -> Self:
         """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
@@ -372,6 +400,29 @@ class AsyncCoordinator(_Base):
             shell=self._shell,
         )
         super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        recovery: bool = True,
+        read_only: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """As `Coordinator.from_config`."""
+        config = for_program(path, overrides)
+        return cls(
+            config.urls(),
+            journal=config.journal_url(),
+            settings=config.settings,
+            recovery=recovery,
+            read_only=read_only,
+            observer=observer,
+            clock=clock,
+        )
 
     async def open(self) -> Self:
         """As `Coordinator.open`."""

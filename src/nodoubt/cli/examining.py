@@ -17,6 +17,7 @@ import rich_click as click
 from click.exceptions import Exit as Leave
 
 from .. import wiring
+from ..config import seconds_of
 from ..engine.context import Settings
 from ..errors import UsageError
 from ..url import Url, parse_url
@@ -25,7 +26,7 @@ from .charts import print_report
 from .desk import Desk, desk_command
 from .output import Output
 from .recovering import EVERY_LEAST_S, WATCH_EVERY_S, told_to_stop
-from .words import seconds_of
+
 
 if TYPE_CHECKING:
     from ..doctor import Patient, Report

@@ -96,7 +96,8 @@ def status(desk: Desk) -> None:
 
 
 def _surveyed(desk: Desk) -> tuple[JournalSurvey, list[Survey]]:
-    with wiring.onlooker(desk.databases.resources, desk.databases.journal) as (ctx, shell):
+    wanted = desk.databases
+    with wiring.onlooker(wanted.resources, wanted.journal, desk.config.settings) as (ctx, shell):
         return shell.run(survey(ctx))
 
 
