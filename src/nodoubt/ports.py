@@ -244,6 +244,27 @@ class Version:
     unfinished: bool = False
 
 
+class Tables(Protocol):
+    """Our own tables in one database, whatever their version."""
+
+    @property
+    def known(self) -> int:
+        """The newest version that this release knows."""
+        ...
+
+    def version(self, session: Session) -> Script[Version | None]:
+        """Of what is there; None: nothing is."""
+        ...
+
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        ...
+
+    def migrate(self, session: Session) -> Script[None]:
+        """Make them those that this release knows. Idempotent, and safe when two run it at the same time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """How a kind of resource differs, where the engine must know."""
@@ -261,25 +282,11 @@ class Resource(Protocol):
     traits: Traits
 
     @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        ...
+    def tables(self) -> Tables: ...
 
     # -- registration
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse (`ResourceRefused`, naming the setting) what can't be made durable; return warnings."""
-        ...
-
-    def version(self, session: Session) -> Script[Version | None]:
-        """Of our tables, whatever it is; None: there are none."""
-        ...
-
-    def shuts_out(self, version: Version | None) -> bool:
-        """Whether `migrate`, from there, refuses coordinators that are at work now."""
-        ...
-
-    def migrate(self, session: Session) -> Script[None]:
-        """Make our tables those that this release knows. Idempotent, and safe when two run it at the same time."""
         ...
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
@@ -400,21 +407,7 @@ class Journal(Protocol):
     """Where decisions live: scripts over sessions of the database that holds it."""
 
     @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        ...
-
-    def version(self, session: Session) -> Script[Version | None]:
-        """Of our tables, whatever it is; None: there are none."""
-        ...
-
-    def shuts_out(self, version: Version | None) -> bool:
-        """Whether `migrate`, from there, refuses coordinators that are at work now."""
-        ...
-
-    def migrate(self, session: Session) -> Script[None]:
-        """Make our tables those that this release knows. Idempotent, and safe when two run it at the same time."""
-        ...
+    def tables(self) -> Tables: ...
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         """Create the tables if they are missing and store the cluster id once; an id that stands is kept.

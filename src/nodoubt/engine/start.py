@@ -9,7 +9,7 @@ What it cannot see: a clone that answers with the same server identity, and a re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
 from ..ports import Identity, Prepared, Session, Unclear
@@ -26,33 +26,34 @@ _SET_BACK = (
 
 
 def migrate(ctx: Context) -> Script[None]:
-    """Make our tables, in the journal's database and in every participant, those of this release. Nothing else does.
+    """Make our tables, wherever there are some, those of this release. Nothing else does.
 
     Not bounded by `answer_s`: a large table takes its time.
     """
-    yield from _require_nobody_is_stranded(ctx)
-    yield from using(ctx.journal_pool, ctx.journal.migrate)
-    participants = ctx.participants.values()
-    outcomes = yield from every([using(one.pool, one.resource.migrate) for one in participants])
+    journal = yield from told(ctx, ctx.journal_pool, ctx.journal.tables.version)
+    there, behind = list[Participant](), list[Participant]()
+    shut = ctx.journal.tables.shuts_out(journal)
+    for participant in ctx.participants.values():
+        tables = participant.resource.tables
+        version = yield from told(ctx, participant.reserve, tables.version)
+        shut |= tables.shuts_out(version)
+        there += [participant] if version is not None else []
+        behind += [participant] if version is not None and version.stands < tables.known else []
+    if shut:
+        yield from _require_nobody_is_stranded(ctx, behind)
+    if journal is not None:
+        yield from using(ctx.journal_pool, ctx.journal.tables.migrate)
+    outcomes = yield from every([using(one.pool, one.resource.tables.migrate) for one in there])
     for outcome in outcomes:
         outcome.get()
 
 
-def _require_nobody_is_stranded(ctx: Context) -> Script[None]:
+def _require_nobody_is_stranded(ctx: Context, behind: Sequence[Participant]) -> Script[None]:
     """Where older coordinators are about to be shut out, no branch may be prepared on what is to be migrated.
 
     A prepared branch keeps its receipts' table from being migrated. Half of the databases would then refuse the old
     release, which could end it, and the other half the new one.
     """
-    shut = ctx.journal.shuts_out((yield from told(ctx, ctx.journal_pool, ctx.journal.version)))
-    behind: list[Participant] = []
-    for participant in ctx.participants.values():
-        version = yield from told(ctx, participant.reserve, participant.resource.version)
-        shut |= participant.resource.shuts_out(version)
-        if version is not None and version.stands < participant.resource.known:
-            behind.append(participant)
-    if not shut or not behind:
-        return
 
     def its(session: Session) -> Script[str]:
         return ctx.journal.cluster(session, judged=False)

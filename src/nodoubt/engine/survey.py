@@ -59,11 +59,11 @@ class Survey:
 
 def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
     """Look at the journal, then at every participant at the same time."""
-    journal = JournalSurvey(ctx.journal.known)
+    journal = JournalSurvey(ctx.journal.tables.known)
 
     def read(session: Session) -> Script[tuple[str, Epoch]]:
-        journal.version = yield from ctx.journal.version(session)
-        journal.shuts_out = ctx.journal.shuts_out(journal.version)
+        journal.version = yield from ctx.journal.tables.version(session)
+        journal.shuts_out = ctx.journal.tables.shuts_out(journal.version)
         cluster = yield from ctx.journal.cluster(session)
         return cluster, (yield from ctx.journal.epoch(session))
 
@@ -82,13 +82,13 @@ def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
 
 
 def _one(ctx: Context, participant: Participant, journal: JournalSurvey) -> Script[Survey]:
-    found = Survey(participant.name, participant.holds_journal, participant.resource.known)
+    found = Survey(participant.name, participant.holds_journal, participant.resource.tables.known)
     resource = participant.resource
 
     def look(session: Session) -> Script[None]:
         found.server = yield from resource.server(session)
-        found.version = yield from resource.version(session)
-        found.shuts_out = resource.shuts_out(found.version)
+        found.version = yield from resource.tables.version(session)
+        found.shuts_out = resource.tables.shuts_out(found.version)
         found.identity = yield from resource.identity(session)
         if found.identity is None:
             raise SchemaMismatch(f"{participant.name} has no tables of ours: run nodoubt schema apply")

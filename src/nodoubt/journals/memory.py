@@ -426,24 +426,14 @@ class AsyncMemorySession:
         self._session.close()
 
 
-class MemoryJournal:
-    """`ports.Journal` over memory sessions."""
+class MemoryTables:
+    """There is only one version: a store lives no longer than the program that made it."""
 
-    def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
-        try:
-            return (yield Do(session, "apply", (verb, *args)))
-        except SessionLost as error:
-            raise Unclear(f"the journal did not answer: {error}") from error
-
-    @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        return 1
+    known = 1
 
     def version(self, session: Session) -> Script[Version | None]:
-        """There is only one: a store lives no longer than the program that made it."""
         try:
-            yield from self._apply(session, "cluster")
+            yield Do(session, "apply", ("cluster",))
         except SchemaMismatch:
             return None
         return Version(1, 1)
@@ -453,6 +443,18 @@ class MemoryJournal:
 
     def migrate(self, session: Session) -> Script[None]:
         yield from ()
+
+
+class MemoryJournal:
+    """`ports.Journal` over memory sessions."""
+
+    tables = MemoryTables()
+
+    def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
+        try:
+            return (yield Do(session, "apply", (verb, *args)))
+        except SessionLost as error:
+            raise Unclear(f"the journal did not answer: {error}") from error
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)

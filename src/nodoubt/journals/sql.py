@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
-from ..ports import BelowFloor, Session, StatementFailed, Unclear, Version
+from ..ports import BelowFloor, Session, StatementFailed, Unclear
 from ..protocol.records import Decision, Epoch, Mode, Standing
 from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Script
@@ -33,27 +33,9 @@ class SqlJournal(Directory):
 
     # ---- setup ------------------------------------------------------------------------------------
 
-    @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        return self.tables.schema.known
-
-    def version(self, session: Session) -> Script[Version | None]:
-        """Of our tables."""
-        return self.tables.version(session)
-
-    def shuts_out(self, version: Version | None) -> bool:
-        """Whether `migrate`, from there, refuses coordinators that are at work now."""
-        return self.tables.shuts_out(version)
-
-    def migrate(self, session: Session) -> Script[None]:
-        """Make our tables those that this release knows."""
-        yield from self._require_encoding(session)
-        yield from self.tables.migrate(session)
-
     def setup(self, session: Session, cluster: str) -> Script[None]:
         """Create what is missing; a cluster id that stands is kept. Safe when run by several at a time."""
-        if (yield from self.version(session)) is None:
+        if (yield from self.tables.version(session)) is None:
             yield from self._require_encoding(session)
         yield from self.tables.create(session)
         if (yield from self._read(session, self._item("value", "cluster"))).scalar() is None:

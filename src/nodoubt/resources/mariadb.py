@@ -36,7 +36,6 @@ from ..ports import (
     Traits,
     Unclear,
     UnknownXid,
-    Version,
     Work,
     require_none,
 )
@@ -108,23 +107,6 @@ class MariaDBResource:
         tables = [str(row[0]) for row in listing.rows]
         self._plain_tables = frozenset(table.lower() for table in tables)
         return (*warnings, *require_none(plain_tables(tables), self.name))
-
-    @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        return self.tables.schema.known
-
-    def version(self, session: Session) -> Script[Version | None]:
-        """Of our tables."""
-        return self.tables.version(session)
-
-    def shuts_out(self, version: Version | None) -> bool:
-        """Whether `migrate`, from there, refuses coordinators that are at work now."""
-        return self.tables.shuts_out(version)
-
-    def migrate(self, session: Session) -> Script[None]:
-        """Make our tables those that this release knows."""
-        return self.tables.migrate(session)
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Of two at a time one stores the identity, and the other finds it."""

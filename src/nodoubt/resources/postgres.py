@@ -34,7 +34,6 @@ from ..ports import (
     StatementFailed,
     Traits,
     Unclear,
-    Version,
     Work,
     require_none,
 )
@@ -103,21 +102,6 @@ class PostgresResource:
             proxied=pid != session.connection_id,
         )
         return require_none(found, self.name)
-
-    @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        return self.tables.schema.known
-
-    def version(self, session: Session) -> Script[Version | None]:
-        return self.tables.version(session)
-
-    def shuts_out(self, version: Version | None) -> bool:
-        """Whether `migrate`, from there, refuses coordinators that are at work now."""
-        return self.tables.shuts_out(version)
-
-    def migrate(self, session: Session) -> Script[None]:
-        return self.tables.migrate(session)
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Create what is missing, and store the identity if there is none. Of two at a time the first one's stands."""

@@ -59,6 +59,11 @@ class Tables:
         # Lock names belong to the whole server, and have at most 64 characters.
         self._lock = f"CONCAT('nodoubt.', MD5(CONVERT(x'{database.encode().hex()}' USING utf8mb4)))"
 
+    @property
+    def known(self) -> int:
+        """The newest version that this release knows."""
+        return self.schema.known
+
     def text(self, sql: str) -> str:
         """The statement, or file, with the database in it."""
         return sql.replace(DATABASE, self._database)

@@ -24,7 +24,6 @@ from ...ports import (
     StatementFailed,
     Traits,
     Unclear,
-    Version,
     Work,
 )
 from ...protocol.records import Epoch, Verdict
@@ -49,23 +48,6 @@ class SqliteResource:
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse what cannot be made durable; warn of tables that cannot be staged."""
         return self._ask(session, check)
-
-    @property
-    def known(self) -> int:
-        """The newest version of our tables that this release knows."""
-        return self.tables.schema.known
-
-    def version(self, session: Session) -> Script[Version | None]:
-        """Of our tables."""
-        return self.tables.version(session)
-
-    def shuts_out(self, version: Version | None) -> bool:
-        """Whether `migrate`, from there, refuses coordinators that are at work now."""
-        return self.tables.shuts_out(version)
-
-    def migrate(self, session: Session) -> Script[None]:
-        """Make our tables those that this release knows."""
-        return self.tables.migrate(session)
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Create our tables if they are missing, and store the identity once."""
