@@ -14,9 +14,10 @@ from typing import Any, Self, TypeVar, overload
 
 from . import wiring
 from .config import for_program
-from .engine import ends, questions, settle, start, sweep, verbs
+from .engine import ends, leaving, questions, settle, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
+from .engine.leaving import Dropped
 from .engine.phases import Course, to_end
 from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
@@ -260,6 +261,14 @@ class Coordinator(_Base):
         """
         self._shell.run(start.adopt(self._ctx, name))
 
+    def drop(self, name: str, *, gone: bool = False) -> Dropped:
+        """Forget a database, by name or resource id, for good: it takes part no more, and its data stay.
+
+        `gone`: it does not exist any more. No coordinator may be at work with it. As `adopt`, for one that is not open.
+        Raises `ResourceRefused` while it is needed, `ResourceUnavailable`, `JournalUnavailable` (do it again).
+        """
+        return self._shell.run(leaving.drop(self._ctx, name, gone=gone))
+
     def transaction(
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"
     ) -> Transaction:
@@ -476,6 +485,10 @@ class AsyncCoordinator(_Base):
     async def adopt(self, name: str) -> None:
         """As `Coordinator.adopt`."""
         await self._shell.run(start.adopt(self._ctx, name))
+
+    async def drop(self, name: str, *, gone: bool = False) -> Dropped:
+        """As `Coordinator.drop`."""
+        return await self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"

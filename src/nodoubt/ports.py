@@ -315,6 +315,10 @@ class Resource(Protocol):
         """Overwrite the stored identity: an operator has looked and takes responsibility."""
         ...
 
+    def leave(self, session: Session) -> Script[None]:
+        """Forget the stored identity, forced: this database takes part no more. What else is stored stays."""
+        ...
+
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
         """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`)."""
@@ -502,6 +506,13 @@ class Journal(Protocol):
 
     def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
         """By resource id: the name it was registered under, and its identity as of then."""
+        ...
+
+    def unregister(self, session: Session, resource_id: str) -> Script[None]:
+        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it.
+
+        The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
+        """
         ...
 
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:

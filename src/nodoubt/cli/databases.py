@@ -54,6 +54,13 @@ class Databases:
         """Every database there is."""
         return (*self.urls.values(), *([self.own_journal] if self.own_journal is not None else []))
 
+    def without(self, name: str | None) -> Databases:
+        """The others. The one that holds the journal stays."""
+        journal = self.journal or next(iter(self.resources))
+        if name not in self.resources or name == journal:
+            return self
+        return Databases({one: url for one, url in self.resources.items() if one != name}, journal)
+
     def require_files(self) -> None:
         """SQLite creates what it opens. Asking must not: raises `SchemaMismatch` if one is missing."""
         for url in self.all_urls:

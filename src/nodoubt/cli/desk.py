@@ -103,14 +103,15 @@ class Desk:
     def databases(self) -> Databases:
         return databases(self.config)
 
-    def coordinator(self, *, create: bool = False, read_only: bool = False) -> Coordinator:
+    def coordinator(self, *, create: bool = False, read_only: bool = False, without: str | None = None) -> Coordinator:
         """A coordinator that does nothing by itself: commands come and go, recovery belongs to those that stay.
 
-        `create`: SQLite files that are not there may be made. `read_only`: for commands that only ask.
+        `create`: SQLite files that are not there may be made. `read_only`: for commands that only ask. `without`: a
+        database that is not to be touched.
         """
         from ..coordinator import Coordinator
 
-        wanted = self.databases
+        wanted = self.databases.without(without)
         if not create:
             wanted.require_files()
         return Coordinator(
@@ -130,6 +131,13 @@ class Desk:
         """Go on only if a human says so."""
         self.out.note(question)
         if not click.confirm("Go on?", err=True):
+            self.out.note("Nothing was changed.")
+            raise Leave(Exit.FAILED)
+
+    def ask_to_type(self, question: str, word: str) -> None:
+        """Go on only if a human types this word: for what can't be undone."""
+        self.out.note(question)
+        if click.prompt(f"Type {word} to go on", default="", show_default=False, err=True) != word:
             self.out.note("Nothing was changed.")
             raise Leave(Exit.FAILED)
 

@@ -12,6 +12,7 @@ from .deciding import commit, rollback, settle
 from .desk import config_option, journal_option, resource_option, set_option
 from .examining import doctor
 from .initiating import init
+from .leaving import drop
 from .recovering import recover
 from .schema import schema
 from .showing import demo
@@ -36,5 +37,5 @@ def root(resources: tuple[str, ...], journal: str | None, file: str | None, sets
     """
 
 
-for command in (demo, init, config, ls, show, commit, rollback, settle, recover, doctor, schema, bench):
+for command in (demo, init, config, ls, show, commit, rollback, settle, recover, doctor, schema, drop, bench):
     root.add_command(command)

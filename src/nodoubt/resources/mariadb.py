@@ -180,6 +180,10 @@ class MariaDBResource:
                 break
             yield from self._each(session, f"UPDATE {self._receipts} SET epoch = {int(identity.epoch)}", keys)
 
+    def leave(self, session: Session) -> Script[None]:
+        """Forget who this database was."""
+        yield from self._change(session, f"DELETE FROM {self._identity}")
+
     # -- one branch's work
 
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:

@@ -186,6 +186,9 @@ class PostgresResource:
             f"UPDATE nodoubt.receipts SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
 
+    def leave(self, session: Session) -> Script[None]:
+        yield from self._forced(session, "DELETE FROM nodoubt.identity")
+
     # ---- one branch's work
 
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:

@@ -158,6 +158,12 @@ def adopt(connection: Connection, new: Identity) -> None:
         )
 
 
+def leave(connection: Connection) -> None:
+    """It takes part no more."""
+    with _forced(connection, "leave"):
+        connection.query("DELETE FROM main.nodoubt_identity")
+
+
 def server(connection: Connection) -> str:
     """What tells this file from a copy of it. Not st_dev, which may be another after a reboot."""
     return f"inode:{os.stat(connection.path).st_ino}"

@@ -75,6 +75,10 @@ class SqliteResource:
         """Overwrite the stored identity."""
         return self._ask(session, receipts.adopt, identity)
 
+    def leave(self, session: Session) -> Script[None]:
+        """Forget who this file was."""
+        return self._ask(session, receipts.leave)
+
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
         """BEGIN IMMEDIATE. `Refused` names who holds the file, if it stays locked."""
