@@ -6,7 +6,8 @@
 - `setup`: what `app` lacks to store who a database is, in tables that an administrator has made. Once.
 
 The verdict of a decision, or what a receipt says, can be changed by none of them. What the work itself needs, on the
-user's own tables, is the user's. Each right is needed: a test takes away one after the other.
+user's own tables, is the user's; what an operator may do once in a while (`migrate`, `adopt`, `drop`) is for whoever owns
+the tables. Each right is needed: a test takes away one after the other.
 
 Must not: grant anything.
 """
