@@ -136,10 +136,11 @@ def load(
     flags: Mapping[str, Any] | None = None,
     flag_names: Mapping[str, str] | None = None,
     environ: Mapping[str, str] = os.environ,
+    databases: bool = True,
 ) -> Config:
     """Read it all. `flags`: values by key (`resources`, `journal`, a setting); `flag_names`: what they are called.
 
-    Raises `UsageError`.
+    Not `databases`: the settings alone; what is wrong with the others is not looked at. Raises `UsageError`.
     """
     problems: list[str] = []
     file = _find(path, environ)
@@ -152,8 +153,8 @@ def load(
     for layer in reversed(layers):
         given.update(layer)
     reading = _Reading(problems, environ)
-    resources = reading.resources(given.get("resources"))
-    journal = reading.journal(given.get("journal"))
+    resources = reading.resources(given.get("resources") if databases else None)
+    journal = reading.journal(given.get("journal") if databases else None)
     settings = reading.settings(given)
     if problems:
         raise UsageError("\n  ".join(problems if len(problems) == 1 else [f"{len(problems)} mistakes:", *problems]))

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from nodoubt import Coordinator, Settings
+from nodoubt import Coordinator, Settings, doctor
+from nodoubt.cli import benching
 from nodoubt.cli.initiating import WORDS
 from nodoubt.config import SETTINGS, load
 from nodoubt.testing.servers import PostgresServer
+from nodoubt.xid import new_attempt
 
 from .conftest import ENVIRONMENT, Shop, nodoubt
 
@@ -257,3 +259,61 @@ def test_every_setting_is_explained_in_the_file_that_is_written() -> None:
     assert load().settings.grace_s == 90.0
     for key in SETTINGS:
         assert f"\n# {key} = " in text
+
+
+# ---- commands that are about other databases too --------------------------------------------------
+
+
+def test_the_doctor_takes_databases_and_settings_from_the_configuration(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, int]] = []
+    diagnose = doctor.diagnose
+
+    def told(facts: Any, *, grace_s: float, expected: int, **more: Any) -> Any:
+        seen.append((grace_s, expected))
+        return diagnose(facts, grace_s=grace_s, expected=expected, **more)
+
+    monkeypatch.setattr(doctor, "diagnose", told)
+    lines = "".join(f'{name} = "{url}"\n' for name, url in shop.urls.items())
+    Path("nodoubt.toml").write_text(f'[resources]\n{lines}[settings]\ngrace = "2m"\npool_size = 7\n')
+    result = nodoubt("doctor", "--json")
+    assert result.exit_code == 0, result.output
+    assert [one["name"] for one in json.loads(result.stdout)["databases"]] == ["shop", "stock"]
+    assert nodoubt("doctor", shop.urls["shop"], env={"NODOUBT_GRACE": "3m"}).exit_code == 0
+    assert nodoubt("doctor", "--set", "grace=5m", "--expect", "9").exit_code == 0
+    assert seen == [(120.0, 7), (180.0, 7), (300.0, 9)]
+
+
+def test_a_url_is_examined_where_the_configuration_cannot_be_used_for_its_databases(shop: Shop) -> None:
+    Path("nodoubt.toml").write_text(
+        '[resources]\norders = { url = "postgresql://app@db1/orders", password_env = "NOWHERE" }\n'
+    )
+    assert "NOWHERE" in nodoubt("doctor").stderr
+    told = nodoubt("doctor", shop.urls["shop"], "--json")
+    assert told.exit_code == 0, told.output
+    assert [one["name"] for one in json.loads(told.stdout)["databases"]] == ["shop.db"]
+    assert nodoubt("doctor", shop.urls["shop"], "--config", "nodoubt.toml").exit_code == 2
+    Path("nodoubt.toml").write_text("[settings]\ngrcae = '2m'\n")
+    assert "nodoubt.toml line 2, settings.grcae" in nodoubt("doctor", shop.urls["shop"]).stderr
+
+
+def test_a_benchmark_runs_with_the_settings_of_the_configuration(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+
+    def measured(db: Coordinator, *_: Any) -> dict[str, Any]:
+        seen.append(db._ctx.settings)
+        return {"on": ["shop"], "per_second": 1.0, "p50_ms": 1.0, "p99_ms": 1.0, "tried_again": 0}
+
+    monkeypatch.setattr(benching, "_measured", measured)
+    told = shop.nodoubt("bench", "--yes", "--clients", "2", "--set", "grace=5m")
+    assert told.exit_code == 0, told.output
+    assert {(one.pool_size, one.grace_s) for one in seen} == {(2, 300.0)}
+
+
+def test_settle_reads_the_file_too(shop: Shop) -> None:
+    lines = "".join(f'{name} = "{url}"\n' for name, url in shop.urls.items())
+    Path("nodoubt.toml").write_text(f"[resources]\n{lines}")
+    told = nodoubt("settle", new_attempt(), "--yes", "--json")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["state"] == "aborted"

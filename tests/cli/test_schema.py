@@ -205,7 +205,7 @@ def test_only_what_came_after_can_be_printed(later: Callable[[int], None]) -> No
 
 
 @pytest.mark.parametrize("dialect", ["postgres", "mariadb"])
-@pytest.mark.parametrize("role", ["app", "recovery", "setup"])
+@pytest.mark.parametrize("role", ["app", "recovery", "setup", "look"])
 def test_rights_are_printed_for_each_role(dialect: str, role: str) -> None:
     """For a participant alone, and with the journal. No role may change a verdict."""
     parts = json.loads(nodoubt("schema", "sql", "--dialect", dialect, "--role", role, "--json").stdout)["schema"]

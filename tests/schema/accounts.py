@@ -37,7 +37,7 @@ class Guarded(Database):
             self.query(statement)
 
     def revoke(self, one: Grant) -> None:
-        self.query(f"REVOKE {one.right} ON {one.on} FROM {self.to}")
+        self.query(f"REVOKE {one.right}{f' ON {one.on}' if one.on else ''} FROM {self.to}")
 
     def rights(self, role: Role, *parts: Part) -> tuple[Grant, ...]:
         return grants(self.kind, role, parts, parse_url(self.url).database)

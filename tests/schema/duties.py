@@ -11,11 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from kit import QUICK, Database
-from nodoubt import Coordinator, NoDoubtError, Settings, State
+from nodoubt import Coordinator, NoDoubtError, Settings, State, wiring
+from nodoubt.doctor import examine
 from nodoubt.engine import ends, start
 from nodoubt.engine.context import using
-from nodoubt.protocol.records import Quarantined, Verdict
-from nodoubt.xid import Xid, new_attempt
+from nodoubt.engine.survey import survey
+from nodoubt.protocol.records import Quarantined
+from nodoubt.url import parse_url
+from nodoubt.xid import new_attempt
 
 Places = Sequence[Database]  # a and b; the journal is in a
 Duty = Callable[..., None]
@@ -61,13 +64,13 @@ def commit_in_one_database(places: Places) -> None:
             _clean(db.status(tx.attempt).complete, "a receipt")
 
 
-def settle_a_lost_reply(places: Places) -> None:
-    """The fence of a one-phase commit."""
+def settle(places: Places) -> None:
+    """A doubt ends: one that committed in one database, and one that nobody will ever see again."""
     with coordinator(places) as db:
-        for participant in db._ctx.participants.values():
-            xid, resource = Xid(db._ctx.cluster, new_attempt(), 0), participant.resource
-            verdict = db._shell.run(using(participant.pool, lambda s, r=resource, x=xid: r.fence(s, x)))  # type: ignore[misc]
-            _clean(verdict is Verdict.ABORT, "a fence")
+        with db.transaction() as tx:
+            tx["b"].execute("update accounts set balance = balance where id = 0")
+        _clean(db.settle(tx.attempt).state is State.COMMITTED, "a receipt")
+        _clean(db.settle(new_attempt()).state is State.ABORTED, "a fence")
 
 
 def stage_and_decide(places: Places) -> None:
@@ -130,11 +133,49 @@ def forget(places: Places, by: Places | None = None) -> None:
         _clean(place.query(f"select count(*) from {table} where alone")[0][0] == 0, f"receipts on {place.name}")
 
 
+def look(places: Places, by: Places | None = None) -> None:
+    """Ask what there is, and examine the databases; nothing is changed."""
+    name = _name()
+    with coordinator(places) as db:
+        with db.begin_distributed(name) as tx:
+            _move(tx)
+        try:
+            _ask(by or places, name, tx.attempt)
+            _examine(by or places)
+        finally:
+            db.rollback_distributed(name)
+
+
+def _ask(places: Places, name: str, attempt: str) -> None:
+    urls = {one.name: one.url for one in places}
+    with Coordinator(urls, recovery=False, read_only=True, settings=SOON) as db:
+        _clean(db.status(name).state is State.PREPARED, "the state of a name")
+        _clean(any(one.name == name for one in db.transactions()), "the list of names")
+        _clean(bool(db.events(attempt)), "the trail")
+        db.quarantined()
+    with wiring.onlooker(urls, None, SOON) as (ctx, shell):
+        journal, found = shell.run(survey(ctx))
+    for error in (journal.error, *(one.error for one in found)):
+        if error is not None:
+            raise error
+
+
+def _examine(places: Places) -> None:
+    with wiring.patients({one.name: parse_url(one.url) for one in places}) as (patients, shell):
+        seen = shell.run(examine(patients, wiring.SystemClock()))
+    for one in seen:
+        advice = [gap.advice for gap in one.gaps if "GRANT" in gap.advice or "schema sql" in gap.advice]
+        _clean(one.error is None and one.broken is None and not advice, f"{one.name} denied: {one.error} {advice}")
+        _clean(bool(one.prepared), f"{one.name} denied: the branch")
+        _clean(one.identity is not None, f"{one.name} denied: who it is")
+    _clean(seen[0].journal is not None, f"{seen[0].name} denied: the journal")
+
+
 DUTIES: tuple[Duty, ...] = (
     begin,
     commit_at_once,
     commit_in_one_database,
-    settle_a_lost_reply,
+    settle,
     stage_and_decide,
     recover,
     quarantine,

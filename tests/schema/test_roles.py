@@ -20,7 +20,16 @@ from nodoubt.schema import Grant, Part, Role, Tables, shipped
 from nodoubt.url import parse_url
 from schema import duties
 from schema.accounts import Guarded, another, dropped, guarded
-from schema.duties import begin, commit_at_once, commit_in_one_database, forget, quarantine, recover, stage_and_decide
+from schema.duties import (
+    begin,
+    commit_at_once,
+    commit_in_one_database,
+    forget,
+    look,
+    quarantine,
+    recover,
+    stage_and_decide,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +128,7 @@ def without(
     failed = duties.missed(pair, some, **by)
     place.grant([one])
     assert "denied" in failed or "receipts on" in failed, f"{one.right} ON {one.on}: {failed or 'is not needed'}"
-    if set(some) - {begin, quarantine}:
+    if set(some) - {begin, quarantine, look}:
         duties.tidy(pair)
 
 
@@ -140,6 +149,22 @@ def test_recovery_does_with_less_where_another_account_may_end_a_branch(pair: li
         dropped(sweeper)
     (other,) = (one for one in pair if one is not place)
     assert other.rights(Role.RECOVERY, *PARTS[0]) == other.rights(Role.APP, *PARTS[0])
+
+
+def test_whoever_only_looks_may_change_nothing_and_sees_all_of_it(pair: list[Guarded]) -> None:
+    lookers = [another(one) for one in pair]
+    try:
+        for looker, parts in zip(lookers, PARTS, strict=True):
+            looker.grant(looker.rights(Role.LOOK, *parts))
+        assert duties.missed(pair, [look], by=lookers) == ""
+        for looker, parts in zip(lookers, PARTS, strict=True):
+            rights = looker.rights(Role.LOOK, *parts)
+            assert {one.privilege for one in rights} <= {"SELECT", "USAGE", "PROCESS", "pg_monitor"}
+            for one in rights:
+                without(pair, looker, one, [look], by=lookers)
+    finally:
+        for looker in lookers:
+            dropped(looker)
 
 
 @pytest.mark.parametrize("kind", ["postgres", "mariadb"])

@@ -20,6 +20,7 @@ from click.exceptions import Abort, ClickException
 from click.exceptions import Exit as Leave
 
 from ..config import Config, load
+from ..engine.context import Settings
 from ..errors import NoDoubtError
 from ..ports import Refused, SessionLost, StatementFailed, Unclear
 from .databases import Databases, databases
@@ -74,20 +75,31 @@ class Desk:
     def config(self) -> Config:
         """What flags, environment and file say."""
         if self._config is None:
-            flags: dict[str, Any] = {}
-            names = {"resources": "-r", "journal": "--journal"}
-            for one in self._sets:
-                key, separator, value = one.partition("=")
-                if not separator:
-                    raise click.UsageError(f"--set {one}: write KEY=VALUE, such as grace=2m")
-                flags[key.strip()], names[key.strip()] = value.strip(), f"--set {key.strip()}"
-            flags |= {"resources": self._resources} if self._resources else {}
-            flags |= {"journal": self._journal} if self._journal else {}
-            self._config = load(self._file, flags=flags, flag_names=names)
+            self._config = self._load()
             self.out = Output(json=self.out.json, secrets=self._config.passwords())
             for warning in self._config.warnings:
                 self.out.note((f"warning: {warning}", "yellow"))
         return self._config
+
+    @property
+    def settings(self) -> Settings:
+        """The settings alone, for a command that may be about other databases than those of the configuration.
+
+        It must not fail because a password of one of those is missing here.
+        """
+        return self._load(databases=False).settings if self._config is None else self._config.settings
+
+    def _load(self, *, databases: bool = True) -> Config:
+        flags: dict[str, Any] = {}
+        names = {"resources": "-r", "journal": "--journal"}
+        for one in self._sets:
+            key, separator, value = one.partition("=")
+            if not separator:
+                raise click.UsageError(f"--set {one}: write KEY=VALUE, such as grace=2m")
+            flags[key.strip()], names[key.strip()] = value.strip(), f"--set {key.strip()}"
+        flags |= {"resources": self._resources} if self._resources else {}
+        flags |= {"journal": self._journal} if self._journal else {}
+        return load(self._file, flags=flags, flag_names=names, databases=databases)
 
     @property
     def given(self) -> bool:
@@ -96,8 +108,8 @@ class Desk:
 
     @property
     def named(self) -> bool:
-        """Whether they were named by options, not by the environment."""
-        return bool(self._resources or self._journal)
+        """Whether they were named by options, not by the environment, or by a file that happens to lie here."""
+        return bool(self._resources or self._journal or self._file)
 
     @property
     def databases(self) -> Databases:

@@ -197,7 +197,8 @@ def _text(error: Exception | None) -> str | None:
 @click.option(
     "--role",
     type=click.Choice([role.value for role in Role]),
-    help="Instead of the tables, exactly the rights that an account needs: at work, to recover only, or to set up.",
+    help="Instead of the tables, exactly the rights that an account needs: at work, to recover only, to set up, "
+    "or to look (ls, show, doctor).",
 )
 @click.option(
     "--to", metavar="ACCOUNT", help="With --role: whom they are granted to [the user of each URL, or the role]."

@@ -4,10 +4,11 @@
 - `recovery`: a coordinator that only recovers. On PostgreSQL that is the same: only the role that prepared a branch may
   end it.
 - `setup`: what `app` lacks to store who a database is, in tables that an administrator has made. Once.
+- `look`: whoever only asks: `ls`, `show`, `schema status`, and `doctor`, which also wants to see others' sessions.
 
 The verdict of a decision, or what a receipt says, can be changed by none of them. What the work itself needs, on the
-user's own tables, is the user's; what an operator may do once in a while (`migrate`, `adopt`, `drop`) is for whoever owns
-the tables. Each right is needed: a test takes away one after the other.
+user's own tables, is the user's; what an operator may do once in a while (`migrate`, `adopt`, `drop`) is for whoever
+owns the tables. Each right is needed: a test takes away one after the other.
 
 Must not: grant anything.
 """
@@ -28,11 +29,12 @@ class Role(StrEnum):
     APP = "app"
     RECOVERY = "recovery"
     SETUP = "setup"
+    LOOK = "look"
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One right. `column`: of this column only; `on`: a table, or a schema, as it stands in GRANT."""
+    """One right. `column`: of this column only; `on`: a table, or a schema, as it stands in GRANT; "": of a role."""
 
     privilege: str
     on: str
@@ -73,6 +75,9 @@ _SETUP: Mapping[Part, Rights] = MappingProxyType(
     {Part.PARTICIPANT: {"identity": ("INSERT",)}, Part.JOURNAL: {"journal": ("INSERT", "UPDATE.item")}}
 )
 
+# What a server shows to nobody else: sessions, and who waits for whom.
+_OTHERS = {"postgres": Grant("pg_monitor", ""), "mariadb": Grant("PROCESS", "*.*")}
+
 # Tables that a right to some columns is not enough for. PostgreSQL: LOCK TABLE, by which the floor is held. MariaDB:
 # INSERT … ON DUPLICATE KEY UPDATE wants to be allowed to change whatever it inserts.
 _WHOLE = {"postgres": ("journal",), "mariadb": ("resources", "quarantine")}
@@ -88,6 +93,8 @@ def grants(kind: str, role: Role, parts: Iterable[Part], database: str = "") -> 
             for right in rights:
                 privilege, _, column = right.partition(".")
                 found[Grant(privilege, _named(kind, table, database), column)] = None
+    if role is Role.LOOK:
+        found[_OTHERS[kind]] = None
     return tuple(found)
 
 
@@ -95,6 +102,9 @@ def _rights(kind: str, role: Role, part: Part) -> Iterable[tuple[str, Sequence[s
     without = _NOT_RECOVERY[part] if role is Role.RECOVERY and kind != "postgres" else {}
     more = _SETUP[part] if role is Role.SETUP else {}
     for table, rights in _APP[part].items():
+        if role is Role.LOOK:
+            yield table, ("SELECT",)
+            continue
         wanted = [one for one in rights if one not in without.get(table, ())]
         wanted += [one for one in more.get(table, ()) if one not in wanted]
         if table in _WHOLE[kind]:
@@ -117,7 +127,7 @@ def statements(kind: str, granted: Iterable[Grant], account: str) -> str:
     lines = []
     for on, privileges in by_object.items():
         rights = ", ".join(_right(privilege, columns) for privilege, columns in privileges.items())
-        lines.append(f"GRANT {rights} ON {on} TO {quoted(kind, account)};")
+        lines.append(f"GRANT {rights}{f' ON {on}' if on else ''} TO {quoted(kind, account)};")
     return "\n".join(lines) + "\n"
 
 
