@@ -1,7 +1,8 @@
 """The process that migrates MariaDB, and is killed in the middle.
 
-`python child.py '{"urls": {…}, "journal": …, "journal_release": 2, "participants_release": 1, "step": 2, "when": …}'`
-dies by SIGKILL before the server is told of that step of a migration, between the step and the note of it, or after.
+`python child.py '{"urls": {…}, "journal": …, "journal_release": 2, "participants_release": 1, "step": 2, "when": …,
+"first": false}'` dies by SIGKILL before the server is told of that step of a migration, between the step and the note
+of it, or after. `first`: our tables are made, not migrated.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from kit import Database
 from nodoubt.drivers.pymysql import PyMySQLSession
 from nodoubt.ports import Reply
-from schema.releases import Releases, Scene, migrate
+from schema.releases import Releases, Scene, coordinator, migrate
 
 
 def kill_at(step: int, when: str) -> None:
@@ -43,4 +44,8 @@ if __name__ == "__main__":
     task: dict[str, Any] = json.loads(sys.argv[1])
     kill_at(task["step"], task["when"])
     some = [Database(name, url) for name, url in task["urls"].items()]
-    migrate(Scene(some, task["journal"]), Releases(task["journal_release"], task["participants_release"]))
+    scene, releases = Scene(some, task["journal"]), Releases(task["journal_release"], task["participants_release"])
+    if task["first"]:
+        coordinator(scene, releases).setup()
+    else:
+        migrate(scene, releases)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kit import Database, until
+from kit import Database, make_database, until
 from nodoubt import NoDoubtError, ResourceRefused, SchemaMismatch
 from nodoubt import __file__ as package
 from nodoubt.engine import start
@@ -46,8 +46,8 @@ def record(scene: Scene, part: Part = Part.JOURNAL) -> list[tuple[int, int, int,
 # ---- killed in the middle -------------------------------------------------------------------------
 
 
-def killed(scene: Scene, releases: Releases, step: int, when: str) -> None:
-    """Another process migrates, and is killed there."""
+def killed(scene: Scene, releases: Releases, step: int, when: str, *, first: bool = False) -> None:
+    """Another process migrates, or, the first, makes our tables, and is killed there."""
     here = Path(__file__).parent
     task = {
         "urls": {one.name: one.url for one in scene.pair},
@@ -56,6 +56,7 @@ def killed(scene: Scene, releases: Releases, step: int, when: str) -> None:
         "participants_release": releases.participants,
         "step": step,
         "when": when,
+        "first": first,
     }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(package).parents[1]), str(here.parent)])}
     child = subprocess.run(
@@ -82,6 +83,23 @@ def test_a_migration_that_was_killed_is_finished_by_the_next(scene: Scene, step:
     assert record(scene)[1:] == [(2, 1, 3, 3)]
     assert scene.pair[0].query("select note from nodoubt_notes") == [("moved",)]
     begin(scene, JOURNAL)
+
+
+@pytest.mark.parametrize("kind", ["mariadb"])
+@pytest.mark.parametrize(("step", "when"), [(1, "before"), (1, "between"), (3, "after")])
+def test_a_first_setup_that_was_killed_is_finished_by_the_next(
+    kind: str, request: Any, tmp_path: Path, step: int, when: str
+) -> None:
+    """Nobody can have worked on half of the first tables, so `setup` needs no leave to go on."""
+    scene = Scene([make_database(kind, name, request, tmp_path) for name in "ab"], "a")
+    killed(scene, Releases(), step, when, first=True)
+    ((number, _, steps, done),) = record(scene)
+    assert number == 1 and done < steps
+    with pytest.raises(SchemaMismatch, match="a migration has begun that was not finished"):
+        begin(scene, Releases())
+    with coordinator(scene, Releases()) as db:
+        db.setup()
+    begin(scene, Releases())
 
 
 def begin(scene: Scene, releases: Releases) -> None:

@@ -116,8 +116,12 @@ class Tables:
     # ---- what is done about it
 
     def create(self, session: Session) -> Script[None]:
-        """Make the tables where there are none. Those that stand must be such that this release may work on them."""
-        if (yield from self.version(session)) is None:
+        """Make the tables where there are none. Those that stand must be such that this release may work on them.
+
+        Where the first migration has begun, somebody is at it or has crashed in it: wait, and finish it.
+        """
+        version = yield from self.version(session)
+        if version is None or version.stands == 0:
             yield from self.migrate(session)
         yield from self.require(session)
 
