@@ -10,12 +10,14 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from . import wiring
-from .engine import ends, questions, settle, start, sweep, verbs
+from .config import for_program
+from .engine import ends, leaving, questions, settle, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
+from .engine.leaving import Dropped
 from .engine.phases import Course, to_end
 from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
@@ -75,9 +77,11 @@ class _Base:
             # setup() must stay possible; every other verb raises this.
             self._not_ready = error
 
-    def _setup_script(self) -> Script[None]:
+    def _setup_script(self, *, migrate: bool) -> Script[None]:
         if self._read_only:
             raise UsageError("a coordinator with read_only=True creates nothing")
+        if migrate:
+            yield from start.migrate(self._ctx)
         yield from start.setup(self._ctx)
         yield from start.start(self._ctx)
         self._not_ready = None
@@ -171,6 +175,33 @@ class Coordinator(_Base):
         )
         super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
 
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        recovery: bool = True,
+        read_only: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """A coordinator as `nodoubt.toml` and the environment say; see `nodoubt.config`.
+
+        `overrides`: what says more than both: `resources`, `journal`, or a setting by its name there (`grace="2m"`).
+        Raises `UsageError`, with file, line and key.
+        """
+        config = for_program(path, overrides)
+        return cls(
+            config.urls(),
+            journal=config.journal_url(),
+            settings=config.settings,
+            recovery=recovery,
+            read_only=read_only,
+            observer=observer,
+            clock=clock,
+        )
+
     def open(self) -> Self:
         """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
         if self._opened:
@@ -215,9 +246,13 @@ class Coordinator(_Base):
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.close()
 
-    def setup(self) -> None:
-        """Create our tables where they are missing. Idempotent. Raises `ResourceRefused`, `LineageBroken`."""
-        self._shell.run(self._setup_script())
+    def setup(self, *, migrate: bool = False) -> None:
+        """Create our tables where there are none. Idempotent.
+
+        Raises `ResourceRefused`, `LineageBroken`, `SchemaMismatch`.
+        `migrate`: bring those of an older release up to this one, as `nodoubt schema apply` does; never done unasked.
+        """
+        self._shell.run(self._setup_script(migrate=migrate))
 
     def adopt(self, name: str) -> None:
         """Take a cloned or restored database as it is now. Only after a human has looked (I15).
@@ -225,6 +260,14 @@ class Coordinator(_Base):
         Call it, like `setup`, on a coordinator that is not open: to open it would raise `LineageBroken`.
         """
         self._shell.run(start.adopt(self._ctx, name))
+
+    def drop(self, name: str, *, gone: bool = False) -> Dropped:
+        """Forget a database, by name or resource id, for good: it takes part no more, and its data stay.
+
+        `gone`: it does not exist any more. No coordinator may be at work with it. As `adopt`, for one that is not open.
+        Raises `ResourceRefused` while it is needed, `ResourceUnavailable`, `JournalUnavailable` (do it again).
+        """
+        return self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"
@@ -367,6 +410,29 @@ class AsyncCoordinator(_Base):
         )
         super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
 
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        recovery: bool = True,
+        read_only: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """As `Coordinator.from_config`."""
+        config = for_program(path, overrides)
+        return cls(
+            config.urls(),
+            journal=config.journal_url(),
+            settings=config.settings,
+            recovery=recovery,
+            read_only=read_only,
+            observer=observer,
+            clock=clock,
+        )
+
     async def open(self) -> Self:
         """As `Coordinator.open`."""
         if self._opened:
@@ -412,13 +478,17 @@ class AsyncCoordinator(_Base):
     ) -> None:
         await self.close()
 
-    async def setup(self) -> None:
+    async def setup(self, *, migrate: bool = False) -> None:
         """As `Coordinator.setup`."""
-        await self._shell.run(self._setup_script())
+        await self._shell.run(self._setup_script(migrate=migrate))
 
     async def adopt(self, name: str) -> None:
         """As `Coordinator.adopt`."""
         await self._shell.run(start.adopt(self._ctx, name))
+
+    async def drop(self, name: str, *, gone: bool = False) -> Dropped:
+        """As `Coordinator.drop`."""
+        return await self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"

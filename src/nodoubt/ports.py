@@ -235,6 +235,39 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """Of our tables in one database. `stands`: the newest migration that is finished.
+
+    `works_from`: what a coordinator must know at least to work on them. `unfinished`: a migration has begun since.
+    """
+
+    stands: int
+    works_from: int
+    unfinished: bool = False
+
+
+class Tables(Protocol):
+    """Our own tables in one database, whatever their version."""
+
+    @property
+    def known(self) -> int:
+        """The newest version that this release knows."""
+        ...
+
+    def version(self, session: Session) -> Script[Version | None]:
+        """Of what is there; None: nothing is."""
+        ...
+
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        ...
+
+    def migrate(self, session: Session) -> Script[None]:
+        """Make them those that this release knows. Idempotent, and safe when two run it at the same time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """How a kind of resource differs, where the engine must know."""
 
@@ -250,21 +283,26 @@ class Resource(Protocol):
     name: str
     traits: Traits
 
+    @property
+    def tables(self) -> Tables: ...
+
     # -- registration
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse (`ResourceRefused`, naming the setting) what can't be made durable; return warnings."""
         ...
 
-    def schema_sql(self) -> str: ...
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create our tables if they are missing and store the identity once.
+        """Create our tables if they are missing and store the identity once. Migrates nothing: `SchemaMismatch`.
 
         Idempotent, and safe when two run it at the same time.
         """
         ...
 
     def identity(self, session: Session) -> Script[Identity | None]:
-        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet."""
+        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet.
+
+        Raises `SchemaMismatch` where this release may not work on our tables.
+        """
         ...
 
     def server(self, session: Session) -> Script[str]:
@@ -277,6 +315,10 @@ class Resource(Protocol):
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         """Overwrite the stored identity: an operator has looked and takes responsibility."""
+        ...
+
+    def leave(self, session: Session) -> Script[None]:
+        """Forget the stored identity, forced: this database takes part no more. What else is stored stays."""
         ...
 
     # -- one branch's work
@@ -373,16 +415,27 @@ class Resource(Protocol):
 class Journal(Protocol):
     """Where decisions live: scripts over sessions of the database that holds it."""
 
-    def schema_sql(self) -> str: ...
+    @property
+    def tables(self) -> Tables: ...
+
     def setup(self, session: Session, cluster: str) -> Script[None]:
-        """Create the tables if they are missing and store the cluster id once; an id that stands is kept."""
+        """Create the tables if they are missing and store the cluster id once; an id that stands is kept.
+
+        Migrates nothing: `SchemaMismatch`.
+        """
         ...
 
-    def cluster(self, session: Session) -> Script[str]:
-        """The cluster id. Raises `SchemaMismatch` when there are no tables, or of another version."""
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
+        """The cluster id. Raises `SchemaMismatch` where this release may not work on our tables, or there are none.
+
+        Not `judged`: whatever version they are, for whoever is about to migrate them; its row never changes its form.
+        """
         ...
 
-    def epoch(self, session: Session) -> Script[Epoch]: ...
+    def epoch(self, session: Session) -> Script[Epoch]:
+        """The epoch as it stands. Raises `SchemaMismatch` where this release may not work on our tables any more."""
+        ...
+
     def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
         """Begin the next epoch, under this mark, forced. At each start of a coordinator."""
         ...
@@ -462,6 +515,13 @@ class Journal(Protocol):
 
     def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
         """By resource id: the name it was registered under, and its identity as of then."""
+        ...
+
+    def unregister(self, session: Session, resource_id: str) -> Script[None]:
+        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it.
+
+        The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
+        """
         ...
 
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:

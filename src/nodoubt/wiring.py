@@ -30,6 +30,7 @@ ONLY = "db"  # the name of a resource that was given as a bare URL
 JOURNAL_SESSIONS = 4  # concurrent decisions share a write, so a few sessions serve any number of transactions
 LOOK_CONNECT_S = 5.0  # for a look at a database: whoever looks wants to know soon that it is down
 _NAME_MAX = 63
+NAMES = f"printable text of 1 to {_NAME_MAX} characters"
 
 Where: TypeAlias = "str | Engine | AsyncEngine"  # a database: its URL, or a SQLAlchemy engine that the user has
 Resources: TypeAlias = "Where | Mapping[str, Where]"
@@ -101,10 +102,12 @@ def register_batch(ctx: Context, shell: ThreadShell | AsyncShell) -> Any:
 
 
 @contextmanager
-def onlooker(resources: Resources, journal: str | None) -> Iterator[tuple[Context, ThreadShell]]:
+def onlooker(
+    resources: Resources, journal: str | None, settings: Settings | None = None
+) -> Iterator[tuple[Context, ThreadShell]]:
     """A context without a coordinator, to look and not to take part: no epoch is raised, nothing is admitted."""
     shell = ThreadShell()
-    ctx = context(resources, journal=journal, settings=Settings(), observer=None, clock=None, shell=shell)
+    ctx = context(resources, journal=journal, settings=settings or Settings(), observer=None, clock=None, shell=shell)
     try:
         yield ctx, shell
     finally:
@@ -151,14 +154,19 @@ def _looking_pool(name: str, url: Url, settings: Settings, shell: ThreadShell) -
     return ThreadPool(name, connect, size=1, acquire_s=settings.acquire_s, call=shell.call)
 
 
+def is_name(name: object) -> bool:
+    """Whether a resource may be called so."""
+    return isinstance(name, str) and 0 < len(name) <= _NAME_MAX and name.isprintable() and "://" not in name
+
+
 def _named(resources: Resources, shell: ThreadShell | AsyncShell) -> dict[str, _Place]:
     if not isinstance(resources, Mapping):
         return {ONLY: _place(resources, shell)}
     if not resources:
         raise UsageError('resources are one URL or engine, or names with them: {"orders": "postgresql://…"}')
     for name in resources:
-        if not isinstance(name, str) or not name or len(name) > _NAME_MAX or not name.isprintable() or "://" in name:
-            raise UsageError(f"a resource's name is printable text of 1 to {_NAME_MAX} characters, not {name!r}")
+        if not is_name(name):
+            raise UsageError(f"a resource's name is {NAMES}, not {name!r}")
     return {name: _place(given, shell) for name, given in resources.items()}
 
 

@@ -11,7 +11,8 @@ import pytest
 from nodoubt import Coordinator, errors, ports
 from nodoubt.amounts import quantity, span
 from nodoubt.cli.outcome import Exit, code_of, worst
-from nodoubt.cli.words import masked, seconds_of
+from nodoubt.cli.words import masked
+from nodoubt.config import seconds_of
 from nodoubt.engine.register import NotDecided
 
 from .conftest import ENVIRONMENT, Shop, nodoubt

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from nodoubt import doctor, wiring
-from nodoubt.cli.databases import RESOURCES_VARIABLE
+from nodoubt.config import RESOURCES_VARIABLE
 from nodoubt.errors import MissingExtra
 from nodoubt.testing.servers import PostgresServer
 

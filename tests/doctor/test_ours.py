@@ -134,18 +134,31 @@ def test_what_is_quarantined_needs_a_human(home: Database) -> None:
     assert document["databases"][0]["journal"]["quarantined"] == 1
 
 
-def test_tables_of_another_version_are_told_and_not_read(home: Database) -> None:
-    home.query(f"update {table(home, 'identity')} set version = 9")
+def migrated(home: Database, part: str, works_from: int) -> None:
+    """By a release to come, to version 9."""
+    row = f"('{part}', 9, {works_from}, 1, 1)"
+    home.query(f"insert into {table(home, 'migrations')} (part, number, works_from, steps, steps_done) values {row}")
+
+
+def test_tables_that_only_a_newer_release_knows_are_told_and_not_read(home: Database) -> None:
+    migrated(home, "participant", works_from=9)
     document = doctor("-r", f"home={home.url}", code=3)
     assert rules(document, "home") == ["schema"]
-    assert "version 9" in document["databases"][0]["findings"][0]["why"]
+    assert "migrated to version 9" in document["databases"][0]["findings"][0]["why"]
 
 
-def test_a_journal_of_another_version_is_told_and_not_read(home: Database) -> None:
-    home.query(f"update {table(home, 'journal')} set counter = 9 where item = 'version'")
+def test_a_journal_that_only_a_newer_release_knows_is_told_and_not_read(home: Database) -> None:
+    migrated(home, "journal", works_from=9)
     document = doctor("-r", f"home={home.url}", code=3)
     assert rules(document, "home") == ["schema"]
     assert document["databases"][0]["journal"] is None
+
+
+def test_newer_tables_on_which_this_release_may_work_are_read(home: Database) -> None:
+    for part in ("participant", "journal"):
+        migrated(home, part, works_from=1)
+    document = doctor("-r", f"home={home.url}", code=0)
+    assert document["databases"][0]["journal"]["version"] == 9
 
 
 def test_a_database_that_was_set_back_is_not_what_it_was(home: Database) -> None:

@@ -190,7 +190,7 @@ def shared_url(postgres: PostgresServer) -> str:
 def world(shared_url: str, style: str) -> Iterator[World]:
     """A database with our tables, and a table t (id, v), both empty."""
     world = World(shared_url, style).setup()
-    world.look("TRUNCATE t, nodoubt.receipts; UPDATE nodoubt.identity SET version = 1, epoch = 0")
+    world.look("TRUNCATE t, nodoubt.receipts; UPDATE nodoubt.identity SET epoch = 0")
     yield world
     world.close()
 
@@ -227,6 +227,6 @@ def without_standby() -> Iterator[PostgresServer]:
 def synced(without_standby: PostgresServer, new_world: Callable[[str], World]) -> World:
     """A world there. `setup` would wait, so the tables are made without it."""
     world = new_world(without_standby.url())
-    world.look(world.resource.schema_sql())
+    world.look(world.resource.tables.script())
     world.look("CREATE TABLE t (id int PRIMARY KEY, v int)")
     return world

@@ -13,6 +13,7 @@ import rich_click as click
 from click.exceptions import Exit as Leave
 
 from ..amounts import iso
+from ..config import seconds_of
 from ..coordinator import LIST_MAX
 from ..engine.questions import State, TransactionRecord
 from ..errors import UnknownTransaction
@@ -21,7 +22,7 @@ from ..xid import is_attempt
 from .desk import Desk, desk_command
 from .outcome import Exit
 from .output import Cell
-from .words import age, moment, seconds_of
+from .words import age, moment
 
 LIST_DEFAULT = 100
 STATE_STYLES = {State.PREPARED: "yellow", State.COMMITTED: "green", State.ABORTED: "dim", State.BEGINNING: "cyan"}

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from .. import wiring
-from ..engine.context import Settings, using
+from ..engine.context import using
 from ..errors import ResourceUnavailable, TransactionAborted, UsageError
 from ..ports import Session
 from ..script import Script, do
@@ -72,7 +73,10 @@ def _coordinator(desk: Desk, clients: int) -> Coordinator:
     from ..coordinator import Coordinator
 
     return Coordinator(
-        desk.databases.resources, journal=desk.databases.journal, settings=Settings(pool_size=clients), recovery=False
+        desk.databases.resources,
+        journal=desk.databases.journal,
+        settings=replace(desk.config.settings, pool_size=clients),
+        recovery=False,
     )
 
 
@@ -80,7 +84,7 @@ def _coordinator(desk: Desk, clients: int) -> Coordinator:
 def _table(desk: Desk, clients: int) -> Iterator[None]:
     rows = ",".join(f"({number},0)" for number in range(clients))
     made: list[str] = []
-    with wiring.onlooker(desk.databases.resources, desk.databases.journal) as (ctx, shell):
+    with wiring.onlooker(desk.databases.resources, desk.databases.journal, desk.config.settings) as (ctx, shell):
 
         def run(name: str, sql: str) -> None:
             def body(session: Session) -> Script[Any]:

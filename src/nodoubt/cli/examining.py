@@ -17,19 +17,21 @@ import rich_click as click
 from click.exceptions import Exit as Leave
 
 from .. import wiring
-from ..engine.context import Settings
+from ..config import seconds_of
 from ..errors import UsageError
 from ..url import Url, parse_url
 from .asking import Duration
 from .charts import print_report
 from .desk import Desk, desk_command
 from .output import Output
-from .recovering import EVERY_LEAST_S, WATCH_EVERY_S, told_to_stop
-from .words import seconds_of
+from .recovering import EVERY_LEAST_S, told_to_stop
 
 if TYPE_CHECKING:
     from ..doctor import Patient, Report
     from ..engine.shell import ThreadShell
+
+
+WATCH_EVERY_S = 10.0
 
 
 class Watchable(click.RichCommand):
@@ -57,26 +59,27 @@ def _is_time(text: str) -> bool:
 @click.option(
     "--grace",
     type=Duration(),
-    default=Settings().grace_s,
     metavar="TIME",
-    help="What has been prepared for less may be at work [60s].",
+    help="What has been prepared for less may be at work [the setting grace, 60s].",
 )
 @click.option(
     "--expect",
     type=click.IntRange(1),
-    default=Settings().pool_size,
     metavar="N",
-    help="So many may be prepared at once on a server: pool size times coordinators, and what is staged [10].",
+    help="So many may be prepared at once on a server: pool size times coordinators, and what is staged [the setting "
+    "pool_size, 10].",
 )
-def doctor(desk: Desk, urls: tuple[str, ...], watch: float | None, grace: float, expect: int) -> None:
+def doctor(desk: Desk, urls: tuple[str, ...], watch: float | None, grace: float | None, expect: int | None) -> None:
     """Examine databases, ours or anybody's, and change nothing.
 
     Lists every prepared transaction with whose it is, what it locks, who waits for it, and what to do about it; checks
-    settings, rights, clocks and our own tables. Name the databases as URLs, with -r, or in NODOUBT_RESOURCES.
+    settings, rights, clocks and our own tables. Name the databases as URLs, or in the configuration.
     """
     if watch is not None and watch < EVERY_LEAST_S:
         raise click.UsageError(f"--watch is at least {EVERY_LEAST_S:g}s")
     named = _named(desk, urls)
+    grace = desk.settings.grace_s if grace is None else grace
+    expect = desk.settings.pool_size if expect is None else expect
     desk.out = Output(json=desk.out.json, secrets=[url.password for url in named.values() if url.password])
     with wiring.patients(named) as (patients, shell):
         if watch is None:
@@ -90,7 +93,7 @@ def doctor(desk: Desk, urls: tuple[str, ...], watch: float | None, grace: float,
 
 
 def _named(desk: Desk, urls: tuple[str, ...]) -> dict[str, Url]:
-    """URLs under the names of their databases, then those with -r; the environment where neither was given."""
+    """URLs under the names of their databases, then those with -r; the configuration's where neither was given."""
     found: dict[str, Url] = {}
     for number, text in enumerate(urls, 1):
         try:

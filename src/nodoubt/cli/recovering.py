@@ -28,7 +28,6 @@ from .words import moment
 if TYPE_CHECKING:
     from ..coordinator import Coordinator
 
-WATCH_EVERY_S = 10.0
 EVERY_LEAST_S = 0.05
 
 
@@ -36,16 +35,18 @@ EVERY_LEAST_S = 0.05
 @desk_command
 @click.option("--watch", is_flag=True, help="Go on until Ctrl-C; with --json one document to a line.")
 @click.option(
-    "--every", type=Duration(), default=WATCH_EVERY_S, metavar="TIME", help="With --watch: time between sweeps [10s]."
+    "--every", type=Duration(), metavar="TIME", help="With --watch: time between sweeps [the setting sweep, 10s]."
 )
 @click.option(
     "--grace",
     type=Duration(),
     metavar="TIME",
-    help="Leave undecided branches alone that are younger [60s]. 0 aborts whatever is being prepared at this moment.",
+    help="Leave undecided branches alone that are younger [the setting grace, 60s]. 0 aborts whatever is being "
+    "prepared at this moment.",
 )
-def recover(desk: Desk, watch: bool, every: float, grace: float | None) -> None:
+def recover(desk: Desk, watch: bool, every: float | None, grace: float | None) -> None:
     """Finish what crashed processes left behind: commit what was decided, abort what never was."""
+    every = desk.config.settings.sweep_s if every is None else every
     if every < EVERY_LEAST_S:
         raise click.UsageError(f"--every is at least {EVERY_LEAST_S:g}s")
     if watch:

@@ -1,4 +1,4 @@
-"""Times, ages and durations as people write them, and text that is safe to print.
+"""Times and ages as people read them, and text that is safe to print.
 
 Must not: know transactions, or print.
 """
@@ -11,17 +11,7 @@ from datetime import datetime
 
 from ..amounts import span
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw]?)(?:\s*\d+(?:\.\d+)?[smhdw])*")
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 SHORT_SECRET = 4  # a password below this length is masked as a word only, or it would mask half of every sentence
-
-
-def seconds_of(text: str) -> float:
-    """`90`, `90s`, `5m`, `1h30m`, `2d` in seconds. Raises `ValueError`."""
-    if not _DURATION.fullmatch(text.strip()):
-        raise ValueError(f"{text!r} is not a time: write 30s, 5m, 1h30m or 2d")
-    return sum(float(number) * _UNITS[unit or "s"] for number, unit in _PART.findall(text))
 
 
 def age(at: float | None, now: float) -> str:

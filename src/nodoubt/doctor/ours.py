@@ -5,6 +5,7 @@ Must not: write, or be acted on: what is read plainly may not be flushed yet.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 
 from ..engine.context import chunks
 from ..errors import NoDoubtError, SchemaMismatch
-from ..journals.sql import ATTEMPTS_PER_STATEMENT, SCHEMA_VERSION
+from ..journals.sql import ATTEMPTS_PER_STATEMENT
 from ..ports import Journal, Resource, Session, StatementFailed
 from ..protocol.records import Standing
 from ..script import Script
@@ -47,7 +48,7 @@ def readable(facts: f.Facts, reading: Script[f.Facts]) -> Script[f.Facts]:
 
 def _with_gap(facts: f.Facts, what: str) -> f.Facts:
     user = facts.server.user if facts.server is not None else "?"
-    advice = f"GRANT SELECT on the tables nodoubt_* to {user}"
+    advice = f"run what this prints: nodoubt schema sql --dialect {facts.kind} --role look --to {shlex.quote(user)}"
     if facts.kind == "postgres":
         role = '"' + user.replace('"', '""') + '"'
         advice = f"GRANT USAGE ON SCHEMA nodoubt TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA nodoubt TO {role};"
@@ -70,6 +71,8 @@ def _code(error: BaseException) -> str:
 def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.Facts]:
     """What stands in it, but for its epoch: see `epoch_of`."""
     cluster = yield from journal.cluster(session)
+    version = yield from journal.tables.version(session)
+    assert version is not None  # or there would be no cluster
     floor = yield from journal.floor(session)
     commits = yield from journal.open_commits(session, "", f.OPEN_MAX + 1)
     names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
@@ -83,7 +86,7 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
     cut = tuple(f"{what}: the first {most}" for what, rows, most in lists if len(rows) > most)
     found = f.Journal(
         cluster=cluster,
-        version=SCHEMA_VERSION,
+        version=version.stands,
         epoch=0,
         floor=floor,
         open_commits=tuple(commits[: f.OPEN_MAX]),

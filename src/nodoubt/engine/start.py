@@ -9,20 +9,68 @@ What it cannot see: a clone that answers with the same server identity, and a re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
-from ..ports import Identity, Session, Unclear
+from ..ports import Identity, Prepared, Session, Unclear
 from ..protocol.records import Epoch
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster, new_mark
 from . import questions
-from .context import Context, Participant, asked, log, told
+from .context import Context, Participant, asked, log, told, using
 
 _SET_BACK = (
     "the journal was restored from a backup and may have forgotten decisions. Nothing is resolved until an operator "
     "has looked"
 )
+
+
+def migrate(ctx: Context) -> Script[None]:
+    """Make our tables, wherever there are some, those of this release. Nothing else does.
+
+    Not bounded by `answer_s`: a large table takes its time.
+    """
+    journal = yield from told(ctx, ctx.journal_pool, ctx.journal.tables.version)
+    there, behind = list[Participant](), list[Participant]()
+    shut = ctx.journal.tables.shuts_out(journal)
+    for participant in ctx.participants.values():
+        tables = participant.resource.tables
+        version = yield from told(ctx, participant.reserve, tables.version)
+        shut |= tables.shuts_out(version)
+        there += [participant] if version is not None else []
+        behind += [participant] if version is not None and version.stands < tables.known else []
+    if shut:
+        yield from _require_nobody_is_stranded(ctx, behind)
+    if journal is not None:
+        yield from using(ctx.journal_pool, ctx.journal.tables.migrate)
+    outcomes = yield from every([using(one.pool, one.resource.tables.migrate) for one in there])
+    for outcome in outcomes:
+        outcome.get()
+
+
+def _require_nobody_is_stranded(ctx: Context, behind: Sequence[Participant]) -> Script[None]:
+    """Where older coordinators are about to be shut out, no branch may be prepared on what is to be migrated.
+
+    A prepared branch keeps its receipts' table from being migrated. Half of the databases would then refuse the old
+    release, which could end it, and the other half the new one.
+    """
+
+    def its(session: Session) -> Script[str]:
+        return ctx.journal.cluster(session, judged=False)
+
+    cluster = yield from told(ctx, ctx.journal_pool, its)
+    for one in behind:
+
+        def look(session: Session, one: Participant = one) -> Script[tuple[Prepared, ...]]:
+            return one.resource.prepared(session, cluster)
+
+        listed = yield from told(ctx, one.reserve, look)
+        if listed:
+            raise ResourceUnavailable(
+                f"{one.name} lists {len(listed)} prepared branches, and the migration shuts out the coordinators that "
+                "could end them: nothing was changed. End those first (nodoubt ls, nodoubt recover), with the release "
+                "that began them, and stop its coordinators"
+            )
 
 
 def setup(ctx: Context) -> Script[None]:
@@ -38,8 +86,7 @@ def setup(ctx: Context) -> Script[None]:
         def body(session: Session) -> Script[None]:
             yield from participant.resource.check(session)
             yield from participant.resource.setup(session, new_attempt(), cluster)
-            identity = yield from participant.resource.identity(session)
-            assert identity is not None
+            identity = yield from _identity(participant, session)
             _require_same_journal(participant, identity, cluster)
 
         return asked(ctx, participant.reserve, body)

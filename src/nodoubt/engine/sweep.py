@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import JournalRestored, LineageBroken, NoDoubtError
+from ..errors import JournalRestored, LineageBroken, NoDoubtError, SchemaMismatch
 from ..ports import BelowFloor, Prepared, Session
 from ..protocol.records import BranchRef, Decision, Mode, Quarantined, Staging, Standing, Verdict
 from ..protocol.recovery import Action, Age, Known, Seen, what_is_known, what_to_do
@@ -67,6 +67,8 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
     for participant, outcome in zip(ctx.participants.values(), listings, strict=True):
         if isinstance(outcome.error, LineageBroken):
             participant.barred = str(outcome.error)
+        if isinstance(outcome.error, SchemaMismatch):
+            log.error("nothing can be recovered on %s: %s", participant.name, outcome.error)
         if outcome.error is not None:
             report.trouble[participant.name] = str(outcome.error)
             continue

@@ -22,7 +22,18 @@ from typing import Any
 import msgspec
 
 from ..errors import SchemaMismatch, UsageError
-from ..ports import BelowFloor, Conflict, Identity, Params, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..ports import (
+    BelowFloor,
+    Conflict,
+    Identity,
+    Params,
+    Reply,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Unclear,
+    Version,
+)
 from ..protocol.records import Decision, Epoch, Event, Mode, Quarantined, Staging, Standing, Verdict
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
@@ -415,8 +426,29 @@ class AsyncMemorySession:
         self._session.close()
 
 
+class MemoryTables:
+    """There is only one version: a store lives no longer than the program that made it."""
+
+    known = 1
+
+    def version(self, session: Session) -> Script[Version | None]:
+        try:
+            yield Do(session, "apply", ("cluster",))
+        except SchemaMismatch:
+            return None
+        return Version(1, 1)
+
+    def shuts_out(self, version: Version | None) -> bool:
+        return False
+
+    def migrate(self, session: Session) -> Script[None]:
+        yield from ()
+
+
 class MemoryJournal:
     """`ports.Journal` over memory sessions."""
+
+    tables = MemoryTables()
 
     def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
         try:
@@ -424,13 +456,10 @@ class MemoryJournal:
         except SessionLost as error:
             raise Unclear(f"the journal did not answer: {error}") from error
 
-    def schema_sql(self) -> str:
-        return ""
-
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)
 
-    def cluster(self, session: Session) -> Script[str]:
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
         return self._apply(session, "cluster")
 
     def epoch(self, session: Session) -> Script[Epoch]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from ..kept import message
 from ..ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..schema import MIGRATED
 from ..script import Script, do
 from .dialects import Dialect
 
@@ -85,5 +86,6 @@ class Transactions:
             case Failure.TRANSIENT | Failure.FULL:
                 return Refused(f"the journal could not do it now: {error}", retry=True)
             case Failure.REFUSED:
-                return Refused(f"the journal refused: {error}")
+                gone = error.code in self.dialect.no_table and "nodoubt" in error.message
+                return Refused(f"the journal refused: {error}{f'. {MIGRATED}' if gone else ''}")
         return Unclear(f"the journal's server failed, and may have done it or not: {error}")

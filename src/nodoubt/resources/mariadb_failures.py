@@ -9,6 +9,7 @@ Must not: know a session.
 from __future__ import annotations
 
 from ..ports import BelowFloor, Conflict, Failure, Refused, StatementFailed, UnknownXid
+from ..schema import MIGRATED
 
 FAILURES: dict[str, Failure] = {
     "1397": Failure.UNKNOWN_XID,  # XAER_NOTA: gone, or held by a session that still lives
@@ -49,6 +50,8 @@ def refusal(error: StatementFailed, what: str) -> Refused:
     why = f"{what}: {error}"
     if error.code in PROBED:
         why = f"{what}: {PROBED[error.code]}: ALTER TABLE … ENGINE=InnoDB ({error})"
+    if error.code == "1146" and "nodoubt_" in error.message:
+        why = f"{why}. {MIGRATED}"
     match failure:
         case Failure.UNKNOWN_XID:
             return UnknownXid(why)

@@ -1,4 +1,5 @@
--- nodoubt, tables of a participant on MariaDB or MySQL, version 1. {database} stands for the quoted database.
+-- What nodoubt keeps in each MariaDB or MySQL database that takes part.
+-- Older coordinators: there are none.
 
 -- Who this database is, to whose journal it belongs, and the newest epoch that journal has shown it: its
 -- number, and the mark under which it was given out.
@@ -8,8 +9,7 @@ CREATE TABLE IF NOT EXISTS {database}.nodoubt_identity (
     cluster CHAR(16) NOT NULL,
     server VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     epoch BIGINT NOT NULL,
-    mark VARCHAR(16) NOT NULL,
-    version INT NOT NULL
+    mark VARCHAR(16) NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
 
 -- A row that a branch writes in its own transaction: there only if the branch committed. An 'abort' row is a fence: it
@@ -26,4 +26,4 @@ CREATE TABLE IF NOT EXISTS {database}.nodoubt_receipts (
     at DOUBLE NOT NULL,
     PRIMARY KEY (attempt, branch),
     KEY nodoubt_epoch (epoch)
-) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin
+) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;

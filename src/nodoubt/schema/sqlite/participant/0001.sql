@@ -1,9 +1,9 @@
--- nodoubt's tables in a participating SQLite file, version 1. They are written by nodoubt alone.
+-- What nodoubt keeps in each SQLite file that takes part. Written by nodoubt alone.
+-- Older coordinators: there are none.
 
 -- Who this file is, and whose, and the newest epoch which that journal has shown it, with its mark: one row.
 CREATE TABLE IF NOT EXISTS main.nodoubt_identity (
     one         INTEGER PRIMARY KEY CHECK (one = 1),
-    version     INTEGER NOT NULL,
     resource_id TEXT    NOT NULL,
     cluster     TEXT    NOT NULL,
     server      TEXT    NOT NULL,

@@ -1,10 +1,11 @@
--- The journal of nodoubt on MariaDB and MySQL, version 1. `nodoubt schema apply` runs this; twice changes nothing.
+-- The journal of nodoubt on MariaDB and MySQL.
+-- Older coordinators: there are none.
 --
 -- Keys are VARBINARY: compared byte by byte, where every text collation would take 'a' and 'a ' for one name.
 
 -- cluster: minted once. epoch: raised at each start of a coordinator. floor: the oldest attempt that may still be
 -- decided; every decision locks this row in share mode, and a clean-up raises it before it deletes anything.
-CREATE TABLE IF NOT EXISTS nodoubt_journal (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_journal (
     item VARBINARY(32) NOT NULL PRIMARY KEY,
     value VARBINARY(64) NOT NULL DEFAULT '',
     counter BIGINT NOT NULL DEFAULT 0
@@ -12,7 +13,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_journal (
 
 -- Which epochs there were, as far back as a registered resource may show one. The mark is random: in a journal that was
 -- set back an epoch gets its number again, and another mark.
-CREATE TABLE IF NOT EXISTS nodoubt_epochs (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_epochs (
     number BIGINT NOT NULL PRIMARY KEY,
     mark VARBINARY(16) NOT NULL,
     UNIQUE INDEX nodoubt_epochs_mark (mark)
@@ -21,7 +22,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_epochs (
 -- The register: write-once. A row is only ever inserted, confirmed, ended and, below the floor, deleted.
 -- The CHECK holds even where a lax sql_mode would turn a NULL attempt into an empty one. open_commit is what recovery
 -- still has to finish: a handful of rows among millions that have ended.
-CREATE TABLE IF NOT EXISTS nodoubt_decisions (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_decisions (
     attempt VARBINARY(32) NOT NULL PRIMARY KEY,
     verdict VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     mode VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
@@ -40,7 +41,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_decisions (
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- The directory of staged names.
-CREATE TABLE IF NOT EXISTS nodoubt_names (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_names (
     name VARBINARY(800) NOT NULL PRIMARY KEY,
     attempt VARBINARY(32) NOT NULL,
     branches LONGTEXT NOT NULL,
@@ -56,7 +57,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_names (
     CHECK (length(attempt) = 32)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
-CREATE TABLE IF NOT EXISTS nodoubt_resources (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_resources (
     resource_id VARBINARY(255) NOT NULL PRIMARY KEY,
     name TEXT NOT NULL,
     cluster TEXT NOT NULL,
@@ -64,7 +65,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_resources (
     epoch BIGINT NOT NULL
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
-CREATE TABLE IF NOT EXISTS nodoubt_quarantine (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_quarantine (
     attempt VARBINARY(255) NOT NULL,
     branch INT NOT NULL,
     resource TEXT NOT NULL,
@@ -74,7 +75,7 @@ CREATE TABLE IF NOT EXISTS nodoubt_quarantine (
     PRIMARY KEY (attempt, branch)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
-CREATE TABLE IF NOT EXISTS nodoubt_events (
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_events (
     id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
     attempt VARBINARY(255) NOT NULL,
     at DOUBLE NOT NULL,

@@ -1,11 +1,9 @@
--- What nodoubt keeps in each PostgreSQL database that takes part. Version 1.
-
-CREATE SCHEMA IF NOT EXISTS nodoubt;
+-- What nodoubt keeps in each PostgreSQL database that takes part.
+-- Older coordinators: there are none.
 
 -- One row: who this database is, and which journal it belongs to, for good; and the newest epoch that journal has shown it.
 CREATE TABLE IF NOT EXISTS nodoubt.identity (
     single      boolean PRIMARY KEY DEFAULT true CHECK (single),
-    version     integer NOT NULL,
     resource_id text NOT NULL,
     cluster     text NOT NULL,
     server      text NOT NULL,

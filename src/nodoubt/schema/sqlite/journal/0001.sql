@@ -1,4 +1,5 @@
--- The journal of nodoubt on SQLite, version 1. `nodoubt schema apply` runs this; running it twice changes nothing.
+-- The journal of nodoubt on SQLite.
+-- Older coordinators: there are none.
 
 -- cluster: minted once. epoch: raised at each start of a coordinator. floor: the oldest attempt that may still be
 -- decided; a clean-up raises it before it deletes anything. There is one writer at a time, so no row needs a lock.

@@ -1,6 +1,5 @@
--- The journal of nodoubt on PostgreSQL, version 1. `nodoubt schema apply` runs this; running it twice changes nothing.
-
-CREATE SCHEMA IF NOT EXISTS nodoubt;
+-- The journal of nodoubt on PostgreSQL.
+-- Older coordinators: there are none.
 
 -- cluster: minted once. epoch: raised at each start of a coordinator. floor: the oldest attempt that may still be
 -- decided; every decision holds it by a lock on this table, and a clean-up raises it before it deletes anything.
