@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint reap-10k servers clean
+.PHONY: help demo demo-servers test lint bench reap-10k servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
 	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
+	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make reap-10k      10,000 staged transactions past their deadline, three reapers at once: rate and memory"
 	@echo "make clean         remove .venv, caches and builds"
 
@@ -25,7 +26,7 @@ demo-servers: $(VENV)/.run servers
 	@$(BIN)/nodoubt demo --servers
 
 # The tests come last, so that the last line tells how they ended.
-test: $(VENV)/.dev servers lint
+test: $(VENV)/.dev servers benchmarks/node_modules lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
@@ -33,6 +34,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev servers benchmarks/node_modules
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks profile
+
+# Bun is a peer; without npm it is left out, which the benchmarks say.
+benchmarks/node_modules: benchmarks/package.json
+	@npm install --prefix benchmarks --no-package-lock --no-audit --no-fund --loglevel=error && touch $@ || \
+		echo "npm is missing, or cannot install: the benchmarks, and their tests, go without Bun" >&2
 
 reap-10k: $(VENV)/.dev servers
 	NODOUBT_REAP=10000 $(BIN)/pytest tests/steps/test_reaper.py -k many -s
@@ -42,7 +52,8 @@ servers:
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf benchmarks/node_modules benchmarks/results
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

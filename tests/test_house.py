@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70
-DRIVERS = {"apsw", "asyncmy", "asyncpg", "psycopg", "psycopg_binary", "pymysql", "sqlite3"}
+DRIVERS = {"aiomysql", "apsw", "asyncmy", "asyncpg", "psycopg", "psycopg_binary", "pymysql", "sqlite3"}
+DRIVERS |= {"sqlalchemy", "greenlet", "nodoubt.alchemy"}
 SERVERS_AND_FACES = {"click", "nodoubt.testing", "rich", "rich_click"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -46,6 +46,7 @@ from .errors import (
 )
 from .ports import Notice, Observer, Reply
 from .protocol.records import Call, CallState, Confirmation, Readiness
+from .query import sql
 from .steps import IdempotencyKey, StepContext, compensation, step
 from .steps.undoing import Undoing
 from .transaction import AsyncTransaction, Transaction
@@ -101,6 +102,7 @@ __all__ = [
     "UnknownTransaction",
     "UsageError",
     "compensation",
+    "sql",
     "step",
     "transaction_id",
 ]

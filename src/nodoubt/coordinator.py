@@ -10,12 +10,14 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from . import wiring
-from .engine import cautions, ends, questions, reaper, settle, start, sweep, verbs
+from .config import for_program
+from .engine import cautions, ends, leaving, questions, reaper, settle, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings, log
+from .engine.leaving import Dropped
 from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
@@ -75,9 +77,11 @@ class _Base(Scripts):
             # setup() must stay possible; every other verb raises this.
             self._not_ready = error
 
-    def _setup_script(self) -> Script[None]:
+    def _setup_script(self, *, migrate: bool) -> Script[None]:
         if self._read_only:
             raise UsageError("a coordinator with read_only=True creates nothing")
+        if migrate:
+            yield from start.migrate(self._ctx)
         yield from start.setup(self._ctx)
         yield from start.start(self._ctx)
         self._not_ready = None
@@ -158,8 +162,9 @@ os.register_at_fork(after_in_child=_children)
 class Coordinator(Outside, _Base):
     """Transactions over several databases, from threads.
 
-    `resources`: one URL, or names with URLs. `journal`: the name of the resource whose database holds the journal
-    (default: the first), or the URL of a database of its own. `recovery`: run recovery in the background while open.
+    `resources`: one URL or SQLAlchemy engine, or names with them. `journal`: the name of the resource whose database
+    holds the journal (default: the first), or the URL or engine of a database of its own. `recovery`: run recovery in
+    the background while open.
     `read_only`: answer questions, and take part in nothing; it opens on databases that were restored, too.
     """
 
@@ -167,7 +172,7 @@ class Coordinator(Outside, _Base):
         self,
         resources: wiring.Resources,
         *,
-        journal: str | None = None,
+        journal: wiring.Where | None = None,
         settings: Settings | None = None,
         recovery: bool = True,
         read_only: bool = False,
@@ -184,6 +189,33 @@ class Coordinator(Outside, _Base):
             shell=self._shell,
         )
         super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        recovery: bool = True,
+        read_only: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """A coordinator as `nodoubt.toml` and the environment say; see `nodoubt.config`.
+
+        `overrides`: what says more than both: `resources`, `journal`, or a setting by its name there (`grace="2m"`).
+        Raises `UsageError`, with file, line and key.
+        """
+        config = for_program(path, overrides)
+        return cls(
+            config.urls(),
+            journal=config.journal_url(),
+            settings=config.settings,
+            recovery=recovery,
+            read_only=read_only,
+            observer=observer,
+            clock=clock,
+        )
 
     def open(self) -> Self:
         """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
@@ -230,9 +262,13 @@ class Coordinator(Outside, _Base):
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.close()
 
-    def setup(self) -> None:
-        """Create our tables where they are missing. Idempotent. Raises `ResourceRefused`, `LineageBroken`."""
-        self._shell.run(self._setup_script())
+    def setup(self, *, migrate: bool = False) -> None:
+        """Create our tables where there are none. Idempotent.
+
+        Raises `ResourceRefused`, `LineageBroken`, `SchemaMismatch`.
+        `migrate`: bring those of an older release up to this one, as `nodoubt schema apply` does; never done unasked.
+        """
+        self._shell.run(self._setup_script(migrate=migrate))
 
     def adopt(self, name: str) -> None:
         """Take a cloned or restored database as it is now. Only after a human has looked (I15).
@@ -240,6 +276,14 @@ class Coordinator(Outside, _Base):
         Call it, like `setup`, on a coordinator that is not open: to open it would raise `LineageBroken`.
         """
         self._shell.run(start.adopt(self._ctx, name))
+
+    def drop(self, name: str, *, gone: bool = False) -> Dropped:
+        """Forget a database, by name or resource id, for good: it takes part no more, and its data stay.
+
+        `gone`: it does not exist any more. No coordinator may be at work with it. As `adopt`, for one that is not open.
+        Raises `ResourceRefused` while it is needed, `ResourceUnavailable`, `JournalUnavailable` (do it again).
+        """
+        return self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"
@@ -381,7 +425,7 @@ class AsyncCoordinator(AsyncOutside, _Base):
         self,
         resources: wiring.Resources,
         *,
-        journal: str | None = None,
+        journal: wiring.Where | None = None,
         settings: Settings | None = None,
         recovery: bool = True,
         read_only: bool = False,
@@ -398,6 +442,29 @@ class AsyncCoordinator(AsyncOutside, _Base):
             shell=self._shell,
         )
         super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        recovery: bool = True,
+        read_only: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """As `Coordinator.from_config`."""
+        config = for_program(path, overrides)
+        return cls(
+            config.urls(),
+            journal=config.journal_url(),
+            settings=config.settings,
+            recovery=recovery,
+            read_only=read_only,
+            observer=observer,
+            clock=clock,
+        )
 
     async def open(self) -> Self:
         """As `Coordinator.open`."""
@@ -445,13 +512,17 @@ class AsyncCoordinator(AsyncOutside, _Base):
     ) -> None:
         await self.close()
 
-    async def setup(self) -> None:
+    async def setup(self, *, migrate: bool = False) -> None:
         """As `Coordinator.setup`."""
-        await self._shell.run(self._setup_script())
+        await self._shell.run(self._setup_script(migrate=migrate))
 
     async def adopt(self, name: str) -> None:
         """As `Coordinator.adopt`."""
         await self._shell.run(start.adopt(self._ctx, name))
+
+    async def drop(self, name: str, *, gone: bool = False) -> Dropped:
+        """As `Coordinator.drop`."""
+        return await self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(
         self, name: str | None = None, *, timeout: float | None = None, wait: Wait = "applied"

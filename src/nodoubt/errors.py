@@ -234,10 +234,10 @@ class NotAllowed(NoDoubtError):
 
 
 class MissingExtra(NoDoubtError, ImportError):
-    """A driver is not installed; the message names the extra that brings it."""
+    """A driver, or SQLAlchemy, is not installed; the message names the extra that brings it."""
 
     def __init__(self, need: str, extra: str) -> None:
-        super().__init__(f"{need} needs a driver that is not installed: pip install 'nodoubt[{extra}]'")
+        super().__init__(f"{need} needs what is not installed: pip install 'nodoubt[{extra}]'")
         self.extra = extra
 
 

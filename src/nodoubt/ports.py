@@ -16,11 +16,13 @@ Must not: import a driver, or anything of the engine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
-from .errors import NoDoubtError
+import msgspec
+
+from .errors import NoDoubtError, ResourceRefused
 from .protocol.records import (
     Call,
     Confirmation,
@@ -39,18 +41,20 @@ from .xid import Xid
 # ---- what a server answers ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One statement's answer. Iterates over its rows as mappings.
 
     `tag` is the server's own word for what it did (`INSERT 0 1`, `COMMIT`); "" where the server has none.
-    `count` is the number of rows affected or returned, -1 where unknown.
+    `count` is the number of rows matched or returned, -1 where unknown. `types` (the driver's codes of the columns'
+    types) and `last_id` (the id that the last INSERT was given) are there for those who passed `Bound`.
     """
 
     tag: str = ""
     count: int = -1
     columns: tuple[str, ...] = ()
     rows: Sequence[tuple[Any, ...]] = ()
+    types: tuple[Any, ...] = ()
+    last_id: int = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
@@ -64,6 +68,20 @@ class Reply:
     def scalar(self) -> Any:
         """The first column of the first row; None where there is no row."""
         return self.rows[0][0] if self.rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Parameters from somebody who needs the reply in full (`Reply.types`, `Reply.last_id`).
+
+    `many`: `values` are rows of parameters, and the statement is run for each; the reply has the sum of their counts.
+    """
+
+    values: Any
+    many: bool = False
+
+
+Params = Sequence[Any] | Mapping[str, Any] | Bound | None
 
 
 class StatementFailed(Exception):
@@ -93,7 +111,7 @@ class Session(Protocol):
         """
         ...
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with the driver's own placeholders. Raises the driver's own errors."""
         ...
 
@@ -115,6 +133,31 @@ class Session(Protocol):
 
 
 # ---- what a resource answers ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortcoming:
+    """Why a database cannot, or may not, keep a promise. `refused`: it may not take part; else it is a warning.
+
+    `line`: the one line that mends it, where there is one, and `where` it belongs: a file, or "" for a statement.
+    """
+
+    what: str
+    advice: str
+    refused: bool = False
+    line: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.advice}"
+
+
+def require_none(shortcomings: Sequence[Shortcoming], name: str) -> tuple[str, ...]:
+    """The warnings; raises `ResourceRefused` for the first that is more than one."""
+    for one in shortcomings:
+        if one.refused:
+            raise ResourceRefused(f"{name} cannot take part: {one}")
+    return tuple(map(str, shortcomings))
 
 
 class Refused(NoDoubtError):
@@ -155,6 +198,18 @@ class Failure(Enum):
     LOST = "connection lost"
 
 
+class SavepointStep(Enum):
+    """What can be done with a savepoint, in the SQL that all three kinds of database share."""
+
+    SET = ("SAVEPOINT {0}",)
+    RELEASE = ("RELEASE SAVEPOINT {0}",)
+    BACK = ("ROLLBACK TO SAVEPOINT {0}", "RELEASE SAVEPOINT {0}")
+
+    def statements(self, name: str) -> tuple[str, ...]:
+        """The statements, for a savepoint of that name."""
+        return tuple(statement.format(name) for statement in self.value)
+
+
 @dataclass(slots=True)
 class Work:
     """One branch while it is being worked on. The engine owns it; the resource's scripts update it."""
@@ -165,12 +220,13 @@ class Work:
     staged: bool = False
     wrote: bool = False  # surely wrote something; False means not known
     statements: int = 0
+    lazy: bool = False  # a statement follows at once, and what begins the branch may go with it
+    opening: tuple[str, ...] = ()  # what begins the branch, as long as the server has not answered it
     doomed: BaseException | None = None  # the error after which only a rollback is possible (I16)
     handle: Any = None  # what the resource needs to name the branch again (MariaDB: `XaXid`)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """A branch that a resource lists as prepared. `age_s`: since when, by the server's clock; None if it can't tell."""
 
     xid: Xid
@@ -190,6 +246,39 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """Of our tables in one database. `stands`: the newest migration that is finished.
+
+    `works_from`: what a coordinator must know at least to work on them. `unfinished`: a migration has begun since.
+    """
+
+    stands: int
+    works_from: int
+    unfinished: bool = False
+
+
+class Tables(Protocol):
+    """Our own tables in one database, whatever their version."""
+
+    @property
+    def known(self) -> int:
+        """The newest version that this release knows."""
+        ...
+
+    def version(self, session: Session) -> Script[Version | None]:
+        """Of what is there; None: nothing is."""
+        ...
+
+    def shuts_out(self, version: Version | None) -> bool:
+        """Whether `migrate`, from there, refuses coordinators that are at work now."""
+        ...
+
+    def migrate(self, session: Session) -> Script[None]:
+        """Make them those that this release knows. Idempotent, and safe when two run it at the same time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """How a kind of resource differs, where the engine must know."""
 
@@ -206,21 +295,26 @@ class Resource(Protocol):
     name: str
     traits: Traits
 
+    @property
+    def tables(self) -> Tables: ...
+
     # -- registration
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse (`ResourceRefused`, naming the setting) what can't be made durable; return warnings."""
         ...
 
-    def schema_sql(self) -> str: ...
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create our tables if they are missing and store the identity once.
+        """Create our tables if they are missing and store the identity once. Migrates nothing: `SchemaMismatch`.
 
         Idempotent, and safe when two run it at the same time.
         """
         ...
 
     def identity(self, session: Session) -> Script[Identity | None]:
-        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet."""
+        """What is stored, with `epoch` the highest witnessed in identity or receipts; None: no `setup` yet.
+
+        Raises `SchemaMismatch` where this release may not work on our tables.
+        """
         ...
 
     def server(self, session: Session) -> Script[str]:
@@ -235,13 +329,27 @@ class Resource(Protocol):
         """Overwrite the stored identity: an operator has looked and takes responsibility."""
         ...
 
+    def leave(self, session: Session) -> Script[None]:
+        """Forget the stored identity, forced: this database takes part no more. What else is stored stays."""
+        ...
+
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
-        """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`)."""
+        """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`).
+
+        A `lazy` branch may be begun by its first `execute`, in the same message; until then `work.opening` says how.
+        """
         ...
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         """The user's statement. Transaction control is refused; any error dooms the branch (I16)."""
+        ...
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """Returns only on the server's own word. After anything else nobody knows which work is left.
+
+        `Refused`: the server does not know the savepoint, because it has undone more than what came after it.
+        """
         ...
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:
@@ -286,8 +394,8 @@ class Resource(Protocol):
     def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]: ...
 
     # -- recovery
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
-        """All branches of this cluster that are prepared in this database."""
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
+        """All branches of this cluster that are prepared in this database, or, asked for one, that one if it is."""
         ...
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
@@ -319,16 +427,27 @@ class Resource(Protocol):
 class Journal(Protocol):
     """Where decisions live: scripts over sessions of the database that holds it."""
 
-    def schema_sql(self) -> str: ...
+    @property
+    def tables(self) -> Tables: ...
+
     def setup(self, session: Session, cluster: str) -> Script[None]:
-        """Create the tables if they are missing and store the cluster id once; an id that stands is kept."""
+        """Create the tables if they are missing and store the cluster id once; an id that stands is kept.
+
+        Migrates nothing: `SchemaMismatch`.
+        """
         ...
 
-    def cluster(self, session: Session) -> Script[str]:
-        """The cluster id. Raises `SchemaMismatch` when there are no tables, or of another version."""
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
+        """The cluster id. Raises `SchemaMismatch` where this release may not work on our tables, or there are none.
+
+        Not `judged`: whatever version they are, for whoever is about to migrate them; its row never changes its form.
+        """
         ...
 
-    def epoch(self, session: Session) -> Script[Epoch]: ...
+    def epoch(self, session: Session) -> Script[Epoch]:
+        """The epoch as it stands. Raises `SchemaMismatch` where this release may not work on our tables any more."""
+        ...
+
     def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
         """Begin the next epoch, under this mark, forced. At each start of a coordinator."""
         ...
@@ -387,6 +506,10 @@ class Journal(Protocol):
     def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]: ...
     def find(self, session: Session, name: str) -> Script[Staging | None]:
         """The row by name, or by attempt id."""
+        ...
+
+    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+        """As `find`, with the decision that is seen: advice, as by `look`."""
         ...
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]: ...
@@ -452,12 +575,19 @@ class Journal(Protocol):
         """By resource id: the name it was registered under, and its identity as of then."""
         ...
 
+    def unregister(self, session: Session, resource_id: str) -> Script[None]:
+        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it.
+
+        The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
+        """
+        ...
+
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
         """Store it, forced; one entry per (attempt, branch)."""
         ...
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
-        """Those not cleared."""
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+        """Those not cleared, oldest first."""
         ...
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]: ...
@@ -497,8 +627,7 @@ class Clock(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(msgspec.Struct, frozen=True):
     """A point of the protocol that one attempt has reached: P1 to P10 of the fault matrix, and what happened.
 
     S1 to S7 are those of a step: about to be called, its intent written, answered, recorded; its compensation about to
@@ -509,7 +638,7 @@ class Notice:
     attempt: str
     what: str
     branch: int | None = None
-    fields: Mapping[str, object] = field(default_factory=dict)
+    fields: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -7,9 +7,9 @@ the caller's cancellation (I18).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from .engine import attempt as attempts
 from .engine import verbs
@@ -19,11 +19,15 @@ from .engine.phases import raise_for, to_end
 from .engine.questions import State
 from .engine.shell import AsyncShell, ThreadShell
 from .engine.verbs import Result, Wait
-from .errors import ClosedTransaction, UsageError
+from .errors import ClosedTransaction, TransactionAborted, UsageError
 from .ports import Reply
+from .query import Kind, Runner, Verbs
 from .script import Script
-from .steps import REGISTRY, Compensation, Step, calling, ledger, undoing
-from .steps.running import BLOCKING, LOOPING, Runner
+from .steps import REGISTRY, Compensation, Step, calling, ledger, running, undoing
+
+if TYPE_CHECKING:
+    from .alchemy import types as alchemy
+    from .alchemy.parts import AsyncParts, Outcome, Parts
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,6 +66,9 @@ class _Handle:
             raise UsageError(f'say which resource: tx["…"], one of {", ".join(self._ctx.participants)}')
         return next(iter(self._ctx.participants))
 
+    def _kind(self, name: str) -> Kind:
+        return cast(Kind, self._ctx.participant(name).resource.traits.kind)
+
 
 def _note(error: BaseException, failure: Exception) -> None:
     error.add_note(f"nodoubt: rolling back failed too, recovery will finish it: {failure}")
@@ -85,7 +92,7 @@ def _finish(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wai
         ctx.holding.discard(attempt.id)
 
 
-def _abandon(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
+def _take_back(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
     """The block has failed: take its work back, then undo its steps."""
     try:
         yield from verbs.abandon(ctx, attempt)
@@ -100,13 +107,13 @@ def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error
     if not attempt.aborted:
         error.add_note(f"nodoubt: the steps of {attempt.id} are left to recovery, which asks the register first")
         return
-    left = yield from undoing.undo_quietly(undoing.Hand(ctx, REGISTRY, _runner(shell), mine=True), attempt.id)
+    left = yield from undoing.undo_quietly(undoing.Hand(ctx, REGISTRY, _hands(shell), mine=True), attempt.id)
     if left:
         error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
 
 
-def _runner(shell: ThreadShell | AsyncShell) -> Runner:
-    return LOOPING if isinstance(shell, AsyncShell) else BLOCKING
+def _hands(shell: ThreadShell | AsyncShell) -> running.Runner:
+    return running.LOOPING if isinstance(shell, AsyncShell) else running.BLOCKING
 
 
 def _hold(ctx: Context, shell: ThreadShell | AsyncShell) -> None:
@@ -116,38 +123,83 @@ def _hold(ctx: Context, shell: ThreadShell | AsyncShell) -> None:
         shell.loop("holding", lambda: ledger.hold(ctx), ctx.settings.grace_s / HOLD_TURNS)
 
 
-class Branch:
+class Branch(Verbs[Reply, int]):
     """One resource's share of a transaction: `tx["orders"]`."""
 
     def __init__(self, transaction: Transaction, name: str) -> None:
         self._transaction, self._name = transaction, name
 
-    def execute(self, statement: str, params: Any = None) -> Reply:
-        """Run a statement with the driver's own placeholders; begins the branch if this is its first.
+    def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
+        """Run a statement; begins the branch if this is its first.
 
-        Returns the rows (as mappings) and the count. Raises the driver's own error, after which the branch can only be
-        rolled back (I16); `BranchDoomed`, `ClosedTransaction`, `UsageError`, `ResourceUnavailable`.
+        A text goes to the driver as it is, with the driver's own placeholders. A statement of SQLAlchemy's is compiled
+        for this database, once; `params` is then a mapping, or a list of them.
+
+        Returns the rows (as mappings) and the count. Raises the driver's own error (SQLAlchemy's, of a statement of
+        SQLAlchemy's), after which the branch can only be rolled back (I16); `BranchDoomed`, `ClosedTransaction`,
+        `UsageError`, `ResourceUnavailable`.
         """
         return self._transaction._execute(self._name, statement, params)
 
+    @property
+    def connection(self) -> alchemy.Connection:
+        """SQLAlchemy's connection, in this transaction. Its `commit` is refused, its `rollback` rolls back all."""
+        return self._transaction._parts().connection(self._name)
 
-class Transaction(_Handle):
+    def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
+        """An ORM session, in this transaction; flushed as the block ends, before the votes.
+
+        `maker`: your sessionmaker, for its class and options (not for its engine). `options`: those of
+        `sqlalchemy.orm.Session`, and `class_`.
+        """
+        return self._transaction._parts().session(self._name, maker, options)
+
+    def _runner(self) -> Runner[Reply, int]:
+        return Runner(self._transaction._kind(self._name), self.execute, self._count)
+
+    def _count(self, statement: Any) -> int:
+        return self.execute(statement).count
+
+
+class Transaction(_Handle, Verbs[Reply, int]):
     """A transaction in a `with` block."""
 
     def __init__(self, ctx: Context, shell: ThreadShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
         self._shell = shell
+        self._alchemy: Parts | None = None  # made when SQLAlchemy is first spoken
 
     def __getitem__(self, name: str) -> Branch:
         self._ctx.participant(name)
         return Branch(self, name)
 
-    def execute(self, statement: str, params: Any = None) -> Reply:
+    def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
         """With one resource: its `Branch.execute`."""
         return self._execute(self._only(), statement, params)
 
-    def _execute(self, name: str, statement: str, params: Any) -> Reply:
-        return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+    @property
+    def connection(self) -> alchemy.Connection:
+        """With one resource: its `Branch.connection`."""
+        return self._parts().connection(self._only())
+
+    def session(self, maker: alchemy.sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.Session:
+        """With one resource: its `Branch.session`."""
+        return self._parts().session(self._only(), maker, options)
+
+    def _runner(self) -> Runner[Reply, int]:
+        return self[self._only()]._runner()
+
+    def _execute(self, name: str, statement: Any, params: Any) -> Reply:
+        if isinstance(statement, str):
+            return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+        return self._parts().execute(name, statement, params)
+
+    def _parts(self) -> Parts:
+        if self._alchemy is None:
+            from .alchemy.parts import Parts
+
+            self._alchemy = Parts(self._ctx, self._open, self._shell)
+        return self._alchemy
 
     def call(
         self,
@@ -174,7 +226,7 @@ class Transaction(_Handle):
         """
         use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
         _hold(self._ctx, self._shell)
-        return cast(R, self._shell.run(calling.call(self._ctx, self._open, BLOCKING, use)))
+        return cast(R, self._shell.run(calling.call(self._ctx, self._open, running.BLOCKING, use)))
 
     def __enter__(self) -> Self:
         if self._attempt is not None:
@@ -184,42 +236,99 @@ class Transaction(_Handle):
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if error is not None:
-            try:
-                self._shell.shielded(_abandon(self._ctx, self._shell, self._open, error))
-            except Exception as failure:
-                _note(error, failure)
+            self._abandon(error)
             return
-        self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+        try:
+            if self._alchemy is not None:
+                self._alchemy.flush()
+        except BaseException as failure:
+            self._abandon(failure)
+            raise
+        outcome: Outcome = "open"
+        try:
+            self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+            outcome = "committed" if self.result.state is State.COMMITTED else "open"
+        except TransactionAborted:
+            outcome = "rolled back"
+            raise
+        finally:
+            if self._alchemy is not None:
+                self._alchemy.ended(outcome)
+
+    def _abandon(self, error: BaseException) -> None:
+        try:
+            self._shell.shielded(_take_back(self._ctx, self._shell, self._open, error))
+        except Exception as failure:
+            _note(error, failure)
+        if self._alchemy is not None:
+            self._alchemy.ended("rolled back")
 
 
-class AsyncBranch:
+class AsyncBranch(Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     """One resource's share of a transaction: `tx["orders"]`."""
 
     def __init__(self, transaction: AsyncTransaction, name: str) -> None:
         self._transaction, self._name = transaction, name
 
-    async def execute(self, statement: str, params: Any = None) -> Reply:
+    async def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
         """As `Branch.execute`."""
         return await self._transaction._execute(self._name, statement, params)
 
+    @property
+    def connection(self) -> alchemy.AsyncConnection:
+        """As `Branch.connection`."""
+        return self._transaction._parts().connection(self._name)
 
-class AsyncTransaction(_Handle):
+    def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
+        """As `Branch.session`, with the options of `sqlalchemy.ext.asyncio.AsyncSession`."""
+        return self._transaction._parts().session(self._name, maker, options)
+
+    def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
+        return Runner(self._transaction._kind(self._name), self.execute, self._count)
+
+    async def _count(self, statement: Any) -> int:
+        return (await self.execute(statement)).count
+
+
+class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     """A transaction in an `async with` block."""
 
     def __init__(self, ctx: Context, shell: AsyncShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
         self._shell = shell
+        self._alchemy: AsyncParts | None = None  # made when SQLAlchemy is first spoken
 
     def __getitem__(self, name: str) -> AsyncBranch:
         self._ctx.participant(name)
         return AsyncBranch(self, name)
 
-    async def execute(self, statement: str, params: Any = None) -> Reply:
+    async def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
         """With one resource: its `AsyncBranch.execute`."""
         return await self._execute(self._only(), statement, params)
 
-    async def _execute(self, name: str, statement: str, params: Any) -> Reply:
-        return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+    @property
+    def connection(self) -> alchemy.AsyncConnection:
+        """With one resource: its `AsyncBranch.connection`."""
+        return self._parts().connection(self._only())
+
+    def session(self, maker: alchemy.async_sessionmaker[Any] | None = None, /, **options: Any) -> alchemy.AsyncSession:
+        """With one resource: its `AsyncBranch.session`."""
+        return self._parts().session(self._only(), maker, options)
+
+    def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
+        return self[self._only()]._runner()
+
+    async def _execute(self, name: str, statement: Any, params: Any) -> Reply:
+        if isinstance(statement, str):
+            return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+        return await self._parts().execute(name, statement, params)
+
+    def _parts(self) -> AsyncParts:
+        if self._alchemy is None:
+            from .alchemy.parts import AsyncParts
+
+            self._alchemy = AsyncParts(self._ctx, self._open, self._shell)
+        return self._alchemy
 
     async def call(
         self,
@@ -233,7 +342,7 @@ class AsyncTransaction(_Handle):
         """As `Transaction.call`. An `async` step runs on this event loop, an ordinary function in a thread."""
         use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
         _hold(self._ctx, self._shell)
-        return cast(R, await self._shell.run(calling.call(self._ctx, self._open, LOOPING, use)))
+        return cast(R, await self._shell.run(calling.call(self._ctx, self._open, running.LOOPING, use)))
 
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
@@ -245,12 +354,32 @@ class AsyncTransaction(_Handle):
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         if error is not None:
-            try:
-                await self._shell.shielded(_abandon(self._ctx, self._shell, self._open, error))
-            except Exception as failure:
-                _note(error, failure)
+            await self._abandon(error)
             return
-        self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+        try:
+            if self._alchemy is not None:
+                await self._alchemy.flush()
+        except BaseException as failure:
+            await self._abandon(failure)
+            raise
+        outcome: Outcome = "open"
+        try:
+            self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+            outcome = "committed" if self.result.state is State.COMMITTED else "open"
+        except TransactionAborted:
+            outcome = "rolled back"
+            raise
+        finally:
+            if self._alchemy is not None:
+                await self._alchemy.ended(outcome)
+
+    async def _abandon(self, error: BaseException) -> None:
+        try:
+            await self._shell.shielded(_take_back(self._ctx, self._shell, self._open, error))
+        except Exception as failure:
+            _note(error, failure)
+        if self._alchemy is not None:
+            await self._alchemy.ended("rolled back")
 
 
 class Staging(Generic[T]):

@@ -27,6 +27,7 @@ class Url:
     password: str = field(default="", repr=False)
     database: str = ""
     options: tuple[tuple[str, str], ...] = ()
+    driver: str = field(default="", compare=False)  # what stands behind a "+" in the scheme
 
     def __str__(self) -> str:
         return self._text("***")
@@ -53,7 +54,7 @@ def parse_url(text: str) -> Url:
     Raises `UsageError`, which does not show the password.
     """
     scheme, separator, _ = text.partition("://")
-    base = scheme.split("+")[0]
+    base, _, driver = scheme.partition("+")
     if not separator or base not in KINDS:
         raise UsageError(
             f"not a database URL (scheme {scheme[:20]!r}): write postgresql://, mariadb://, mysql:// or sqlite:///path"
@@ -84,4 +85,5 @@ def parse_url(text: str) -> Url:
         password=unquote(parts.password or ""),
         database=database,
         options=tuple(parse_qsl(parts.query, keep_blank_values=True)),
+        driver=driver,
     )

@@ -1,15 +1,18 @@
-"""From URLs to a context: which driver, which scripts, which journal.
+"""From URLs and engines to a context: which driver, which scripts, which journal.
 
-Guarantees: everything that can be wrong with the arguments is found here, before a connection is opened. Drivers are
-imported only when a URL asks for them; a missing one names the extra to install.
+Guarantees: everything that can be wrong with the arguments is found here, before a connection is opened. Drivers, and
+SQLAlchemy, are imported only when somebody asks for them; a missing one names the extra to install.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .engine import register
 from .engine.context import Context, Participant, Settings
@@ -19,11 +22,26 @@ from .errors import UsageError
 from .ports import Clock, Journal, Notice, Observer, Resource, Session
 from .url import Url, parse_url
 
+if TYPE_CHECKING:
+    from .alchemy.types import AsyncEngine, Engine
+    from .doctor import Patient
+
 ONLY = "db"  # the name of a resource that was given as a bare URL
 JOURNAL_SESSIONS = 4  # concurrent decisions share a write, so a few sessions serve any number of transactions
+LOOK_CONNECT_S = 5.0  # for a look at a database: whoever looks wants to know soon that it is down
 _NAME_MAX = 63
+NAMES = f"printable text of 1 to {_NAME_MAX} characters"
 
-Resources = str | Mapping[str, str]
+Where: TypeAlias = "str | Engine | AsyncEngine"  # a database: its URL, or a SQLAlchemy engine that the user has
+Resources: TypeAlias = "Where | Mapping[str, Where]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One database as it was given."""
+
+    url: Url
+    engine: Any = None
 
 
 class SystemClock:
@@ -46,29 +64,29 @@ class NoObserver:
 def context(
     resources: Resources,
     *,
-    journal: str | None,
+    journal: Where | None,
     settings: Settings,
     observer: Observer | None,
     clock: Clock | None,
     shell: ThreadShell | AsyncShell,
 ) -> Context:
     """A context over pools that connect when they are first used."""
-    urls = _named(resources)
-    at = _journal_of(urls, journal)
-    journal_url = urls[at] if at in urls else parse_url(at)
+    places = _named(resources, shell)
+    journal_place = _journal_of(places, journal, shell)
     wired = Context(
         participants={
             name: Participant(
                 name,
-                resource_of(name, url),
-                _pool(name, url, settings, settings.pool_size, shell),
-                _pool(name, url, settings, settings.reserve_size, shell),
-                holds_journal=name == at,
+                resource_of(name, place.url),
+                _work_pool(name, place, settings, shell),
+                _pool(name, place, settings, settings.reserve_size, shell),
+                holds_journal=place is journal_place,
+                home=_home(place, shell),
             )
-            for name, url in urls.items()
+            for name, place in places.items()
         },
-        journal=journal_of(journal_url),
-        journal_pool=_pool("the journal", journal_url, settings, JOURNAL_SESSIONS, shell),
+        journal=journal_of(journal_place.url),
+        journal_pool=_pool("the journal", journal_place, settings, JOURNAL_SESSIONS, shell),
         register_batch=None,
         settings=settings,
         clock=clock or SystemClock(),
@@ -84,10 +102,12 @@ def register_batch(ctx: Context, shell: ThreadShell | AsyncShell) -> Any:
 
 
 @contextmanager
-def onlooker(resources: Resources, journal: str | None) -> Iterator[tuple[Context, ThreadShell]]:
+def onlooker(
+    resources: Resources, journal: str | None, settings: Settings | None = None
+) -> Iterator[tuple[Context, ThreadShell]]:
     """A context without a coordinator, to look and not to take part: no epoch is raised, nothing is admitted."""
     shell = ThreadShell()
-    ctx = context(resources, journal=journal, settings=Settings(), observer=None, clock=None, shell=shell)
+    ctx = context(resources, journal=journal, settings=settings or Settings(), observer=None, clock=None, shell=shell)
     try:
         yield ctx, shell
     finally:
@@ -98,29 +118,80 @@ def onlooker(resources: Resources, journal: str | None) -> Iterator[tuple[Contex
         shell.close()
 
 
-def _named(resources: Resources) -> dict[str, Url]:
-    if isinstance(resources, str):
-        return {ONLY: parse_url(resources)}
-    if not isinstance(resources, Mapping) or not resources:
-        raise UsageError('resources are one URL, or names with URLs: {"orders": "postgresql://…"}')
+@contextmanager
+def patients(urls: Mapping[str, Url]) -> Iterator[tuple[list[Patient], ThreadShell]]:
+    """Databases to look at and not to write to, whoever's they are; each opened when it is first asked."""
+    from .doctor import Patient
+
+    shell = ThreadShell()
+    settings = Settings(connect_s=LOOK_CONNECT_S)
+    found = [
+        Patient(name, str(url), url.kind, url.database, _looking_pool(name, url, settings, shell), *_scripts(name, url))
+        for name, url in urls.items()
+    ]
+    try:
+        yield found, shell
+    finally:
+        for patient in found:
+            patient.pool.close()
+        shell.close()
+
+
+def _scripts(name: str, url: Url) -> tuple[Resource, Journal]:
+    return resource_of(name, url), journal_of(url)
+
+
+def _looking_pool(name: str, url: Url, settings: Settings, shell: ThreadShell) -> ThreadPool:
+    """One session. A missing driver is an error of this database alone, so it is imported when the pool connects."""
+
+    def connect() -> Session:
+        if url.kind == "sqlite":
+            from .drivers import sqlite_onlooker
+
+            return sqlite_onlooker.connect(url)
+        return _driver(url)(url, connect_timeout_s=settings.connect_s)
+
+    return ThreadPool(name, connect, size=1, acquire_s=settings.acquire_s, call=shell.call)
+
+
+def is_name(name: object) -> bool:
+    """Whether a resource may be called so."""
+    return isinstance(name, str) and 0 < len(name) <= _NAME_MAX and name.isprintable() and "://" not in name
+
+
+def _named(resources: Resources, shell: ThreadShell | AsyncShell) -> dict[str, _Place]:
+    if not isinstance(resources, Mapping):
+        return {ONLY: _place(resources, shell)}
+    if not resources:
+        raise UsageError('resources are one URL or engine, or names with them: {"orders": "postgresql://…"}')
     for name in resources:
-        if not isinstance(name, str) or not name or len(name) > _NAME_MAX or not name.isprintable() or "://" in name:
-            raise UsageError(f"a resource's name is printable text of 1 to {_NAME_MAX} characters, not {name!r}")
-    return {name: parse_url(url) for name, url in resources.items()}
+        if not is_name(name):
+            raise UsageError(f"a resource's name is {NAMES}, not {name!r}")
+    return {name: _place(given, shell) for name, given in resources.items()}
 
 
-def _journal_of(urls: Mapping[str, Url], journal: str | None) -> str:
-    """A resource's name, or a URL of the journal's own."""
+def _place(given: Where, shell: ThreadShell | AsyncShell) -> _Place:
+    if isinstance(given, str):
+        return _Place(parse_url(given))
+    if "sqlalchemy" not in sys.modules:
+        raise UsageError(f"a resource is a URL or a SQLAlchemy engine, not {type(given).__name__}")
+    from .alchemy.engines import url_of
+
+    return _Place(url_of(given, asynchronous=isinstance(shell, AsyncShell)), given)
+
+
+def _journal_of(places: Mapping[str, _Place], journal: Where | None, shell: ThreadShell | AsyncShell) -> _Place:
+    """A resource's place, by its name or because it is the same; or a place of the journal's own."""
     if journal is None:
-        return next(iter(urls))
-    if journal in urls:
-        return journal
-    if "://" not in journal:
+        return next(iter(places.values()))
+    if isinstance(journal, str) and journal in places:
+        return places[journal]
+    if isinstance(journal, str) and "://" not in journal:
         raise UsageError(
-            f"journal={journal!r} is neither a resource ({', '.join(urls)}) nor a URL of a database of its own"
+            f"journal={journal!r} is neither a resource ({', '.join(places)}) nor a URL of a database of its own"
         )
-    url = parse_url(journal)
-    return next((name for name, other in urls.items() if other == url), journal)
+    own = _place(journal, shell)
+    return next((place for place in places.values() if place.url == own.url), own)
 
 
 def resource_of(name: str, url: Url) -> Resource:
@@ -150,20 +221,51 @@ def journal_of(url: Url) -> Journal:
     return SqlJournal(SqliteDialect())
 
 
-def _pool(name: str, url: Url, settings: Settings, size: int, shell: ThreadShell | AsyncShell) -> Any:
+def _work_pool(name: str, place: _Place, settings: Settings, shell: ThreadShell | AsyncShell) -> Any:
+    if place.engine is None:
+        return _pool(name, place, settings, settings.pool_size, shell)
+    from .alchemy import engines
+
     if isinstance(shell, AsyncShell):
-        opening = _async_driver(url)
+        return engines.AsyncEnginePool(name, place.engine)
+    return engines.EnginePool(name, place.engine, call=shell.call)
 
-        def aopen() -> Awaitable[Any]:
-            return opening(url, connect_timeout_s=settings.connect_s)
 
-        return AsyncPool(name, aopen, size=size, acquire_s=settings.acquire_s)
-    connecting = _driver(url)
-
-    def connect() -> Session:
-        return connecting(url, connect_timeout_s=settings.connect_s)
-
+def _pool(name: str, place: _Place, settings: Settings, size: int, shell: ThreadShell | AsyncShell) -> Any:
+    if isinstance(shell, AsyncShell):
+        return AsyncPool(name, _aconnect(place, settings), size=size, acquire_s=settings.acquire_s)
+    connect = _connect(place, settings)
     return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s, call=shell.call)
+
+
+def _connect(place: _Place, settings: Settings) -> Callable[[], Session]:
+    if place.engine is not None:
+        from .alchemy.engines import connecting
+
+        return connecting(place.engine)
+    return functools.partial(_driver(place.url), place.url, connect_timeout_s=settings.connect_s)
+
+
+def _aconnect(place: _Place, settings: Settings) -> Callable[[], Awaitable[Any]]:
+    if place.engine is not None:
+        from .alchemy.engines import connecting_async
+
+        return connecting_async(place.engine)
+    return functools.partial(_async_driver(place.url), place.url, connect_timeout_s=settings.connect_s)
+
+
+def _home(place: _Place, shell: ThreadShell | AsyncShell) -> Callable[[], Any]:
+    """Imports SQLAlchemy only when somebody speaks it."""
+
+    @functools.cache
+    def made() -> Any:
+        from .alchemy import home
+
+        if place.engine is not None:
+            return home.home_of_engine(place.engine)
+        return home.home_of_url(place.url, asynchronous=isinstance(shell, AsyncShell))
+
+    return made
 
 
 def _driver(url: Url) -> Callable[..., Session]:
@@ -182,9 +284,13 @@ def _driver(url: Url) -> Callable[..., Session]:
 
 def _async_driver(url: Url) -> Callable[..., Awaitable[Any]]:
     if url.kind == "postgres":
-        from .drivers import asyncpg
+        if url.driver == "asyncpg":
+            from .drivers import asyncpg
 
-        return asyncpg.connect
+            return asyncpg.connect
+        from .drivers import libpq
+
+        return libpq.connect
     if url.kind == "mariadb":
         from .drivers import asyncmy
 

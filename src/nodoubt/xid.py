@@ -15,9 +15,11 @@ from __future__ import annotations
 import re
 import secrets
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import uuid_utils
 
 from .errors import InvalidName, UsageError
@@ -30,6 +32,7 @@ _CLUSTER = r"[0-9a-f]{16}"
 _ATTEMPT = r"[0-9a-f]{32}"
 _BRANCH = r"0|[1-9][0-9]{0,2}"
 _NUMBER = r"0|[1-9][0-9]{0,18}"
+_CLUSTER_ONLY, _ATTEMPT_ONLY = re.compile(_CLUSTER), re.compile(_ATTEMPT)
 _GID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})\.({_BRANCH})")
 _GTRID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})")
 _BQUAL = re.compile(rf"({_BRANCH})\.({_NUMBER})\.({_NUMBER})")
@@ -44,7 +47,7 @@ class Xid:
     branch: int
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(_CLUSTER, self.cluster) or not re.fullmatch(_ATTEMPT, self.attempt):
+        if not _CLUSTER_ONLY.fullmatch(self.cluster) or not _ATTEMPT_ONLY.fullmatch(self.attempt):
             raise UsageError(f"not a cluster and attempt id: {self.cluster!r}, {self.attempt!r}")
         if not 0 <= self.branch < BRANCHES_MAX:
             raise UsageError(f"branch {self.branch} is not within 0 to {BRANCHES_MAX - 1}")
@@ -60,8 +63,7 @@ class Xid:
         return f"nd1.{self.cluster}.{self.attempt}"
 
 
-@dataclass(frozen=True, slots=True)
-class XaXid:
+class XaXid(msgspec.Struct, frozen=True):
     """An xid as XA knows it, with the session that prepared it: the one that may still hold it (FACTS, XAER_NOTA)."""
 
     xid: Xid
@@ -94,6 +96,17 @@ def parse_xa(format_id: int, gtrid: str, bqual: str) -> XaXid | None:
     return XaXid(Xid(global_part[1], global_part[2], int(branch_part[1])), int(branch_part[2]), int(branch_part[3]))
 
 
+def parse_xa_recover(line: Sequence[Any]) -> XaXid | None:
+    """A line of XA RECOVER, if it is ours: (format id, length of gtrid, length of bqual, both in one)."""
+    format_id, gtrid_length, bqual_length, data = line
+    raw = data.encode() if isinstance(data, str) else bytes(data)
+    try:
+        gtrid, bqual = raw[:gtrid_length].decode("ascii"), raw[gtrid_length:].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return parse_xa(format_id, gtrid, bqual) if len(raw) == gtrid_length + bqual_length else None
+
+
 def new_attempt() -> str:
     """A fresh attempt id: UUIDv7, so that ids of one clock rise with time (retention's floor), 74 random bits."""
     return uuid_utils.uuid7().hex
@@ -111,7 +124,7 @@ def new_mark() -> str:
 
 def is_attempt(text: str) -> bool:
     """Whether the text has the form of an attempt id."""
-    return re.fullmatch(_ATTEMPT, text) is not None
+    return _ATTEMPT_ONLY.fullmatch(text) is not None
 
 
 def check_name(name: object) -> str:

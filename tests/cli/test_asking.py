@@ -164,7 +164,7 @@ def test_no_one_needs_options_where_the_environment_says_it(shop: Shop) -> None:
     assert "order-1" in nodoubt("ls", env=variables).stdout
     elsewhere = nodoubt("ls", env={**variables, "NODOUBT_JOURNAL": "stock"})
     assert elsewhere.exit_code == 1
-    assert "journal's tables are missing" in elsewhere.stderr
+    assert "the journal: our tables are missing" in elsewhere.stderr
 
 
 def test_options_may_stand_behind_the_command(shop: Shop) -> None:

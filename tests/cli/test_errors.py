@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from nodoubt import Coordinator, errors, ports
+from nodoubt.amounts import quantity, span
 from nodoubt.cli.outcome import Exit, code_of, worst
-from nodoubt.cli.words import masked, seconds_of, span
+from nodoubt.cli.words import masked
+from nodoubt.config import seconds_of
 from nodoubt.engine.register import NotDecided
 
 from .conftest import ENVIRONMENT, Shop, nodoubt
@@ -132,7 +134,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = nodoubt("--help").stdout
-    for name in ("demo", "ls", "show", "commit", "rollback", "recover", "schema", "75 try again"):
+    for name in ("demo", "ls", "show", "commit", "rollback", "recover", "doctor", "schema", "bench", "75 try again"):
         assert name in shown
 
 
@@ -151,6 +153,10 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_spans_are_short() -> None:
     assert [span(s) for s in (0.25, 42, 300, 7200, 500_000)] == ["250 ms", "42 s", "5 min", "2 h", "6 d"]
+
+
+def test_large_numbers_are_short() -> None:
+    assert [quantity(number) for number in (7, 1234, 200_000_000, 2_147_483_648)] == ["7", "1.23 k", "200 M", "2.15 G"]
 
 
 def test_a_password_is_masked_wherever_a_driver_quotes_it() -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+
+from nodoubt.cli import schema as printing
+from nodoubt.journals import sql as journals
+from nodoubt.resources.sqlite import resource as resources
+from schema.releases import BROKEN, EXPANDED, SHIPPED, schema_of
 
 from .conftest import ENVIRONMENT, Shop, nodoubt
 
@@ -26,7 +33,7 @@ def test_apply_creates_what_is_missing_and_can_be_repeated(empty: Shop) -> None:
 def test_the_keys_of_a_status_are_a_contract(shop: Shop) -> None:
     document = shop.json("schema", "status")
     assert set(document) == {"ok", "journal", "databases"}
-    assert set(document["journal"]) == {"in", "tables", "cluster", "epoch", "error"}
+    assert set(document["journal"]) == {"in", "tables", "version", "known", "cluster", "epoch", "error"}
     assert document["journal"]["in"] == "shop"
     assert document["ok"] is True
     for database in document["databases"]:
@@ -36,6 +43,8 @@ def test_the_keys_of_a_status_are_a_contract(shop: Shop) -> None:
             "kind",
             "holds_journal",
             "tables",
+            "version",
+            "known",
             "resource_id",
             "cluster",
             "epoch",
@@ -128,9 +137,98 @@ def test_the_statements_can_be_had_without_a_database_or_a_driver(dialect: str) 
 
 def test_the_statements_of_the_databases_at_hand(shop: Shop) -> None:
     parts = shop.json("schema", "sql")["schema"]
-    assert [(part["name"], part["role"]) for part in parts] == [
+    assert [(part["name"], part["part"]) for part in parts] == [
         ("shop", "journal"),
         ("shop", "participant"),
         ("stock", "participant"),
     ]
     assert nodoubt("schema", "sql").exit_code == 2
+
+
+# ---- migrations and rights ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on this release is one of those that there never were: see `tests/schema/releases.py`."""
+
+    def become(release: int) -> None:
+        for module in (journals, resources, printing):
+            monkeypatch.setattr(module, "shipped", lambda part, kind: schema_of(part, kind, release))
+
+    return become
+
+
+def test_a_status_tells_versions_and_apply_migrates(shop: Shop, later: Callable[[int], None]) -> None:
+    def versions() -> set[tuple[int, int]]:
+        document = shop.json("schema", "status", code=0 if document_ok else 1)
+        return {(one["version"], one["known"]) for one in (document["journal"], *document["databases"])}
+
+    document_ok = True
+    assert versions() == {(1, 1)}
+    later(EXPANDED)
+    document_ok = False
+    assert versions() == {(1, 2)}
+    assert "1, this release knows 2" in shop.nodoubt("schema", "status").stdout
+    told = shop.nodoubt("ls")
+    assert told.exit_code == 1 and "run nodoubt schema apply" in told.stderr
+    assert shop.nodoubt("schema", "apply").exit_code == 0
+    document_ok = True
+    assert versions() == {(2, 2)}
+    later(SHIPPED)
+    assert versions() == {(2, 1)}
+    assert shop.nodoubt("ls").exit_code == 0
+
+
+def test_whoever_shuts_others_out_is_asked(shop: Shop, later: Callable[[int], None]) -> None:
+    later(EXPANDED)
+    assert shop.nodoubt("schema", "apply").exit_code == 0
+    later(BROKEN)
+    refused = shop.nodoubt("schema", "apply")
+    assert refused.exit_code == 2 and "--yes" in refused.stderr
+    later(EXPANDED)
+    assert shop.nodoubt("ls").exit_code == 0, "nothing was changed"
+    later(BROKEN)
+    shop.nodoubt("schema", "apply", "--yes")
+    later(EXPANDED)
+    told = shop.nodoubt("ls")
+    assert told.exit_code == 1 and "install here the release that migrated them" in told.stderr
+
+
+def test_only_what_came_after_can_be_printed(later: Callable[[int], None]) -> None:
+    later(EXPANDED)
+    whole = nodoubt("schema", "sql", "--dialect", "postgres").stdout
+    after = nodoubt("schema", "sql", "--dialect", "postgres", "--after", "1").stdout
+    assert "CREATE TABLE IF NOT EXISTS nodoubt.decisions" in whole and "ADD COLUMN note" in whole
+    assert "CREATE TABLE IF NOT EXISTS" not in after and "ADD COLUMN note" in after
+    assert after.count("INSERT INTO nodoubt.migrations") == 2
+
+
+@pytest.mark.parametrize("dialect", ["postgres", "mariadb"])
+@pytest.mark.parametrize("role", ["app", "recovery", "setup", "look"])
+def test_rights_are_printed_for_each_role(dialect: str, role: str) -> None:
+    """For a participant alone, and with the journal. No role may change a verdict."""
+    parts = json.loads(nodoubt("schema", "sql", "--dialect", dialect, "--role", role, "--json").stdout)["schema"]
+    assert [part["part"].partition(",")[0] for part in parts] == ["participant", "journal and participant"]
+    alone, both = (part["sql"] for part in parts)
+    assert "decisions" not in alone and "decisions" in both and "receipts" in alone
+    for sql in (alone, both):
+        assert all(line.startswith("GRANT ") and line.endswith(";") for line in sql.splitlines())
+        assert not re.search(r"UPDATE(?! \().* ON \S*(decisions|receipts)|UPDATE \([^)]*verdict|ALL", sql)
+    quoted = f'TO "{role}"' if dialect == "postgres" else f"TO '{role}'@'%'"
+    assert quoted in alone
+
+
+def test_rights_are_for_the_user_of_the_url_or_whom_one_names() -> None:
+    resources = ["-r", "orders=postgresql://app@db1/orders", "-r", "billing=mariadb://pay@db2/billing"]
+
+    def rights(*more: str) -> list[str]:
+        result = nodoubt(*resources, "schema", "sql", "--role", "app", *more, "--json")
+        return [part["sql"] for part in json.loads(result.stdout)["schema"]]
+
+    orders, billing = rights()
+    assert 'TO "app"' in orders and "nodoubt.decisions" in orders
+    assert "`billing`.nodoubt_receipts TO 'pay'@'%'" in billing and "decisions" not in billing
+    assert "TO 'me'@'10.0.0.%'" in rights("--to", "me@10.0.0.%")[1]
+    for wrong in (["--dialect", "sqlite", "--role", "app"], ["--dialect", "postgres", "--to", "me"]):
+        assert nodoubt("schema", "sql", *wrong).exit_code == 2

@@ -18,9 +18,9 @@ from typing import Any
 
 import apsw
 
-from cost.tracing import mark
 from kit import Database, Face, FaceTransaction
 from nodoubt import Settings
+from nodoubt.testing.tracing import mark
 
 WARM_UP = 2
 # Under strace, on a busy machine, nothing may be given up and left to recovery: the next transaction wants its row.

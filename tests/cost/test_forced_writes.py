@@ -31,9 +31,9 @@ from typing import Any
 
 import pytest
 
-from cost.tracing import Trace
 from kit import Database
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server
+from nodoubt.testing.tracing import Trace
 
 COUNT = 20
 # InnoDB's own threads (purge, page cleaner) force their log now and then, on no transaction's behalf. That only adds:

@@ -50,14 +50,14 @@ STAGED_POINTS = [
     ("P9", "every branch proved", 1, "committed"),
 ]
 JOURNALS = ["first", "own"]
+CHILD = Path(__file__).with_name("child.py")
 
 
-def killed_at(task: dict[str, Any]) -> list[str]:
+def killed_at(task: dict[str, Any], program: Path = CHILD) -> list[str]:
     """Run the child until it dies by its own hand; what it had told its caller."""
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(program.parent.parent), *sys.path])}
     child = subprocess.run(
-        [sys.executable, str(here / "child.py"), json.dumps(task)],
+        [sys.executable, str(program), json.dumps(task)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -23,17 +23,21 @@ def test_every_file_that_a_document_names_exists() -> None:
             assert (ROOT / path).exists(), f"{name} names {path}"
 
 
-def test_the_readme_s_first_transaction_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+def test_the_readme_s_examples_on_sqlite_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    first, verbs = (example for example in examples if "sqlite:///shop.db" in example)
     monkeypatch.chdir(tmp_path)
     import apsw
 
     shop, stock = apsw.Connection("shop.db"), apsw.Connection("stock.db")
     shop.execute("create table orders (id integer primary key, total int)")
     stock.execute("create table products (id integer primary key, stock int); insert into products values (7, 3)")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(first, "README.md", "exec"), {})
     assert list(shop.execute("select * from orders")) == [(42, 99)]
     assert list(stock.execute("select * from products")) == [(7, 2)]
+    exec(compile(verbs, "README.md", "exec"), {})
+    assert list(shop.execute("select * from orders")) == [(42, 99), (43, 20), (44, 5)]
+    assert list(stock.execute("select * from products")) == [(7, 0)]
     shop.close()
     stock.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nodoubt.engine.context import bounded
-from nodoubt.script import Do, Every, Pause, Script, Watch, adrive, do, drive, every
+from nodoubt.script import Do, Every, Pause, Script, Watch, adrive, do, drive, every, within
 
 
 class Thing:
@@ -128,3 +128,51 @@ def test_cleanup_runs_when_a_script_fails(run: Runner) -> None:
     with pytest.raises(ValueError, match="x"):
         run(script)
     assert cleaned == ["yes"]
+
+
+# ---- within ---------------------------------------------------------------------------------------
+
+
+async def asleep(seconds: float = 3600.0) -> str:
+    await asyncio.sleep(seconds)
+    return "woke"
+
+
+def test_a_call_that_takes_too_long_is_cut_off_and_nothing_of_it_is_left() -> None:
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for seconds in (0.01, 0.15):
+            with pytest.raises(TimeoutError):
+                await within(asleep(), seconds)
+            assert task.cancelling() == 0
+        assert await within(asleep(0.0), 3600.0) == "woke"
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_from_outside_is_cancelled_also_where_its_time_is_up_as_well() -> None:
+    async def main(seconds: float) -> None:
+        task = asyncio.create_task(within(asleep(), seconds))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main(0.0))
+    asyncio.run(main(3600.0))
+
+
+def test_only_the_innermost_call_whose_time_is_up_is_cut_off() -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await within(asleep(), 0.01)
+
+        async def outer() -> str:
+            with pytest.raises(TimeoutError):
+                await within(asleep(), 0.01)
+            return "went on"
+
+        assert await within(outer(), 3600.0) == "went on"
+
+    asyncio.run(main())

@@ -47,7 +47,7 @@ class NobodyIsAsked(SqlJournal):
     def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
         statements = super()._decision_rows(decision)
         for condition in (rows.ready, rows.plain):
-            text = f" AND {condition(self.dialect, decision.attempt)}"
+            text = f" AND {condition(self.dialect, self.dialect.attempt(decision.attempt))}"
             statements = tuple(one.replace(text, "") for one in statements)
         return statements
 

@@ -13,6 +13,7 @@ from nodoubt.journals.memory import MemoryJournal
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Reply, Session
 from nodoubt.protocol.records import Decision, Epoch, Staging, Standing
+from nodoubt.schema import Part, read, shipped
 from nodoubt.script import Do, Pause, Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.journals import JournalSuite
@@ -271,13 +272,11 @@ def test_a_journal_without_the_rule_is_caught(
 @pytest.mark.parametrize(("kind", "style"), [("mariadb", "sync")])
 @pytest.mark.parametrize("column", ["VARCHAR(200)", "VARCHAR(200) COLLATE utf8mb4_general_ci"])
 def test_names_in_a_text_column_are_caught(bare: Bench, column: str) -> None:
-    class Collated(SqlJournal):
-        def schema_sql(self) -> str:
-            sql = super().schema_sql()
-            assert "name VARBINARY(800) NOT NULL PRIMARY KEY" in sql
-            return sql.replace("name VARBINARY(800) NOT NULL PRIMARY KEY", f"name {column} NOT NULL PRIMARY KEY")
-
-    bare.journal = Collated(bare.journal.dialect)
+    name = "name VARBINARY(800) NOT NULL PRIMARY KEY"
+    (first,) = shipped(Part.JOURNAL, "mariadb").migrations
+    assert name in first.sql
+    collated = read(Part.JOURNAL, "mariadb", [first.sql.replace(name, f"name {column} NOT NULL PRIMARY KEY")])
+    bare.journal.tables.schema = collated
     bare.setup("c" * 16)
     with pytest.raises(FAILED):
         SUITE.test_names_that_differ_in_one_byte_are_different_names(bare)

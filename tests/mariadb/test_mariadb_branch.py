@@ -627,7 +627,7 @@ def test_every_row_of_the_table_has_been_provoked() -> None:
     """These codes came from a real server, here or in the neighbouring files."""
     provoked = {
         "1397", "1440", "1062", "1205", "1213", "1317", "1048", "1399", "1400", "1398", "1402", "1178",
-        "1242", "1290", "1142", "1146", "1969", "1114",
+        "1242", "1290", "1142", "1146", "1969", "1114", "1305",
     }  # fmt: skip
     not_provoked = {
         "1613",  # XA_RBTIMEOUT: defined, never sent by InnoDB
@@ -647,13 +647,14 @@ def test_every_row_of_the_table_has_been_provoked() -> None:
         ("1146", "SELECT * FROM nowhere", "sql_mode = ''"),
         ("1399", "COMMIT", "sql_mode = ''"),
         ("1398", "XA START ''", "sql_mode = ''"),
+        ("1305", "ROLLBACK TO SAVEPOINT nowhere", "sql_mode = ''"),
     ],
 )
 def test_what_a_server_answers_is_classified(world: Any, code: str, statement: str, setting: str) -> None:
     session = world.session()
     world.look("INSERT INTO t VALUES (1, 1)")
     world.run(session, f"SET SESSION {setting}; CREATE TEMPORARY TABLE tiny (x VARCHAR(8000)) ENGINE=MEMORY")
-    if code == "1399":
+    if code in ("1399", "1305"):
         world.begun(session)
     with pytest.raises(StatementFailed) as caught:
         world.run(session, statement)

@@ -22,7 +22,7 @@ import nodoubt.drivers.asyncmy as async_driver
 import nodoubt.drivers.pymysql as sync_driver
 from nodoubt.drivers import mysql_wire
 from nodoubt.errors import MissingExtra, ResourceUnavailable, UsageError
-from nodoubt.ports import SessionLost, StatementFailed
+from nodoubt.ports import Bound, SessionLost, StatementFailed
 from nodoubt.script import do
 from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import MariaDBServer
@@ -49,6 +49,36 @@ def test_every_statement_has_its_reply_with_count_columns_and_rows(blank: Any) -
     assert replies[3].rows == ((1, "ü"), (2, "z"))
     assert list(replies[3]) == [{"x": 1, "name": "ü"}, {"x": 2, "name": "z"}]
     assert (replies[4].columns, replies[4].rows) == (("1",), ())
+
+
+@pytest.mark.parametrize("language", ["en_US", "de_DE", "ru_RU", "zh_CN"])
+def test_an_update_counts_the_rows_that_matched(blank: Any, language: str) -> None:
+    """Whether they changed or not, and in whatever language the server says so."""
+    session = blank.session()
+    blank.run(session, f"SET lc_messages = '{language}'; CREATE TABLE a (x INT PRIMARY KEY, y INT)")
+    blank.run(session, "INSERT INTO a VALUES " + ", ".join(f"({n}, 0)" for n in range(12)))
+    for statement, count in (
+        ("UPDATE a SET y = 0", 12),
+        ("/* why */ update a set y = 1 where x < 2", 2),
+        ("-- why\n# and\n UPDATE a SET y = 1 WHERE x < 3", 3),
+        ("SET STATEMENT max_statement_time = 9 FOR UPDATE a SET y = 1 WHERE x < 3", 3),
+        ("UPDATE a SET y = 1 WHERE x = 99", 0),
+        ("UPDATE a JOIN a AS b ON a.x = b.x SET a.y = 1 WHERE a.x < 3", 3),
+    ):
+        assert blank.drive(do(session, "execute", statement, None)).count == count, statement
+    counted = blank.drive(
+        do(session, "execute", "UPDATE a SET y = 1 WHERE x = %s", Bound([(1,), (2,), (99,)], many=True))
+    )
+    assert counted.count == 2
+
+
+def test_an_insert_that_leaves_a_row_as_it_is_does_not_count_it(blank: Any) -> None:
+    """Catches: FOUND_ROWS, which would have an UPDATE count what matched, but this too."""
+    session = blank.session()
+    blank.run(session, "CREATE TABLE a (x INT PRIMARY KEY, y INT); INSERT INTO a VALUES (1, 1)")
+    for values, count in (("(1, 2)", 0), ("(2, 2)", 1), ("(1, 3), (2, 3), (3, 3)", 1)):
+        statement = f"INSERT INTO a VALUES {values} ON DUPLICATE KEY UPDATE x = x"
+        assert blank.drive(do(session, "execute", statement, None)).count == count, values
 
 
 def test_values_are_the_same_in_both_styles(blank: Any) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from nodoubt.errors import ResourceRefused, SchemaMismatch
-from nodoubt.ports import Identity, Refused, StatementFailed, Unclear
+from nodoubt.errors import ResourceRefused, ResourceUnavailable, SchemaMismatch
+from nodoubt.ports import Identity, Refused, StatementFailed, require_none
 from nodoubt.protocol.records import Epoch
-from nodoubt.resources import mariadb as module
-from nodoubt.resources.mariadb_settings import require, warnings_of
+from nodoubt.resources import mariadb as mariadb_resource
+from nodoubt.resources.mariadb_settings import shortcomings
+from nodoubt.schema import tables
 from nodoubt.testing.servers import MariaDBServer
 from nodoubt.xid import new_attempt, new_cluster
 
@@ -138,12 +139,12 @@ def _raise(error: Exception, *, later: bool) -> Any:
 )
 def test_settings_that_break_a_promise_are_refused_by_name(changed: dict[str, str], named: str) -> None:
     with pytest.raises(ResourceRefused, match=named):
-        require(FINE | changed)
+        require_none(shortcomings(FINE | changed), "maria")
 
 
 @pytest.mark.parametrize("version", ["10.5.0-MariaDB", "5.5.5-10.6.1-MariaDB-log", "11.4.2-MariaDB", "8.0.29", "8.4.3"])
 def test_the_versions_that_keep_prepared_branches_pass(version: str) -> None:
-    require(FINE | {"version": version})
+    assert not any(one.refused for one in shortcomings(FINE | {"version": version}))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_the_versions_that_keep_prepared_branches_pass(version: str) -> None:
     [({"binlog_storage_engine": "innodb"}, "binlog_storage_engine"), ({"version": "8.4.3"}, "MySQL")],
 )
 def test_settings_that_no_test_server_has_are_warned_of(changed: dict[str, str], named: str) -> None:
-    (warning,) = warnings_of(FINE | changed)
+    (warning,) = map(str, shortcomings(FINE | changed))
     assert named in warning
 
 
@@ -180,10 +181,10 @@ def test_of_many_setups_at_a_time_one_identity_stays(blank: Any) -> None:
 
 
 def test_a_setup_that_cannot_get_its_turn_changes_nothing(blank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SETUP_WAIT_S", 0)
+    monkeypatch.setattr(tables, "LOCK_WAIT_S", 0)
     blocker = blank.session()
-    blank.run(blocker, f"SELECT GET_LOCK('nodoubt {blank.database}', 0)")
-    with pytest.raises(Unclear, match="another setup"):
+    blank.run(blocker, f"SELECT GET_LOCK({blank.resource.tables._lock}, 0)")
+    with pytest.raises(ResourceUnavailable, match="somebody else is migrating"):
         blank.drive(blank.resource.setup(blank.session(), new_attempt(), new_cluster()))
     assert blank.look("SHOW TABLES") == []
 
@@ -191,18 +192,21 @@ def test_a_setup_that_cannot_get_its_turn_changes_nothing(blank: Any, monkeypatc
 def test_setup_lets_go_of_its_lock(blank: Any) -> None:
     session = blank.session()
     blank.drive(blank.resource.setup(session, new_attempt(), new_cluster()))
-    assert blank.run(session, f"SELECT IS_FREE_LOCK('nodoubt {blank.database}')")[0].scalar() == 1
+    assert blank.run(session, f"SELECT IS_FREE_LOCK({blank.resource.tables._lock})")[0].scalar() == 1
 
 
 def test_an_account_that_may_not_create_tables_is_refused_by_name(blank: Any) -> None:
     blank.look(f"CREATE OR REPLACE USER meek@'%' IDENTIFIED BY 'x'; GRANT SELECT ON {blank.database}.* TO meek@'%'")
     session = blank.session(blank.url.replace("nodoubt:nodoubt@", "meek:x@"))
-    with pytest.raises(ResourceRefused, match="can't be made"):
+    with pytest.raises(ResourceRefused, match="may not create"):
         blank.drive(blank.resource.setup(session, new_attempt(), new_cluster()))
 
 
-def test_tables_of_another_version_are_refused(world: Any) -> None:
-    world.look("UPDATE nodoubt_identity SET version = 2")
+def test_tables_that_only_a_newer_release_may_work_on_are_refused(world: Any) -> None:
+    world.look(
+        "INSERT INTO nodoubt_migrations (part, number, works_from, steps, steps_done) "
+        "VALUES ('participant', 2, 2, 1, 1)"
+    )
     with pytest.raises(SchemaMismatch, match="version 2"):
         world.drive(world.resource.identity(world.session()))
 
@@ -216,7 +220,7 @@ def test_a_database_of_an_odd_name_works(mariadb: MariaDBServer, new_world: Call
     first = new_world(mariadb.url())
     first.look("CREATE DATABASE IF NOT EXISTS `ünï ``x-1`")
     world = new_world(first.url.rpartition("/")[0] + "/%C3%BCn%C3%AF%20%60x-1")
-    world.look("DROP TABLE IF EXISTS t, nodoubt_identity, nodoubt_receipts")
+    world.look("DROP TABLE IF EXISTS t, nodoubt_migrations, nodoubt_identity, nodoubt_receipts")
     world.setup()
     session = world.session()
     work = world.begun(session, "INSERT INTO t VALUES (1, 1)")
@@ -226,7 +230,7 @@ def test_a_database_of_an_odd_name_works(mariadb: MariaDBServer, new_world: Call
 
 
 def test_the_schema_that_is_shown_is_the_one_that_is_used(blank: Any) -> None:
-    sql = blank.resource.schema_sql()
+    sql = blank.resource.tables.script()
     assert f"`{blank.database}`.nodoubt_receipts" in sql
     assert "{" not in sql
     blank.look(sql)
@@ -262,7 +266,7 @@ def test_adopt_overwrites_even_to_an_older_epoch(world: Any) -> None:
 
 
 def test_adopt_goes_through_many_receipts_in_batches(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_MAX", 2)
+    monkeypatch.setattr(mariadb_resource, "BATCH_MAX", 2)
     world.look("INSERT INTO nodoubt_receipts SELECT LPAD(HEX(seq), 32, '0'), 0, 'commit', 1, seq, 0, 0 FROM seq_1_to_9")
     stored = world.drive(world.resource.identity(world.session()))
     assert stored.epoch == 9

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 import nodoubt.drivers.asyncpg
+import nodoubt.drivers.libpq
 import nodoubt.drivers.psycopg
 from nodoubt.ports import Prepared, Reply, Work
 from nodoubt.resources.postgres import PostgresResource
@@ -47,7 +48,7 @@ class World:
 
     def start(self, script: Script[Any]) -> Future[Any]:
         """Begin to run it; the future has its result."""
-        if self.style == "async":
+        if self.style != "sync":
             return asyncio.run_coroutine_threadsafe(adrive(script), self._loop)
         return self._threads.submit(drive, script, executor=self._threads, watch=Watch())
 
@@ -67,8 +68,9 @@ class World:
     def session(self, url: str | None = None) -> Any:
         target = parse_url(url or self.url)
         session: Any
-        if self.style == "async":
-            opening = nodoubt.drivers.asyncpg.connect(target)
+        if self.style != "sync":
+            driver = nodoubt.drivers.asyncpg if self.style == "asyncpg" else nodoubt.drivers.libpq
+            opening: Any = driver.connect(target)
             session = asyncio.run_coroutine_threadsafe(opening, self._loop).result(PATIENCE_S)
         else:
             session = nodoubt.drivers.psycopg.connect(target)
@@ -88,6 +90,13 @@ class World:
 
     def work(self, branch: int = 0, epoch: int = 1) -> Work:
         return Work(Xid(CLUSTER, new_attempt(), branch), epoch)
+
+    def seasoned(self, url: str | None = None) -> Any:
+        """A session that has prepared those of our statements that it keeps (`nodoubt.kept`)."""
+        session = self.session(url)
+        self.drive(self.resource.commit_alone(session, self.begun(session)))
+        self.look("DELETE FROM nodoubt.receipts")
+        return session
 
     def begun(self, session: Any, work: Work | None = None, *statements: str) -> Work:
         """A branch begun on the session, with these statements done."""
@@ -181,7 +190,7 @@ def shared_url(postgres: PostgresServer) -> str:
 def world(shared_url: str, style: str) -> Iterator[World]:
     """A database with our tables, and a table t (id, v), both empty."""
     world = World(shared_url, style).setup()
-    world.look("TRUNCATE t, nodoubt.receipts; UPDATE nodoubt.identity SET version = 1, epoch = 0")
+    world.look("TRUNCATE t, nodoubt.receipts; UPDATE nodoubt.identity SET epoch = 0")
     yield world
     world.close()
 
@@ -218,6 +227,6 @@ def without_standby() -> Iterator[PostgresServer]:
 def synced(without_standby: PostgresServer, new_world: Callable[[str], World]) -> World:
     """A world there. `setup` would wait, so the tables are made without it."""
     world = new_world(without_standby.url())
-    world.look(world.resource.schema_sql())
+    world.look(world.resource.tables.script())
     world.look("CREATE TABLE t (id int PRIMARY KEY, v int)")
     return world

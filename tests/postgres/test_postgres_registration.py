@@ -10,7 +10,7 @@ import pytest
 from nodoubt.errors import ResourceRefused, ResourceUnavailable, SchemaMismatch
 from nodoubt.ports import Identity
 from nodoubt.protocol.records import Epoch
-from nodoubt.resources.postgres import SETUP_LOCK
+from nodoubt.schema.tables import LOCK
 from nodoubt.script import do
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.xid import Xid
@@ -81,7 +81,7 @@ def test_a_pooler_that_shares_sessions_is_refused_and_any_other_is_warned_of(bla
 
 def test_a_database_without_setup_has_no_identity(blank: Any) -> None:
     assert blank.drive(blank.resource.identity(blank.session())) is None
-    blank.look(blank.resource.schema_sql())
+    blank.look(blank.resource.tables.script())
     assert blank.drive(blank.resource.identity(blank.session())) is None
 
 
@@ -98,7 +98,7 @@ def test_setup_stores_the_identity_once(blank: Any) -> None:
 def test_two_setups_at_a_time_both_succeed_and_the_first_one_stands(blank: Any) -> None:
     """Without the lock one of them fails on a duplicate schema."""
     holder, one, two = blank.session(), blank.session(), blank.session()
-    blank.run(holder, f"BEGIN; SELECT pg_advisory_xact_lock({SETUP_LOCK})")
+    blank.run(holder, f"BEGIN; SELECT pg_advisory_xact_lock({LOCK})")
     names = {session: f"resource-{session.connection_id}" for session in (one, two)}
     calls = [blank.start(blank.resource.setup(s, name, "00000000000000c1")) for s, name in names.items()]
     blank.until_waiting(one, "advisory")
@@ -122,7 +122,7 @@ def test_a_role_that_may_not_create_can_use_what_an_administrator_has_made(blank
     session = blank.session(url)
     with pytest.raises(ResourceRefused, match="nodoubt schema sql"):
         blank.drive(blank.resource.setup(session, "resource-1", "00000000000000c1"))
-    blank.look(blank.resource.schema_sql())
+    blank.look(blank.resource.tables.script())
     blank.look("GRANT USAGE ON SCHEMA nodoubt TO plain; GRANT ALL ON ALL TABLES IN SCHEMA nodoubt TO plain")
     blank.drive(blank.resource.setup(session, "resource-1", "00000000000000c1"))
     assert blank.drive(blank.resource.identity(session)).resource_id == "resource-1"
@@ -135,8 +135,12 @@ def test_a_role_without_the_control_file_still_works_without_the_servers_name(bl
     assert blank.drive(blank.resource.server(blank.session(blank.url.replace("postgres@", "plain@")))) == ""
 
 
-def test_a_schema_of_another_version_is_refused(world: Any) -> None:
-    world.look("UPDATE nodoubt.identity SET version = 99")
+def test_a_schema_that_only_a_newer_release_may_work_on_is_refused(fresh: Any) -> None:
+    world = fresh
+    world.look(
+        "INSERT INTO nodoubt.migrations (part, number, works_from, steps, steps_done) "
+        "VALUES ('participant', 99, 99, 1, 1)"
+    )
     with pytest.raises(SchemaMismatch, match="version 99"):
         world.drive(world.resource.identity(world.session()))
 
@@ -157,7 +161,7 @@ def test_an_epoch_in_a_receipt_counts_as_witnessed(world: Any) -> None:
 
 
 def test_witness_without_setup_is_refused(blank: Any) -> None:
-    blank.look(blank.resource.schema_sql())
+    blank.look(blank.resource.tables.script())
     with pytest.raises(SchemaMismatch, match="setup"):
         blank.drive(blank.resource.witness(blank.session(), Epoch(1, "m1")))
 
@@ -233,5 +237,5 @@ def test_a_server_below_12_is_refused(blank: Any) -> None:
 def test_the_schema_can_be_applied_over_itself(blank: Any) -> None:
     session = blank.session()
     for _ in range(2):
-        blank.drive(do(session, "run", blank.resource.schema_sql()))
+        blank.drive(do(session, "run", blank.resource.tables.script()))
     blank.drive(blank.resource.setup(session, "resource-1", "00000000000000c1"))

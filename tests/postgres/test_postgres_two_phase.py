@@ -29,7 +29,7 @@ def code(world: Any, session: Any, sql: str) -> str:
 
 
 def test_prepare_writes_the_receipt_and_prepares_in_one_round_trip(world: Any, proxy: TcpProxy) -> None:
-    session = world.session(proxy.url_for(world.url))
+    session = world.seasoned(proxy.url_for(world.url))
     work = world.begun(session, world.work(branch=2, epoch=5), WRITE)
     before = proxy.round_trips
     world.drive(world.resource.prepare(session, work))
@@ -348,8 +348,7 @@ def test_a_gid_has_at_most_199_bytes_and_cannot_be_a_parameter(world: Any) -> No
     world.run(session, "BEGIN; INSERT INTO t VALUES (1, 1)")
     assert code(world, session, f"PREPARE TRANSACTION '{'x' * 200}'") == "22023"
     world.run(session, "ROLLBACK")
-    mark = "%s" if world.style == "sync" else "$1"
-    error: Any = world.error(do(session, "execute", f"PREPARE TRANSACTION {mark}", ["x"]))
+    error: Any = world.error(do(session, "execute", "PREPARE TRANSACTION %s", ["x"]))
     assert error.sqlstate == "42601"
     longest = Xid("f" * 16, "f" * 32, 255).gid
     assert len(longest) <= 199

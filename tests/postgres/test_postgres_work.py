@@ -346,7 +346,7 @@ def test_after_a_rollback_the_session_is_clean_or_unusable(world: Any, state: st
 
 
 def test_a_one_phase_commit_leaves_the_receipt_in_one_round_trip(world: Any, proxy: TcpProxy) -> None:
-    session = world.session(proxy.url_for(world.url))
+    session = world.seasoned(proxy.url_for(world.url))
     work = world.begun(session, world.work(branch=3, epoch=9), WRITE)
     before = proxy.round_trips
     world.drive(world.resource.commit_alone(session, work))
@@ -518,7 +518,7 @@ def test_durability_is_our_own_and_never_weakened(fresh: Any, end: str, role: st
 
 
 def test_a_commit_whose_reply_is_lost_is_unclear_and_the_fence_settles_it(world: Any, proxy: TcpProxy) -> None:
-    session = world.session(proxy.url_for(world.url))
+    session = world.seasoned(proxy.url_for(world.url))
     work = world.begun(session, None, WRITE)
     fault = proxy.cut_reply(after=b"COMMIT")
     error = world.error(world.resource.commit_alone(session, work))
@@ -530,7 +530,7 @@ def test_a_commit_whose_reply_is_lost_is_unclear_and_the_fence_settles_it(world:
 
 
 def test_a_commit_whose_request_is_lost_is_unclear_and_the_fence_settles_it(world: Any, proxy: TcpProxy) -> None:
-    session = world.session(proxy.url_for(world.url))
+    session = world.seasoned(proxy.url_for(world.url))
     work = world.begun(session, None, WRITE)
     fault = proxy.cut_request(b"COMMIT")
     error = world.error(world.resource.commit_alone(session, work))

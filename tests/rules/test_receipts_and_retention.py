@@ -19,6 +19,7 @@ from nodoubt import Coordinator
 from nodoubt.engine import ends, register, sweep
 from nodoubt.engine.context import Context
 from nodoubt.ports import BelowFloor, Unclear
+from nodoubt.protocol import recovery
 from nodoubt.protocol.records import Decision
 from nodoubt.protocol.recovery import Known
 from nodoubt.script import Script, every
@@ -164,7 +165,7 @@ def the_reply_is_lost_and_asked_for_after_days(request: Any, tmp_path: Path) -> 
             def verb() -> None:
                 with db.transaction() as tx:
                     tx["a"].execute(GIVE)
-                    proxy.cut_reply(b"INSERT INTO nodoubt.receipts")
+                    proxy.cut_reply(b"EXECUTE nodoubt_receipt")
 
             return told(verb), one.balance()
 
@@ -230,10 +231,10 @@ def test_below_the_floor_the_answer_is_unknown_quarantine_never_abort(request: A
 def test_an_abort_presumed_below_the_floor_rolls_back_what_was_committed(
     request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound_known, sound_decide = sweep._known, register.decide
+    sound_known, sound_decide = recovery.what_is_known, register.decide
 
-    def known(*args: Any) -> Known:
-        found = sound_known(*args)
+    def known(*args: Any, **facts: Any) -> Known:
+        found = sound_known(*args, **facts)
         return Known.NOTHING if found is Known.BELOW_FLOOR else found
 
     def decide(ctx: Context, decision: Decision) -> Script[Decision]:
@@ -243,7 +244,7 @@ def test_an_abort_presumed_below_the_floor_rolls_back_what_was_committed(
             return decision
 
     def mutate() -> None:
-        monkeypatch.setattr(sweep, "_known", known)
+        monkeypatch.setattr(sweep, "what_is_known", known)
         monkeypatch.setattr(register, "decide", decide)
 
     quarantined, rolled_back, left = a_branch_comes_back_whose_decision_is_forgotten(request, tmp_path, mutate)

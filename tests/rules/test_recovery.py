@@ -26,7 +26,7 @@ from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script
 from nodoubt.testing.proxy import TcpProxy
-from nodoubt.xid import new_attempt, parse_gid
+from nodoubt.xid import Xid, new_attempt, parse_gid
 from rules.mutants import (
     ABORTED,
     COMMITTED,
@@ -62,7 +62,7 @@ def instead(patch: pytest.MonkeyPatch, known: Known, action: Action, *, seen: Se
 class AnyCluster(PostgresResource):
     """The mutant: what looks like ours is ours."""
 
-    def prepared(self, session: Any, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Any, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         (reply,) = yield from self._ask(
             session, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
         )

@@ -37,7 +37,7 @@ from rules.mutants import (
 )
 from traps.scenes import MOVED, UNTOUCHED, balances, databases
 
-DECISION = b"INSERT INTO nodoubt.decisions"
+DECISION = b"EXECUTE nodoubt_decision"
 
 
 # ---- with a commit point, only its own local transaction may write COMMIT -------------------------
@@ -284,16 +284,17 @@ def an_abort_is_seen_and_then_forgotten_by_its_server(
         changed: Any = journal(context(db).journal.dialect)  # type: ignore[attr-defined]
         context(db).journal = changed
         lost = Standing(Decision(attempt, Verdict.ABORT, Mode.STAGED, "pay", ()), ended=False)
-        sound = changed.look
+        sound = changed.known
         seen: list[Standing] = []
 
-        def look(session: Any, attempts: Any) -> Script[Any]:
-            if not seen:
-                seen.append(lost)
-                return {attempt: lost}
-            return (yield from sound(session, attempts))
+        def known(session: Any, name: str) -> Script[Any]:
+            found = yield from sound(session, name)
+            if seen or found is None:
+                return found
+            seen.append(lost)
+            return found[0], lost
 
-        changed.look = look
+        changed.known = known
         answer = told(lambda: db.commit_distributed("pay"))
     return answer, balances(pair)
 

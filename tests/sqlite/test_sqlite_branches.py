@@ -700,8 +700,12 @@ def test_a_file_without_setup_has_no_identity_and_takes_no_branch(world: World) 
     assert session.usable
 
 
-def test_tables_of_another_version_are_refused(world: World, session: Any) -> None:
-    world.run(session, "update nodoubt_identity set version = 2")
+def test_tables_that_only_a_newer_release_may_work_on_are_refused(world: World, session: Any) -> None:
+    world.run(
+        session,
+        "insert into nodoubt_migrations (part, number, works_from, steps, steps_done) "
+        "values ('participant', 2, 2, 1, 1)",
+    )
     with pytest.raises(SchemaMismatch, match="version 2"):
         world.drive(world.resource.identity(session))
     with pytest.raises(SchemaMismatch, match="version 2"):

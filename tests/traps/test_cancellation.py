@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +74,6 @@ def nothing_is_lost(db: Face) -> bool:
     return not any(pool._count or pool._ours or pool._waiting for pool in pools) and not ctx.live
 
 
-def plain(some: list[Database]) -> list[Database]:
-    """Without the question for TLS: asyncpg leaves an error that nobody retrieves when it is cancelled in that."""
-    return [replace(d, url=f"{d.url}?sslmode=disable") if d.kind == "postgres" else d for d in some]
-
-
 @pytest.mark.parametrize("work", [at_once, staged])
 @pytest.mark.parametrize(
     ("kinds", "how"),
@@ -93,7 +87,7 @@ def plain(some: list[Database]) -> list[Database]:
 async def test_cancelled_at_any_step_a_transaction_leaves_one_outcome_and_clean_sessions(
     kinds: str, work: Any, how: Any, request: Any, tmp_path: Path
 ) -> None:
-    some = plain(databases(kinds, request, tmp_path))
+    some = databases(kinds, request, tmp_path)
     moved, outcomes = 0, set()
     async with opened("async", some) as watcher:
         for at in every_step():
@@ -137,7 +131,7 @@ async def test_without_the_shield_a_cancelled_caller_leaves_branches_in_doubt(
     async def unshielded(self: AsyncShell, script: Any) -> Any:
         return await self.run(script)
 
-    some = plain(databases("postgres+sqlite", request, tmp_path))
+    some = databases("postgres+sqlite", request, tmp_path)
     torn = 0
     async with opened("async", some) as watcher:
         monkeypatch.setattr(AsyncShell, "shielded", unshielded)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 SHORT = Settings(connect_s=5, acquire_s=5, prepare_s=0.5, decide_s=5, apply_s=1, grace_s=5, sweep_s=60)
 IMPATIENT = Settings(connect_s=2, acquire_s=1, prepare_s=1, decide_s=0.5, apply_s=0.5, grace_s=5, sweep_s=60)
 
-DECISION, RECEIPT = b"INSERT INTO nodoubt.decisions", b"INSERT INTO nodoubt.receipts"
+DECISION, RECEIPT = b"EXECUTE nodoubt_decision", b"EXECUTE nodoubt_receipt"
 COMMITTED, ABORTED = "committed", "aborted"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import rich_click as click
 from click.exceptions import Exit as Leave
 
+from ..amounts import iso
+from ..config import seconds_of
 from ..coordinator import LIST_MAX
 from ..engine.questions import CLEANED_UP, MANUAL, State, TransactionRecord
 from ..errors import UnknownTransaction
@@ -21,7 +23,7 @@ from .desk import Desk, desk_command
 from .outcome import Exit
 from .output import Cell
 from .steps import call_json, print_call, print_parked
-from .words import age, iso, moment, seconds_of
+from .words import age, moment
 
 LIST_DEFAULT = 100
 STATE_STYLES = {State.PREPARED: "yellow", State.COMMITTED: "green", State.ABORTED: "dim", State.BEGINNING: "cyan"}

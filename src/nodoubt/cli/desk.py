@@ -1,4 +1,4 @@
-"""What every command stands on: its databases, its output, and how its errors become exit codes.
+"""What every command stands on: its configuration, its output, and how its errors become exit codes.
 
 Guarantees: an error of nodoubt's, or any other, ends in a sentence on standard error, with `--json` also in a document
 on standard output, and in the exit code that `outcome` gives it. `NODOUBT_TRACEBACK=1` shows where a bug is.
@@ -19,6 +19,8 @@ from click import get_current_context
 from click.exceptions import Abort, ClickException
 from click.exceptions import Exit as Leave
 
+from ..config import Config, load
+from ..engine.context import Settings
 from ..errors import NoDoubtError
 from ..ports import Refused, SessionLost, StatementFailed, Unclear
 from .databases import Databases, databases
@@ -43,41 +45,94 @@ resource_option = click.option(
 journal_option = click.option(
     "--journal", metavar="NAME|URL", help="Where the journal is: a resource's name (default: the first), or a URL."
 )
+config_option = click.option(
+    "--config", "file", metavar="FILE", help="The configuration [NODOUBT_CONFIG, ./nodoubt.toml, ./pyproject.toml]."
+)
+set_option = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of the configuration, such as grace=2m."
+)
 json_option = click.option("--json", "json", is_flag=True, help="One JSON document for programs.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 class Desk:
-    """One run of one command. The databases are found out when they are first asked for."""
+    """One run of one command. The configuration is read when it is first asked for."""
 
-    def __init__(self, resources: tuple[str, ...], journal: str | None, *, json: bool) -> None:
-        self._resources, self._journal = resources, journal
-        self._databases: Databases | None = None
+    def __init__(
+        self,
+        resources: tuple[str, ...] = (),
+        journal: str | None = None,
+        file: str | None = None,
+        sets: tuple[str, ...] = (),
+        *,
+        json: bool,
+    ) -> None:
+        self._resources, self._journal, self._file, self._sets = resources, journal, file, sets
+        self._config: Config | None = None
         self.out = Output(json=json)
+
+    @property
+    def config(self) -> Config:
+        """What flags, environment and file say."""
+        if self._config is None:
+            self._config = self._load()
+            self.out = Output(json=self.out.json, secrets=self._config.passwords())
+            for warning in self._config.warnings:
+                self.out.note((f"warning: {warning}", "yellow"))
+        return self._config
+
+    @property
+    def settings(self) -> Settings:
+        """The settings alone, for a command that may be about other databases than those of the configuration.
+
+        It must not fail because a password of one of those is missing here.
+        """
+        return self._load(databases=False).settings if self._config is None else self._config.settings
+
+    def _load(self, *, databases: bool = True) -> Config:
+        flags: dict[str, Any] = {}
+        names = {"resources": "-r", "journal": "--journal"}
+        for one in self._sets:
+            key, separator, value = one.partition("=")
+            if not separator:
+                raise click.UsageError(f"--set {one}: write KEY=VALUE, such as grace=2m")
+            flags[key.strip()], names[key.strip()] = value.strip(), f"--set {key.strip()}"
+        flags |= {"resources": self._resources} if self._resources else {}
+        flags |= {"journal": self._journal} if self._journal else {}
+        return load(self._file, flags=flags, flag_names=names, databases=databases)
 
     @property
     def given(self) -> bool:
         """Whether databases were named at all."""
-        return bool(self._resources or os.environ.get("NODOUBT_RESOURCES", "").strip())
+        return bool(self.config.resources)
+
+    @property
+    def named(self) -> bool:
+        """Whether they were named by options, not by the environment, or by a file that happens to lie here."""
+        return bool(self._resources or self._journal or self._file)
 
     @property
     def databases(self) -> Databases:
-        if self._databases is None:
-            self._databases = databases(self._resources, self._journal)
-            self.out = Output(json=self.out.json, secrets=self._databases.passwords)
-        return self._databases
+        return databases(self.config)
 
-    def coordinator(self, *, create: bool = False, read_only: bool = False) -> Coordinator:
+    def coordinator(self, *, create: bool = False, read_only: bool = False, without: str | None = None) -> Coordinator:
         """A coordinator that does nothing by itself: commands come and go, recovery belongs to those that stay.
 
-        `create`: SQLite files that are not there may be made. `read_only`: for commands that only ask.
+        `create`: SQLite files that are not there may be made. `read_only`: for commands that only ask. `without`: a
+        database that is not to be touched.
         """
         from ..coordinator import Coordinator
 
-        wanted = self.databases
+        wanted = self.databases.without(without)
         if not create:
             wanted.require_files()
-        return Coordinator(wanted.resources, journal=wanted.journal, recovery=False, read_only=read_only)
+        return Coordinator(
+            wanted.resources,
+            journal=wanted.journal,
+            settings=self.config.settings,
+            recovery=False,
+            read_only=read_only,
+        )
 
     def require_terminal(self) -> None:
         """Without --yes somebody must be there to ask; found out before anything is opened or shown."""
@@ -88,6 +143,13 @@ class Desk:
         """Go on only if a human says so."""
         self.out.note(question)
         if not click.confirm("Go on?", err=True):
+            self.out.note("Nothing was changed.")
+            raise Leave(Exit.FAILED)
+
+    def ask_to_type(self, question: str, word: str) -> None:
+        """Go on only if a human types this word: for what can't be undone."""
+        self.out.note(question)
+        if click.prompt(f"Type {word} to go on", default="", show_default=False, err=True) != word:
             self.out.note("Nothing was changed.")
             raise Leave(Exit.FAILED)
 
@@ -103,15 +165,30 @@ class Desk:
 
 
 def desk_command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `-r`, `--journal`, `--json`, and a `Desk` as its first argument."""
+    """Give a command `-r`, `--journal`, `--config`, `--set`, `--json`, and a `Desk` as its first argument."""
 
     @resource_option
     @journal_option
+    @config_option
+    @set_option
     @json_option
     @wraps(function)
-    def command(resources: tuple[str, ...], journal: str | None, json: bool, **arguments: Any) -> None:
+    def command(
+        resources: tuple[str, ...],
+        journal: str | None,
+        file: str | None,
+        sets: tuple[str, ...],
+        json: bool,
+        **arguments: Any,
+    ) -> None:
         before = get_current_context().find_root().params
-        desk = Desk(resources or before.get("resources", ()), journal or before.get("journal"), json=json)
+        desk = Desk(
+            resources or before.get("resources", ()),
+            journal or before.get("journal"),
+            file or before.get("file"),
+            (*before.get("sets", ()), *sets),
+            json=json,
+        )
         with reported(desk):
             function(desk, **arguments)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 100_000  # columns: a pipe has no edge at which to cut
 CUT_LEAST = 12  # a cell that gives way keeps so many columns
+SHORT_MAX = 9  # columns so narrow are never cut: ages, counts
 CELL_MARGIN = 3
 
 Cell = str | tuple[str, str]  # text, or text with a style
+
+
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """A line, and what hangs from it."""
+
+    cell: Cell
+    branches: tuple[Branching, ...] = ()
 
 
 class Output:
@@ -74,7 +84,8 @@ class Output:
         left = console.width - (sum(widths) - widths[cut]) - CELL_MARGIN * len(columns)
         for number, column in enumerate(columns):
             most = max(left, CUT_LEAST) if number == cut else None
-            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most)
+            least = widths[number] if widths[number] <= SHORT_MAX else None
+            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most, min_width=least)
         for row in texts:
             table.add_row(*row)
         console.print(table)
@@ -89,6 +100,25 @@ class Output:
         for name, value in rows:
             grid.add_row(name, self._text(value))
         self._console().print(grid)
+
+    def indented(self, text: Cell, by: int) -> None:
+        """A sentence of the result, moved in; its further lines, too."""
+        from rich.padding import Padding
+
+        if not self.json:
+            self._console().print(Padding(self._text(text), (0, 0, 0, by), expand=False))
+
+    def tree(self, tree: Branching) -> None:
+        """What hangs from what."""
+        from rich.tree import Tree
+
+        def grow(under: Tree, branches: Sequence[Branching]) -> None:
+            for one in branches:
+                grow(under.add(self._text(one.cell)), one.branches)
+
+        root = Tree(self._text(tree.cell), guide_style="dim")
+        grow(root, tree.branches)
+        self._console().print(root)
 
     def say(self, text: Cell) -> None:
         """A sentence of the result."""

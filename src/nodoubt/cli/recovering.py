@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.exceptions import Exit as Leave
 
+from ..amounts import iso, span
 from ..engine.sweep import SweepReport
 from ..errors import NoDoubtError
 from ..protocol.records import Call, Quarantined
@@ -24,12 +25,11 @@ from .asking import Duration, held_json, print_quarantined
 from .desk import Desk, desk_command
 from .outcome import Exit, code_of
 from .steps import call_json, print_parked
-from .words import iso, moment, span
+from .words import moment
 
 if TYPE_CHECKING:
     from ..coordinator import Coordinator
 
-WATCH_EVERY_S = 10.0
 EVERY_LEAST_S = 0.05
 
 
@@ -37,20 +37,22 @@ EVERY_LEAST_S = 0.05
 @desk_command
 @click.option("--watch", is_flag=True, help="Go on until Ctrl-C; with --json one document to a line.")
 @click.option(
-    "--every", type=Duration(), default=WATCH_EVERY_S, metavar="TIME", help="With --watch: time between sweeps [10s]."
+    "--every", type=Duration(), metavar="TIME", help="With --watch: time between sweeps [the setting sweep, 10s]."
 )
 @click.option(
     "--grace",
     type=Duration(),
     metavar="TIME",
-    help="Leave undecided branches alone that are younger [60s]. 0 aborts whatever is being prepared at this moment.",
+    help="Leave undecided branches alone that are younger [the setting grace, 60s]. 0 aborts whatever is being "
+    "prepared at this moment.",
 )
 @app_option
-def recover(desk: Desk, watch: bool, every: float, grace: float | None, apps: tuple[str, ...]) -> None:
+def recover(desk: Desk, watch: bool, every: float | None, grace: float | None, apps: tuple[str, ...]) -> None:
     """Finish what crashed processes left behind: commit what was decided, abort what never was.
 
     With --app, undo the steps of what was aborted, too: that takes the application's code.
     """
+    every = desk.config.settings.sweep_s if every is None else every
     if every < EVERY_LEAST_S:
         raise click.UsageError(f"--every is at least {EVERY_LEAST_S:g}s")
     import_apps(apps)
@@ -72,7 +74,7 @@ def recover(desk: Desk, watch: bool, every: float, grace: float | None, apps: tu
 
 
 def _watch(desk: Desk, every_s: float, grace_s: float | None) -> None:
-    with _told_to_stop() as stop:
+    with told_to_stop() as stop:
         if not desk.out.json:
             desk.out.note(f"Sweeping every {span(every_s)} until Ctrl-C.")
         while not stop.is_set():
@@ -106,7 +108,7 @@ def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
+def told_to_stop() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts as usual."""
     stop = threading.Event()
 

@@ -6,8 +6,13 @@ import rich_click as click
 
 from .. import __version__
 from .asking import ls, show
+from .benching import bench
+from .configuring import config
 from .deciding import commit, rollback, settle
-from .desk import journal_option, resource_option
+from .desk import config_option, journal_option, resource_option, set_option
+from .examining import doctor
+from .initiating import init
+from .leaving import drop
 from .recovering import recover
 from .resolving import reap, resolve
 from .schema import schema
@@ -16,20 +21,26 @@ from .steps import steps
 
 EPILOG = (
     "Exit codes: 0 fine, 1 failed, 2 usage, 3 something is in doubt or needs a human, 75 try again. "
-    "NODOUBT_RESOURCES and NODOUBT_JOURNAL stand in for -r and --journal."
+    "Databases and settings: flags, else NODOUBT_RESOURCES, NODOUBT_JOURNAL and the like, else nodoubt.toml; "
+    "nodoubt config show tells what holds."
 )
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @resource_option
 @journal_option
+@config_option
+@set_option
 @click.version_option(__version__, prog_name="nodoubt")
-def root(resources: tuple[str, ...], journal: str | None) -> None:
+def root(resources: tuple[str, ...], journal: str | None, file: str | None, sets: tuple[str, ...]) -> None:
     """Transactions over several databases that end one way everywhere.
 
-    Start with `nodoubt demo`.
+    Start with `nodoubt demo`; `nodoubt init` writes a configuration.
     """
 
 
-for command in (demo, ls, show, commit, rollback, settle, resolve, recover, reap, steps, schema):
+COMMANDS = (
+    demo, init, config, ls, show, commit, rollback, settle, resolve, recover, reap, steps, doctor, schema, drop, bench,
+)  # fmt: skip
+for command in COMMANDS:
     root.add_command(command)

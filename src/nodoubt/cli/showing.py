@@ -19,7 +19,7 @@ def demo(servers: bool) -> None:
     """
     from ..demo import run
 
-    with reported(Desk((), None, json=False), warnings=False):
+    with reported(Desk(json=False), warnings=False):
         passed = run(servers=servers)
     if not passed:
         raise Leave(Exit.FAILED)

@@ -12,12 +12,13 @@ from typing import Any
 import rich_click as click
 from click.exceptions import Exit as Leave
 
+from ..amounts import iso
 from ..protocol.records import Call, CallState
 from .apps import app_option, import_apps
 from .desk import Desk, desk_command
 from .outcome import Exit
 from .output import Cell
-from .words import age, iso
+from .words import age
 
 STYLES = {
     CallState.DONE: "green",

@@ -1,4 +1,4 @@
-"""Times, ages and durations as people write them, and text that is safe to print.
+"""Times and ages as people read them, and text that is safe to print.
 
 Must not: know transactions, or print.
 """
@@ -7,28 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw]?)(?:\s*\d+(?:\.\d+)?[smhdw])*")
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
-_STEPS = ((1.0, "ms", 1000.0), (90.0, "s", 1.0), (90 * 60.0, "min", 60.0), (48 * 3600.0, "h", 3600.0))
+from ..amounts import span
+
 SHORT_SECRET = 4  # a password below this length is masked as a word only, or it would mask half of every sentence
-
-
-def seconds_of(text: str) -> float:
-    """`90`, `90s`, `5m`, `1h30m`, `2d` in seconds. Raises `ValueError`."""
-    if not _DURATION.fullmatch(text.strip()):
-        raise ValueError(f"{text!r} is not a time: write 30s, 5m, 1h30m or 2d")
-    return sum(float(number) * _UNITS[unit or "s"] for number, unit in _PART.findall(text))
-
-
-def span(seconds: float) -> str:
-    """A length of time, short: `250 ms`, `42 s`, `7 min`, `5 h`, `3 d`."""
-    for below, unit, factor in _STEPS:
-        if abs(seconds) < below:
-            return f"{seconds * factor:.0f} {unit}" if unit == "ms" else f"{seconds / factor:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
 
 
 def age(at: float | None, now: float) -> str:
@@ -42,13 +25,6 @@ def age(at: float | None, now: float) -> str:
 def moment(at: float | None) -> str:
     """A time of day in the reader's own zone."""
     return "" if at is None else datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def iso(at: float | None) -> str | None:
-    """A time for programs: UTC, with milliseconds."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def printable(text: str) -> str:

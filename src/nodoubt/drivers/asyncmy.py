@@ -1,25 +1,20 @@
 """The async session on MariaDB and MySQL, over asyncmy.
 
-Guarantees: autocommit, utf8mb4, one packet per `run`; after anything but an answer of the server (a cancelled
-task, a time-out, a result that can't be read) the session is closed and not `usable`.
+Guarantees: autocommit, utf8mb4, and what `mysql_async` guarantees.
 
-Must not: reset a session (COM_RESET_CONNECTION or COM_CHANGE_USER on the session that prepared a branch makes XA COMMIT
-elsewhere answer OK and commit nothing, see FACTS), or reconnect by itself.
+Must not: see `mysql_async`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import SessionLost, StatementFailed
 from ..url import Url
 from . import mysql_wire as wire
+from .mysql_async import AsyncMySQLSession, LentMySQLSession
 
 try:
     import asyncmy
@@ -28,87 +23,32 @@ except ImportError as missing:
     raise MissingExtra("MariaDB or MySQL", "mysql") from missing
 
 
-class AsyncmySession:
+class AsyncmySession(AsyncMySQLSession):
     """One connection; see `ports.Session`."""
 
-    def __init__(self, connection: Any, read_timeout_s: float) -> None:
-        self._connection = connection
-        self._transport: Any = None
-        self._read_timeout_s = read_timeout_s
-        self.usable = True
-        self.connection_id = 0
-        self.server_started = 0
+    errors: ClassVar[type[Exception]] = MySQLError
+    _first_transport: Any = None
 
-    async def run(self, sql: str) -> tuple[Reply, ...]:
-        """Our statements in one packet, every result read. The first error ends the packet."""
-        try:
-            return await self._query(sql)
-        except MySQLError as error:
-            code = wire.error_code(error)
-            if wire.is_loss(code):
-                raise SessionLost(f"the connection was lost: {wire.error_text(error)}") from error
-            raise StatementFailed(str(code), wire.error_text(error)) from error
-        except SessionLost:
-            raise
-        except Exception as error:
-            raise SessionLost(f"the answer could not be read: {error}") from error
+    def remember_transport(self) -> None:
+        """The driver forgets its transport when it closes on a cancelled read; `kill` still needs it."""
+        self._first_transport = self._connection._transport
 
-    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
-        """The user's statement, with %s or %(name)s placeholders."""
-        # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
-        text = statement if params is None else self._connection.cursor().mogrify(statement, params)
-        return wire.only_reply(statement, await self._query(text))
+    def _transport(self) -> Any:
+        return self._connection._transport or self._first_transport
 
-    async def _query(self, sql: str) -> tuple[Reply, ...]:
-        # Not through a cursor: it follows every statement that warns with a SHOW WARNINGS, and logs the answer.
-        try:
-            async with asyncio.timeout(self._read_timeout_s):
-                await self._connection.query(sql)
-                replies = [wire.reply(self._connection._result)]
-                while self._connection._result.has_next:
-                    await self._connection.next_result()
-                    replies.append(wire.reply(self._connection._result))
-            return tuple(replies)
-        except TimeoutError as error:
-            self.kill()
-            raise self.timed_out(self._read_timeout_s) from error
-        except BaseException as error:
-            if not isinstance(error, MySQLError) or self.lost(error):
-                self.kill()
-            raise
+    def _filled(self, statement: str, values: Any) -> str:
+        return self._connection.cursor().mogrify(statement, values)  # type: ignore[no-any-return]
 
-    def lost(self, error: BaseException) -> bool:
-        """Whether the connection went with this error."""
-        if isinstance(error, MySQLError):
-            return wire.is_loss(wire.error_code(error))
-        return isinstance(error, SessionLost)
 
-    async def close(self) -> None:
-        """Say goodbye and close. A prepared branch is then free for other sessions."""
-        self.usable = False
-        try:
-            async with asyncio.timeout(wire.CLOSE_TIMEOUT_S):
-                await self._connection.ensure_closed()
-        except (MySQLError, OSError, RuntimeError):
-            self.kill()
-        except BaseException:
-            self.kill()
-            raise
+class LentAsyncmySession(LentMySQLSession, AsyncmySession):
+    """A connection on loan."""
 
-    def kill(self) -> None:
-        """Shut the socket down, so that a call in progress fails now."""
-        self.usable = False
-        # The driver forgets its transport when it closes on a cancelled read.
-        transport = self._connection._transport or self._transport
-        wrapper = None if transport is None else transport.get_extra_info("socket")
-        if wrapper is None:
-            return
-        # On a descriptor of our own: closing the transport is for its own loop alone, and uvloop's has no shutdown.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(wrapper.fileno())) as own:
-            own.shutdown(socket.SHUT_RDWR)
 
-    def timed_out(self, seconds: float) -> Exception:
-        return SessionLost(f"the server did not answer within {seconds:g} s; the connection was closed")
+def lend(connection: Any, _: str) -> LentAsyncmySession:
+    """A session over a connection of the user's pool. Its isolation level is the connection's own already."""
+    session = LentAsyncmySession(connection, wire.READ_TIMEOUT_DEFAULT_S)
+    session.remember_transport()
+    return session
 
 
 async def connect(url: Url, *, connect_timeout_s: float = 10.0) -> AsyncmySession:
@@ -131,7 +71,7 @@ async def connect(url: Url, *, connect_timeout_s: float = 10.0) -> AsyncmySessio
         async with asyncio.timeout(connect_timeout_s):
             await connection.connect()
             session.connection_id, session.server_started = wire.started(await session.run(wire.HELLO))
-            session._transport = connection._transport
+            session.remember_transport()
     except (MySQLError, OSError, TimeoutError, SessionLost, StatementFailed) as error:
         session.kill()
         raise ResourceUnavailable(f"no connection to {url}: {error or 'no answer in time'}") from error

@@ -1,4 +1,4 @@
-"""PostgreSQL, asyncio: one asyncpg connection as an async `ports.Session`.
+"""PostgreSQL, asyncio, over asyncpg: for `postgresql+asyncpg://`, and for users' own engines.
 
 asyncpg answers a simple query of several statements with the last command tag alone: no rows, no other tag.
 The contract needs them all, so a `_Tap` stands between the transport and asyncpg's protocol (`Transport.set_protocol`
@@ -17,18 +17,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from ..errors import MissingExtra, ResourceUnavailable, UsageError
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
-from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
+from .postgres_failure import (
+    CHECK_CLIENT,
+    CHECK_CLIENT_FROM_VERSION,
+    PostgresFailed,
+    ends_session,
+    introduction,
+    restore,
+)
 
 try:
     import asyncpg
 except ImportError:
-    raise MissingExtra("PostgreSQL", "postgres") from None
+    raise MissingExtra("postgresql+asyncpg://", "asyncpg") from None
 
 TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
@@ -63,11 +70,11 @@ class AsyncpgSession:
         self.usable = True
         self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
         self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
+        self.kept: frozenset[str] | None = None  # see `kept`: which statements of ours it has prepared
         self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         self._loop = asyncio.get_running_loop()
-        transport = connection._transport
-        self._tap = _Tap(transport.get_protocol())
-        transport.set_protocol(self._tap)
+        self._tap = _Tap(connection._transport.get_protocol())
+        self._tap.stand_between(connection._transport)
 
     async def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements in one message (a simple query): a reply for each, in order."""
@@ -96,12 +103,14 @@ class AsyncpgSession:
             raise SessionLost(f"the server's answer was misread: {tag!r} is not the last tag of {replies!r}")
         return replies
 
-    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, one, with `$1` and a sequence of parameters."""
         if isinstance(params, Mapping):
             raise UsageError("asyncpg numbers its parameters: write $1, $2 … and pass a sequence, not a mapping")
         self.warnings.clear()
         try:
+            if isinstance(params, Bound):
+                return await self._in_full(statement, params)
             # `fetch` is this call without the tag; `execute` is this call without the rows.
             records, status, _ = await self.connection._execute(
                 statement, tuple(params or ()), 0, None, return_status=True
@@ -113,9 +122,28 @@ class AsyncpgSession:
         except BaseException:
             self.usable = False
             raise
-        tag = status.decode() if status else ""
         columns = tuple(records[0].keys()) if records else self._columns(statement)
-        return Reply(tag, _count(tag), columns, tuple(tuple(record.values()) for record in records))
+        return _reply(records, status, columns, ())
+
+    async def _in_full(self, statement: str, params: Bound) -> Reply:
+        """As `execute`, from one level deeper, where the statement's own description is at hand."""
+        connection = self.connection
+        if params.many:
+            await connection.executemany(statement, params.values)
+            return Reply()
+
+        def once(state: Any, timeout: float | None) -> Any:
+            values = tuple(params.values or ())
+            return connection._protocol.bind_execute(
+                state=state, args=values, portal_name="", limit=0, return_extra=True, timeout=timeout
+            )
+
+        with connection._stmt_exclusive_section:
+            (records, status, _), state = await connection._do_execute(statement, once, None)
+        columns = state._get_attributes()
+        return _reply(
+            records, status, tuple(column.name for column in columns), tuple(column.type.oid for column in columns)
+        )
 
     def _columns(self, statement: str) -> tuple[str, ...]:
         """The columns of a result without rows, as far as the statement is still known to asyncpg."""
@@ -150,6 +178,40 @@ class AsyncpgSession:
         return SessionLost(f"no answer within {seconds:g} s")
 
 
+class LentAsyncpgSession(AsyncpgSession):
+    """A connection on loan from a pool of the user's."""
+
+    def __init__(self, connection: Any, isolation: str) -> None:
+        super().__init__(connection)
+        self._isolation = isolation
+        self._durability = ""  # as the user has it
+        self._tap.stand_aside(connection._transport)
+
+    async def take(self) -> None:
+        """Take it over."""
+        self._tap.stand_between(self.connection._transport)
+        if not self._durability:
+            self._durability = str((await self.run(introduction(self._isolation)))[0].scalar())
+            await _watch_client(self)
+
+    async def keep(self) -> None:
+        """Take it over for good."""
+        await self.take()
+
+    async def give_back(self) -> None:
+        """As it was."""
+        undo = restore(self._durability) if self.forced else None
+        if undo is not None:
+            await self.run(undo)
+            self.forced = False
+        self._tap.stand_aside(self.connection._transport)
+
+
+def lend(connection: Any, isolation: str) -> LentAsyncpgSession:
+    """A session over a connection of the user's pool. `isolation`: the level of the engine's own transactions."""
+    return LentAsyncpgSession(connection, isolation)
+
+
 async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgSession:
     """Open a session. Raises `ResourceUnavailable`, without the password."""
     if ("channel_binding", "require") in url.options:
@@ -164,10 +226,15 @@ async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgS
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error or 'no answer in time'}") from error
     session = AsyncpgSession(connection)
-    if connection.get_server_version().major >= CHECK_CLIENT_FROM_VERSION:
+    session.kept = frozenset()
+    await _watch_client(session)
+    return session
+
+
+async def _watch_client(session: AsyncpgSession) -> None:
+    if session.connection.get_server_version().major >= CHECK_CLIENT_FROM_VERSION:
         with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
             await session.run(CHECK_CLIENT)
-    return session
 
 
 class _Tap:
@@ -181,10 +248,21 @@ class _Tap:
         self.pause_writing = inner.pause_writing
         self.resume_writing = inner.resume_writing
 
+    def stand_between(self, transport: Any) -> None:
+        transport.set_protocol(self)
+
+    def stand_aside(self, transport: Any) -> None:
+        transport.set_protocol(self._inner)
+
     def data_received(self, data: bytes) -> None:
         if self.copy is not None:
             self.copy += data  # before it is passed on: passing it on wakes the one who reads the copy
         self._inner.data_received(data)
+
+
+def _reply(records: Any, status: bytes | None, columns: tuple[str, ...], types: tuple[int, ...]) -> Reply:
+    tag = status.decode() if status else ""
+    return Reply(tag, _count(tag), columns, tuple(tuple(record.values()) for record in records), types)
 
 
 def _replies(answer: bytes, warnings: list[str]) -> tuple[Reply, ...]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import ResourceRefused, UsageError
 from ..ports import Reply
 from ..url import Url
 
@@ -23,6 +23,8 @@ READ_TIMEOUT_DEFAULT_S = 300.0
 READ_TIMEOUT_MAX_S = 86400.0
 CLOSE_TIMEOUT_S = 2.0
 PORT_DEFAULT = 3306
+BATCH_STATEMENTS_MAX = 200
+BATCH_CHARACTERS_MAX = 250_000  # the server takes 16 MiB in a packet by default, and may be told to take less
 
 # The character set by statement, since a server may ignore the one in the handshake. The id by the server's own word,
 # since a proxy puts its own into the handshake. The start of the server makes the id mean something (xid.XaXid): after
@@ -33,12 +35,22 @@ HELLO = (
     "SELECT CONNECTION_ID(), UNIX_TIMESTAMP(); SHOW GLOBAL STATUS LIKE 'Uptime'"
 )
 
+# The first message on a connection of the user's making, of which nothing is changed; and the second, where it is made
+# for us alone, and our own transactions run on it. XA commands heed neither setting.
+INTRODUCTION = "SELECT CONNECTION_ID(), UNIX_TIMESTAMP(), @@character_set_client; SHOW GLOBAL STATUS LIKE 'Uptime'"
+AUTOCOMMIT = "SET SESSION autocommit=1, completion_type='NO_CHAIN'"
+
 # The client's own numbers (CR_…) all mean that the conversation is over. So do these of the server: shutdown, aborted
 # or killed connection, network errors, and MySQL's "disconnected for inactivity".
 _CLIENT_ERRORS = range(2000, 3000)
 _LOSING_ERRORS = frozenset({0, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 4031})
 
-_CALL = re.compile(r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*\(*\s*call\b", re.IGNORECASE | re.DOTALL)
+_AFTER = "\n;\n"  # the line break ends a comment that would swallow the next statement
+_BEFORE = r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"  # space and comments
+_CALL = re.compile(rf"{_BEFORE}\(*\s*call\b", re.IGNORECASE | re.DOTALL)
+_UPDATE = re.compile(rf"{_BEFORE}(?:set\s+statement\s.*?\sfor\s+)?(?:update|with)\b", re.IGNORECASE | re.DOTALL)
+# "Rows matched: 3  Changed: 1  Warnings: 0", in the server's language, behind a byte for its length; it may be cut off.
+_MATCHED = re.compile(rb".\D*(\d+)\D", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +118,16 @@ def error_text(error: BaseException) -> str:
     return str(error.args[1]) if len(error.args) > 1 else str(error)
 
 
-def reply(result: Any) -> Reply:
-    """One result of either driver (their classes have the same attributes). This protocol has no command tags."""
+def reply(result: Any, sql: str) -> Reply:
+    """One result of either driver (their classes have the same attributes). This protocol has no command tags.
+
+    An UPDATE counts the rows that matched, changed or not, as everywhere else. To ask the server for that (FOUND_ROWS)
+    would spoil another count: an INSERT that finds its key taken, and leaves the row as it is, would count it.
+    """
     if result.description is None:
-        return Reply(count=int(result.affected_rows or 0))
+        matched = _MATCHED.match(result.message or b"") if _UPDATE.match(sql) else None
+        count = int(matched[1]) if matched else int(result.affected_rows or 0)
+        return Reply(count=count, last_id=int(result.insert_id or 0))
     rows = tuple(result.rows or ())
     return Reply(count=len(rows), columns=tuple(column[0] for column in result.description), rows=rows)
 
@@ -124,6 +142,30 @@ def only_reply(statement: str, replies: Sequence[Reply]) -> Reply:
     return next((one for one in replies if one.columns), replies[-1])
 
 
+def batches(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Statements, their parameters filled in, by the packet: a text, and how many there are in it."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and (len(batch) == BATCH_STATEMENTS_MAX or size + len(text) > BATCH_CHARACTERS_MAX):
+            yield _AFTER.join(batch), len(batch)
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield _AFTER.join(batch), len(batch)
+
+
+def batch_reply(replies: Sequence[Reply], wanted: int) -> int:
+    """The count of a packet made by `batches`."""
+    if len(replies) != wanted:
+        raise UsageError(
+            "one of the texts held several statements, and all of them were run: pass one statement at a time. What "
+            "they did is rolled back with the branch"
+        )
+    return sum(one.count for one in replies)
+
+
 def started(replies: Sequence[Reply]) -> tuple[int, int]:
     """The connection's id and the second in which the server started, from the replies to `HELLO`.
 
@@ -131,3 +173,14 @@ def started(replies: Sequence[Reply]) -> tuple[int, int]:
     """
     connection_id, now = replies[2].rows[0]
     return int(connection_id), int(now) - int(replies[3].rows[0][1])
+
+
+def introduced(replies: Sequence[Reply]) -> tuple[int, int]:
+    """The same from the replies to `INTRODUCTION`. Raises `ResourceRefused` for a connection that garbles names."""
+    connection_id, now, charset = replies[0].rows[0]
+    if charset != CHARSET:
+        raise ResourceRefused(
+            f"the engine's connections speak {charset}, and nodoubt speaks {CHARSET} with MariaDB and MySQL: put "
+            f"?charset={CHARSET} into the engine's URL"
+        )
+    return int(connection_id), int(now) - int(replies[1].rows[0][1])

@@ -1,4 +1,4 @@
-"""What both PostgreSQL drivers share: how a statement can fail, and how the server learns that we are gone.
+"""What both PostgreSQL drivers share: how a statement can fail, how the server learns that we are gone, loans.
 
 Must not: import a driver.
 """
@@ -11,6 +11,22 @@ from ..ports import StatementFailed
 # killed session's transaction until it is served, and could still commit then. From version 14 on it can look.
 CHECK_CLIENT_FROM_VERSION = 14
 CHECK_CLIENT = "SET client_connection_check_interval = '1s'"
+
+
+def introduction(isolation: str) -> str:
+    """The first message on a connection of the user's making.
+
+    Drivers keep an engine's isolation level to themselves and send it with their own BEGIN, which is not ours.
+    """
+    level = f"; SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {isolation}" if isolation else ""
+    return "SELECT pg_catalog.current_setting('synchronous_commit')" + level
+
+
+def restore(synchronous_commit: str) -> str | None:
+    """What sets the session's durability back after branches, where they have changed it (`resources.postgres`)."""
+    if synchronous_commit in ("on", "remote_apply"):
+        return None
+    return f"SET synchronous_commit = '{synchronous_commit}'"
 
 
 class PostgresFailed(StatementFailed):

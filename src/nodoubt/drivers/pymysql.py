@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+import struct
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from . import mysql_wire as wire
 
 try:
     import pymysql
-    from pymysql.constants import CLIENT
+    from pymysql.constants import CLIENT, COMMAND
 except ImportError as missing:
     raise MissingExtra("MariaDB or MySQL", "mysql") from missing
 
@@ -47,19 +47,30 @@ class PyMySQLSession:
         except Exception as error:
             raise SessionLost(f"the answer could not be read: {error}") from error
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with %s or %(name)s placeholders."""
+        if isinstance(params, Bound):
+            if params.many:
+                return self._many(statement, params)
+            params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
         text = statement if params is None else self._connection.cursor().mogrify(statement, params)
         return wire.only_reply(statement, self._query(text))
 
+    def _many(self, statement: str, rows: Bound) -> Reply:
+        cursor = self._connection.cursor()
+        count = 0
+        for text, wanted in wire.batches([cursor.mogrify(statement, values) for values in rows.values]):
+            count += wire.batch_reply(self._query(text), wanted)
+        return Reply(count=count)
+
     def _query(self, sql: str) -> tuple[Reply, ...]:
         try:
             self._connection.query(sql)
-            replies = [wire.reply(self._connection._result)]
+            replies = [wire.reply(self._connection._result, sql)]
             while self._connection._result.has_next:
                 self._connection.next_result()
-                replies.append(wire.reply(self._connection._result))
+                replies.append(wire.reply(self._connection._result, sql))
             return tuple(replies)
         except BaseException as error:
             if not isinstance(error, pymysql.err.MySQLError) or self.lost(error):
@@ -87,6 +98,42 @@ class PyMySQLSession:
 
     def timed_out(self, seconds: float) -> Exception:
         return SessionLost(f"the server did not answer within {seconds:g} s; the connection was closed")
+
+
+class LentPyMySQLSession(PyMySQLSession):
+    """A connection on loan from a pool of the user's. Between XA START and XA COMMIT its autocommit does not matter."""
+
+    def take(self) -> None:
+        """Take it over: for now, a packet may hold several statements."""
+        self._several(True)
+        if not self.connection_id:
+            self.connection_id, self.server_started = wire.introduced(self.run(wire.INTRODUCTION))
+
+    def keep(self) -> None:
+        """Take it over for good, for transactions of our own."""
+        self.take()
+        self.run(wire.AUTOCOMMIT)
+
+    def give_back(self) -> None:
+        """As it was. Left on, the setting would make a hole in somebody's program a wide one."""
+        self._several(False)
+
+    def _several(self, on: bool) -> None:
+        if self._connection.client_flag & CLIENT.MULTI_STATEMENTS:
+            return  # it has been so since the user connected
+        try:
+            self._connection._execute_command(COMMAND.COM_SET_OPTION, struct.pack("<H", 0 if on else 1))
+            self._connection._read_packet()
+        except BaseException as error:
+            self.kill()
+            if not isinstance(error, Exception):
+                raise
+            raise SessionLost(f"the connection was lost: {error}") from error
+
+
+def lend(connection: Any, _: str) -> LentPyMySQLSession:
+    """A session over a connection of the user's pool. Its isolation level is the connection's own already."""
+    return LentPyMySQLSession(connection)
 
 
 def connect(url: Url, *, connect_timeout_s: float = 10.0) -> PyMySQLSession:

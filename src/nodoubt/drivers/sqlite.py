@@ -21,12 +21,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
+import msgspec
+
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Reply, SessionLost, StatementFailed
+from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from . import sqlite_files
 
@@ -36,7 +38,6 @@ except ImportError:
     raise MissingExtra("SQLite", "sqlite") from None
 
 R = TypeVar("R")
-Parameters = Sequence[Any] | Mapping[str, Any] | None
 OnChange = Callable[[Any], None]
 OnAccess = Callable[[str, str | None, str | None, str | None, str | None], None]
 
@@ -46,6 +47,7 @@ _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02)  # between tries for a lock; the l
 
 _STEPS_BETWEEN_LOOKS = 100_000  # instructions of SQLite's machine: a millisecond or two
 
+LIBRARY = tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
 WAL_SAFE_VERSION = (3, 51, 3)  # 3.7.0 to 3.51.2 can corrupt the file when a WAL is reset
 
 _BEGIN = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]+)", re.DOTALL)
@@ -69,6 +71,25 @@ _BROKEN = frozenset(
         apsw.SQLITE_MISUSE,
     }
 )
+
+
+# What PEP 249 calls apsw's errors, as Python's sqlite3 does; the first that fits.
+_STANDARD: tuple[tuple[type[Exception], str], ...] = (
+    (apsw.ConstraintError, "IntegrityError"),
+    (apsw.MismatchError, "IntegrityError"),
+    (apsw.TooBigError, "DataError"),
+    (apsw.BindingsError, "ProgrammingError"),
+    (apsw.MisuseError, "InterfaceError"),
+    (apsw.InternalError, "InternalError"),
+    (apsw.CorruptError, "DatabaseError"),
+    (apsw.NotADBError, "DatabaseError"),
+    (apsw.Error, "OperationalError"),
+)
+
+
+def standard_name(error: Exception) -> str | None:
+    """PEP 249's name for an error of apsw's; None if it is another's."""
+    return next((name for kind, name in _STANDARD if isinstance(error, kind)), None)
 
 
 class Connection:
@@ -116,7 +137,7 @@ class Connection:
             raise self._translated(error) from error
 
     # -- the user's
-    def execute(self, statement: str, params: Parameters) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`; of several, the last one's reply. Raises apsw's own errors.
 
         It is always compiled anew: one compiled without the authorizer would skip it, and one compiled before the hook
@@ -124,6 +145,8 @@ class Connection:
         """
         self._stop_if_killed()
         try:
+            if isinstance(params, Bound):
+                return self._in_full(statement, params)
             replies = self._replies(statement, params)
         except apsw.Error as error:
             if self.lost(error) and self.killed:
@@ -131,7 +154,14 @@ class Connection:
             raise
         return replies[-1] if replies else Reply()
 
-    def _replies(self, sql: str, params: Parameters) -> list[Reply]:
+    def _in_full(self, statement: str, params: Bound) -> Reply:
+        if params.many:
+            counts = [one.count for values in params.values for one in self._replies(statement, values)[-1:]]
+            return Reply(count=sum(counts))
+        reply = next(reversed(self._replies(statement, params.values)), Reply())
+        return msgspec.structs.replace(reply, last_id=self._database.last_insert_rowid())
+
+    def _replies(self, sql: str, params: Any) -> list[Reply]:
         database, replies = self._database, list[Reply]()
         tag, columns, rows, before = "", tuple[str, ...](), list[tuple[Any, ...]](), 0
         started = False
@@ -176,7 +206,7 @@ class Connection:
     @property
     def library(self) -> tuple[int, ...]:
         """The version of SQLite in use."""
-        return tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
+        return LIBRARY
 
     @property
     def readonly(self) -> bool:
@@ -193,6 +223,10 @@ class Connection:
     def writers(self) -> str:
         """Who holds the file's write lock, in words."""
         return sqlite_files.writers(self.path)
+
+    def lockers(self) -> tuple[str, ...] | None:
+        """The processes that hold it now; None where the system does not tell."""
+        return sqlite_files.lockers(self.path)
 
     # -- watching the user's work
     def watch(self, on_access: OnAccess, on_change: OnChange | None) -> None:
@@ -305,7 +339,7 @@ class SqliteSession:
         """Our own literal statements, `;` between them: a reply for each."""
         return self._alone(Connection.run, sql)
 
-    def execute(self, statement: str, params: Parameters) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`. Raises apsw's own errors."""
         return self._alone(Connection.execute, statement, params)
 
@@ -399,7 +433,7 @@ class AsyncSqliteSession:
         """Our own literal statements, `;` between them: a reply for each."""
         return await self._hop(self._session.run, sql)
 
-    async def execute(self, statement: str, params: Parameters) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`. Raises apsw's own errors."""
         return await self._hop(self._session.execute, statement, params)
 

@@ -94,7 +94,12 @@ def let_go(key: Key) -> None:
 
 
 def writers(path: str) -> str:
-    """Who has the file locked for writing, in words, as far as /proc/locks tells."""
+    """Who has the file locked for writing, in words, for somebody who has met that lock."""
+    return " and ".join(lockers(path) or ()) or "another connection"
+
+
+def lockers(path: str) -> tuple[str, ...] | None:
+    """The processes that have the file locked for writing, as far as /proc/locks tells; None: it does not."""
     places = {}
     for name, byte in ((path + "-shm", _WAL_WRITE_BYTE), (path, _RESERVED_BYTE)):
         key = key_of(name)
@@ -104,9 +109,9 @@ def writers(path: str) -> str:
         with open("/proc/locks", encoding="ascii") as file:
             lines = [line.split() for line in file]
     except OSError:
-        return "another connection"
+        return None
     pids = {int(line[4]) for line in lines if len(line) == _LOCKS_FIELDS and _covers(line, places)}
-    return " and ".join(sorted(map(_who, pids))) or "another connection"
+    return tuple(sorted(map(_who, pids)))
 
 
 def _covers(line: list[str], places: dict[str, int]) -> bool:

@@ -1,31 +1,46 @@
 """One attempt while it lives in this process: its branches, their sessions, and the work on them.
 
-Guarantees: any error on a branch, cancellation included, dooms it (I16); a session is handed back exactly once, and
-only clean; an attempt inherited by a fork, or used after its block, is refused.
+Guarantees: any error on a branch, cancellation included, dooms it (I16), for good but in one case: a statement's error
+that lies wholly behind a savepoint which the server says it has rolled back to. A session is handed back exactly once,
+and only clean; an attempt inherited by a fork, or used after its block, is refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import (
     BranchDoomed,
     ClosedTransaction,
+    NoDoubtError,
     ResourceRefused,
     ResourceUnavailable,
     TransactionAborted,
     UsageError,
 )
-from ..ports import BelowFloor, Conflict, Prepared, Refused, Reply, Session, SessionLost, Unclear, Work
+from ..ports import (
+    BelowFloor,
+    Conflict,
+    Prepared,
+    Refused,
+    Reply,
+    SavepointStep,
+    Session,
+    SessionLost,
+    Unclear,
+    Work,
+)
 from ..protocol.records import BranchRef, Mode, Staging
-from ..script import Do, Script, every
+from ..script import Do, R, Script, every
 from ..xid import BRANCHES_MAX, Xid
 from . import start
 from .context import Context, Participant, bounded
 
 BEGIN_TRIES_MAX = 3
+_SAVEPOINT = re.compile(r"(?!nodoubt)[a-z_][a-z0-9_]{0,62}")
 
 
 @dataclass(slots=True)
@@ -38,6 +53,8 @@ class Branch:
     session: Session | None = None
     prepared: Prepared | None = None
     busy: bool = False
+    savepoints: list[str] = field(default_factory=list)  # those that stand, the newest last
+    curable: bool = False  # it was a statement's error that doomed the branch, and a savepoint stands before it
 
     @property
     def ref(self) -> BranchRef:
@@ -112,11 +129,32 @@ def _too_late(attempt: Attempt) -> TransactionAborted:
     )
 
 
-def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
-    """Begin the branch on that resource, once; a session that proves dead before anything began is exchanged."""
+def open_branch(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
+    """Begin the branch on that resource, once; a session that proves dead before anything began is exchanged.
+
+    `lazy`: it may begin with its first statement, which follows at once.
+    """
     attempt.require_open()
     if name in attempt.branches:
         return attempt.branches[name]
+    branch = _claim(ctx, attempt, name)
+    branch.work.lazy = lazy
+    branch.busy = True
+    try:
+        yield from start.admit(ctx, branch.participant)
+        yield from _begin(ctx, attempt, branch)
+    except BaseException as error:
+        # Swallowed by the user, it would leave a transaction that commits without this branch (I16).
+        branch.work.doomed = error
+        raise
+    finally:
+        branch.busy = False
+    ctx.notice("P1", attempt.id, "begun", branch.number, resource=name)
+    return branch
+
+
+def _claim(ctx: Context, attempt: Attempt, name: str) -> Branch:
+    """Before anything is awaited, so that two tasks cannot both begin the branch."""
     participant = ctx.participant(name)
     if len(attempt.branches) >= BRANCHES_MAX:
         raise UsageError(f"a transaction has at most {BRANCHES_MAX} branches")
@@ -126,20 +164,7 @@ def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
         alone=ctx.single,
         staged=attempt.mode is Mode.STAGED,
     )
-    branch = Branch(work.xid.branch, participant, work)
-    # Claimed before anything is awaited, so that two tasks cannot both begin it.
-    attempt.branches[name] = branch
-    branch.busy = True
-    try:
-        yield from start.admit(ctx, participant)
-        yield from _begin(ctx, attempt, branch)
-    except BaseException as error:
-        # Swallowed by the user, it would leave a transaction that commits without this branch (I16).
-        work.doomed = error
-        raise
-    finally:
-        branch.busy = False
-    ctx.notice("P1", attempt.id, "begun", branch.number, resource=name)
+    branch = attempt.branches[name] = Branch(work.xid.branch, participant, work)
     return branch
 
 
@@ -170,8 +195,7 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
             branch.let_go(kill=True)
             if isinstance(error, (Conflict, BelowFloor)):
                 raise
-            kind = ResourceUnavailable if error.retry else ResourceRefused
-            raise kind(f"{participant.name} did not begin, and nothing was done: {error}") from error
+            raise _not_begun(branch, error) from error
         except BaseException:
             branch.let_go(kill=True)
             raise
@@ -179,26 +203,89 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
 
 def execute(ctx: Context, attempt: Attempt, name: str, statement: str, params: Any) -> Script[Reply]:
     """The user's statement on that branch. The driver's own errors come out unchanged; any error dooms the branch."""
+    branch = yield from _free(ctx, attempt, name, lazy=True)
+    _refuse_doomed(branch)
+    ctx.notice("P2", attempt.id, "work", branch.number, resource=name)
+    branch.work.statements += 1
+    return (yield from _at_work(ctx, attempt, branch, _execute(ctx, attempt, branch, statement, params)))
+
+
+def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, savepoint: str) -> Script[None]:
+    """Set a savepoint of that branch, release it, or roll back to it (which releases it, too).
+
+    To roll back is the one cure of a doomed branch, and only of a statement's error that came after the savepoint.
+    Whatever goes wrong here dooms the branch for good.
+    """
+    branch = yield from _free(ctx, attempt, name)
+    if step is not SavepointStep.BACK or not branch.curable:
+        _refuse_doomed(branch)
+    work, savepoint = branch.work, savepoint.lower()  # which two of the three servers do as well
+    known = savepoint in branch.savepoints
+    try:
+        if known is (step is SavepointStep.SET):
+            raise UsageError(f"there is {'a' if known else 'no'} savepoint {savepoint!r} on {name} at this point")
+        if not _SAVEPOINT.fullmatch(savepoint):
+            raise UsageError(f"{savepoint!r} is no name for a savepoint; SQLAlchemy's begin_nested() chooses good ones")
+        ctx.notice("P2", attempt.id, "savepoint", branch.number, resource=name)
+        assert branch.session is not None
+        script = branch.participant.resource.savepoint(branch.session, work, step, savepoint)
+        yield from _at_work(ctx, attempt, branch, script)
+    except BaseException as error:
+        work.doomed, branch.curable = work.doomed or error, False
+        raise
+    if step is SavepointStep.SET:
+        branch.savepoints.append(savepoint)
+        return
+    # No savepoint is set while the branch is doomed, so all that stand are older than what has doomed it.
+    del branch.savepoints[branch.savepoints.index(savepoint) :]
+    if step is SavepointStep.BACK and branch.curable:  # not, if somebody has asked for a rollback meanwhile
+        work.doomed, branch.curable = None, False
+
+
+def doom(ctx: Context, attempt: Attempt, name: str, why: BaseException) -> None:
+    """The user wants that branch rolled back: from now on nothing else is possible, and no savepoint cures it."""
+    attempt.require_open()
+    branch = attempt.branches.get(name) or _claim(ctx, attempt, name)
+    branch.work.doomed, branch.curable = branch.work.doomed or why, False
+
+
+def require_sound(attempt: Attempt, name: str) -> None:
+    """Raise `ClosedTransaction` after the block, `BranchDoomed` if that branch is."""
+    attempt.require_open()
+    if name in attempt.branches:
+        _refuse_doomed(attempt.branches[name])
+
+
+def _free(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
+    """The branch, begun, with nobody at work on it."""
     attempt.require_open()
     branch = attempt.branches.get(name)
     if branch is None:
-        branch = yield from open_branch(ctx, attempt, name)
+        branch = yield from open_branch(ctx, attempt, name, lazy=lazy)
         attempt.require_open()
-    work = branch.work
-    if work.doomed is not None:
-        raise BranchDoomed(
-            f"an earlier statement on {name} failed, so this transaction can only be rolled back: {work.doomed}"
-        ) from work.doomed
     if branch.busy:
         raise UsageError(f"a branch takes one statement at a time: await the one on {name} first")
-    if branch.session is None:
+    if branch.session is None and branch.work.doomed is None:
         raise ClosedTransaction(f"the branch on {name} has ended")
-    ctx.notice("P2", attempt.id, "work", branch.number, resource=name)
+    return branch
+
+
+def _refuse_doomed(branch: Branch) -> None:
+    doomed, name = branch.work.doomed, branch.participant.name
+    if isinstance(doomed, BranchDoomed):
+        raise BranchDoomed(str(doomed)) from doomed
+    if doomed is not None:
+        raise BranchDoomed(
+            f"an earlier statement on {name} failed, so this transaction can only be rolled back: {doomed}"
+        ) from doomed
+
+
+def _at_work(ctx: Context, attempt: Attempt, branch: Branch, call: Script[R]) -> Script[R]:
+    """One call on the branch's session. However it fails, it dooms the branch."""
+    work, name = branch.work, branch.participant.name
     limit_s = left_s(ctx, attempt)
     branch.busy = True
     try:
-        work.statements += 1
-        call = participant_execute(branch, statement, params)
         if attempt.until is None:
             return (yield from call)
         return (yield from bounded(call, limit_s, ctx.clock))
@@ -213,14 +300,49 @@ def execute(ctx: Context, attempt: Attempt, name: str, statement: str, params: A
         ) from error
     except BaseException as error:
         work.doomed = work.doomed or error
+        branch.curable = bool(branch.savepoints) and _is_answer(branch, error)
         raise
     finally:
         branch.busy = False
 
 
-def participant_execute(branch: Branch, statement: str, params: Any) -> Script[Reply]:
+def _is_answer(branch: Branch, error: BaseException) -> bool:
+    """Whether this is a statement's own error, from a session that is still there: no refusal of ours, no interrupt."""
+    session = branch.session
+    return (
+        isinstance(error, Exception)
+        and not isinstance(error, (NoDoubtError, SessionLost))
+        and session is not None
+        and session.usable
+        and not session.lost(error)
+    )
+
+
+def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, params: Any) -> Script[Reply]:
+    """The statement, with the branch's begin before it where that is still to be done."""
+    resource, work = branch.participant.resource, branch.work
     assert branch.session is not None
-    return branch.participant.resource.execute(branch.session, branch.work, statement, params)
+    try:
+        return (yield from resource.execute(branch.session, work, statement, params))
+    except SessionLost:
+        if not work.opening:
+            raise
+    except Refused as error:
+        if not work.opening:
+            raise
+        raise _not_begun(branch, error) from error
+    # As in `_begin`: the session had died in the pool, or dies now, with all that was sent.
+    branch.let_go(kill=True)
+    branch.participant.pool.drop_idle()
+    attempt.require_open()
+    work.lazy, work.opening, work.doomed = False, (), None
+    yield from _begin(ctx, attempt, branch)
+    return (yield from resource.execute(branch.session, work, statement, params))
+
+
+def _not_begun(branch: Branch, error: Refused) -> NoDoubtError:
+    kind = ResourceUnavailable if error.retry else ResourceRefused
+    return kind(f"{branch.participant.name} did not begin, and nothing was done: {error}")
 
 
 def undo(branch: Branch) -> Script[None]:

@@ -6,9 +6,10 @@ unknown, a receipt confirmed in a new snapshot; for a rollback, that the branch 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ..errors import NoDoubtError
 from ..ports import Prepared, Session, SessionLost, UnknownXid
@@ -28,8 +29,7 @@ class End(Enum):
     OPEN = "not yet"
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """The answer of `carry_out`: PROVED, or why not."""
 
     end: End
@@ -88,8 +88,8 @@ def _look(participant: Participant, prepared: Prepared, verdict: Verdict) -> Scr
     resource = participant.resource
 
     def listed(session: Session) -> Script[Prepared | None]:
-        found = yield from resource.prepared(session, prepared.xid.cluster)
-        return next((one for one in found if one.xid == prepared.xid), None)
+        found = yield from resource.prepared(session, prepared.xid.cluster, prepared.xid)
+        return found[0] if found else None
 
     def receipt(session: Session) -> Script[bool]:
         return resource.receipt(session, prepared.xid)

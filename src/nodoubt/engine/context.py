@@ -45,7 +45,7 @@ class Settings:
     """Every time and size that can be chosen. Times in seconds; none of them matters to safety (I14)."""
 
     pool_size: int = 10
-    reserve_size: int = 2  # sessions per database for phase two and recovery alone
+    reserve_size: int = 2  # sessions per database for admission, phase two and recovery alone
     connect_s: float = 10.0
     acquire_s: float = 30.0
     prepare_s: float = 10.0
@@ -83,6 +83,7 @@ class Participant:
     reserve: Pool
     holds_journal: bool = False
     resource_id: str = ""  # "" until admitted
+    home: Callable[[], Any] | None = None  # what SQLAlchemy needs to speak to it, made when that is first wanted
     barred: str = ""  # why its lineage is in question, if a sweep has found that
     warnings: tuple[str, ...] = ()
 

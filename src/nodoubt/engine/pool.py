@@ -22,16 +22,16 @@ from typing import Any
 
 from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable
 from ..ports import Session, SessionLost, StatementFailed
-from ..script import Do
+from ..script import Do, within
 
 CHECK_AFTER_IDLE_S = 5.0
 CHECK_WITHIN_S = 2.0
-_PARENTS: list[object] = []  # sessions inherited by a fork: kept, so that no finalizer closes the parent's socket
-_POOLS: weakref.WeakSet[ThreadPool | AsyncPool] = weakref.WeakSet()
+PARENTS: list[object] = []  # sessions inherited by a fork: kept, so that no finalizer closes the parent's socket
+POOLS: weakref.WeakSet[Any] = weakref.WeakSet()  # all that must forget, in the child of a fork
 
 
 def _forget_parents() -> None:
-    for pool in list(_POOLS):
+    for pool in list(POOLS):
         pool.forget()
 
 
@@ -55,7 +55,7 @@ class ThreadPool:
         self._connect = connect
         self._call = call or (lambda do: getattr(do.target, do.verb)(*do.args))
         self._start()
-        _POOLS.add(self)
+        POOLS.add(self)
 
     def _start(self) -> None:
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class ThreadPool:
 
     def forget(self) -> None:
         """In the child of a fork: leave the parent's sessions alone."""
-        _PARENTS.extend(session for session, _ in self._idle)
+        PARENTS.extend(session for session, _ in self._idle)
         self._start()
 
     def acquire(self) -> Session:
@@ -146,7 +146,7 @@ class ThreadPool:
         """Take a session back. Never raises, never waits."""
         with self._lock:
             if id(session) not in self._ours:
-                _PARENTS.append(session)
+                PARENTS.append(session)
                 return
             self._ours.discard(id(session))
             keep = session.usable and not self._closed
@@ -185,7 +185,7 @@ class AsyncPool:
         self.name, self.size, self.acquire_s = name, size, acquire_s
         self._connect = connect
         self._start()
-        _POOLS.add(self)
+        POOLS.add(self)
 
     def _start(self) -> None:
         self._idle: list[tuple[Any, float]] = []
@@ -195,7 +195,7 @@ class AsyncPool:
         self._closed = False
 
     def forget(self) -> None:
-        _PARENTS.extend(session for session, _ in self._idle)
+        PARENTS.extend(session for session, _ in self._idle)
         self._start()
 
     async def acquire(self) -> Any:
@@ -222,8 +222,7 @@ class AsyncPool:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            async with asyncio.timeout(self.acquire_s):
-                await turn
+            await within(turn, self.acquire_s)
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self._leave_place()  # the place came just as we gave up
@@ -266,7 +265,7 @@ class AsyncPool:
 
     def release(self, session: Any) -> None:
         if id(session) not in self._ours:
-            _PARENTS.append(session)
+            PARENTS.append(session)
             return
         self._ours.discard(id(session))
         if session.usable and not self._closed:

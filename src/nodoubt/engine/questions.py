@@ -78,6 +78,15 @@ def find(ctx: Context, name: str) -> Script[Staging | None]:
     return (yield from ask(ctx, body))
 
 
+def known(ctx: Context, name: str) -> Script[tuple[Staging | None, Standing | None]]:
+    """The name's row, and the decision that is seen."""
+
+    def body(session: Session) -> Script[tuple[Staging, Standing | None] | None]:
+        return ctx.journal.known(session, name)
+
+    return (yield from ask(ctx, body)) or (None, None)
+
+
 def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
     def body(session: Session) -> Script[dict[str, Standing]]:
         return ctx.journal.look(session, attempts)
@@ -90,11 +99,9 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
 
     An attempt that wrote to one database only has no record in the journal: there its receipt is asked for.
     """
-    staging = yield from find(ctx, name)
-    attempt = staging.attempt if staging is not None else name
-    standing: Standing | None = None
-    if staging is not None or is_attempt(name):
-        standing = (yield from look(ctx, [attempt])).get(attempt)
+    staging, standing = yield from known(ctx, name)
+    if staging is None and is_attempt(name):
+        standing = (yield from look(ctx, [name])).get(name)
     if staging is None and standing is None:
         return (yield from _by_receipt(ctx, name))
     record = _record(staging, standing, (yield from _need_a_human(ctx)))
@@ -145,14 +152,15 @@ def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
     if ref is None or participant is None:
         return True
 
+    xid = Xid(ctx.cluster, staging.attempt, ref.number)
+
     def body(session: Session) -> Script[tuple[Prepared, ...]]:
-        return participant.resource.prepared(session, ctx.cluster)
+        return participant.resource.prepared(session, ctx.cluster, xid)
 
     try:
-        listed = yield from told(ctx, participant.reserve, body)
+        return bool((yield from told(ctx, participant.reserve, body)))
     except NoDoubtError:
         return True
-    return any(one.xid == Xid(ctx.cluster, staging.attempt, ref.number) for one in listed)
 
 
 def listing(

@@ -84,7 +84,7 @@ def _require_everybody(ctx: Context) -> Script[int]:
     if missing:
         raise UsageError(
             f"this coordinator does not know {', '.join(sorted(missing))}, where the attempt may have committed: name "
-            "it among the resources, or unregister it if it is gone for good. Nothing was changed"
+            "it among the resources, or, if it is gone for good, drop it: nodoubt drop NAME --gone. Nothing was changed"
         )
     return max(len(registered), len(ctx.participants))
 

@@ -9,21 +9,69 @@ What it cannot see: a clone that answers with the same server identity, and a re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
-from ..ports import Identity, Session, Unclear
+from ..ports import Identity, Prepared, Session, Unclear
 from ..protocol.records import Epoch
 from ..script import Script, every
 from ..xid import new_attempt, new_cluster, new_mark
 from . import questions
-from .context import Context, Participant, asked, log, told
+from .context import Context, Participant, asked, log, told, using
 
 _SET_BACK = (
     "the journal was restored from a backup and may have forgotten decisions. Nothing is resolved until an operator "
     "has looked"
 )
+
+
+def migrate(ctx: Context) -> Script[None]:
+    """Make our tables, wherever there are some, those of this release. Nothing else does.
+
+    Not bounded by `answer_s`: a large table takes its time.
+    """
+    journal = yield from told(ctx, ctx.journal_pool, ctx.journal.tables.version)
+    there, behind = list[Participant](), list[Participant]()
+    shut = ctx.journal.tables.shuts_out(journal)
+    for participant in ctx.participants.values():
+        tables = participant.resource.tables
+        version = yield from told(ctx, participant.reserve, tables.version)
+        shut |= tables.shuts_out(version)
+        there += [participant] if version is not None else []
+        behind += [participant] if version is not None and version.stands < tables.known else []
+    if shut:
+        yield from _require_nobody_is_stranded(ctx, behind)
+    if journal is not None:
+        yield from using(ctx.journal_pool, ctx.journal.tables.migrate)
+    outcomes = yield from every([using(one.pool, one.resource.tables.migrate) for one in there])
+    for outcome in outcomes:
+        outcome.get()
+
+
+def _require_nobody_is_stranded(ctx: Context, behind: Sequence[Participant]) -> Script[None]:
+    """Where older coordinators are about to be shut out, no branch may be prepared on what is to be migrated.
+
+    A prepared branch keeps its receipts' table from being migrated. Half of the databases would then refuse the old
+    release, which could end it, and the other half the new one.
+    """
+
+    def its(session: Session) -> Script[str]:
+        return ctx.journal.cluster(session, judged=False)
+
+    cluster = yield from told(ctx, ctx.journal_pool, its)
+    for one in behind:
+
+        def look(session: Session, one: Participant = one) -> Script[tuple[Prepared, ...]]:
+            return one.resource.prepared(session, cluster)
+
+        listed = yield from told(ctx, one.reserve, look)
+        if listed:
+            raise ResourceUnavailable(
+                f"{one.name} lists {len(listed)} prepared branches, and the migration shuts out the coordinators that "
+                "could end them: nothing was changed. End those first (nodoubt ls, nodoubt recover), with the release "
+                "that began them, and stop its coordinators"
+            )
 
 
 def setup(ctx: Context) -> Script[None]:
@@ -39,11 +87,10 @@ def setup(ctx: Context) -> Script[None]:
         def body(session: Session) -> Script[None]:
             yield from participant.resource.check(session)
             yield from participant.resource.setup(session, new_attempt(), cluster)
-            identity = yield from participant.resource.identity(session)
-            assert identity is not None
+            identity = yield from _identity(participant, session)
             _require_same_journal(participant, identity, cluster)
 
-        return asked(ctx, participant.pool, body)
+        return asked(ctx, participant.reserve, body)
 
     outcomes = yield from every([one(participant) for participant in ctx.participants.values()])
     for outcome in outcomes:
@@ -121,12 +168,7 @@ def verify(ctx: Context, participant: Participant) -> Script[Identity]:
         identity = yield from _identity(participant, session)
         server = yield from resource.server(session)
         _require_same_journal(participant, identity, ctx.cluster)
-        if server and identity.server and server != identity.server:
-            raise LineageBroken(
-                f"{participant.name} says it is {server}, but its tables were set up on {identity.server}: it is a "
-                "clone or was restored. Nothing of it is resolved until an operator has looked; then run: nodoubt "
-                f"schema apply --adopt {participant.name}"
-            )
+        _raise(elsewhere(participant.name, identity, server))
         return identity
 
     return (yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body)))
@@ -191,23 +233,48 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identi
         return epoch.number, minted
 
     number, minted = yield from told(ctx, ctx.journal_pool, journal)
-    if identity.epoch > number:
-        raise JournalRestored(
-            f"{participant.name} has witnessed epoch {identity.epoch}, but the journal shows {number}: {_SET_BACK}"
-        )
     known = registered.get(identity.resource_id)
-    if known is not None and known[1].epoch > identity.epoch:
-        raise LineageBroken(
-            f"{participant.name} shows epoch {identity.epoch}, but has witnessed {known[1].epoch}: it was restored "
-            "from a backup. Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply "
-            f"--adopt {participant.name}"
+    witnessed = None if known is None else known[1].epoch
+    _raise(set_back(participant.name, identity, number, witnessed, minted=minted))
+    return identity
+
+
+def elsewhere(name: str, identity: Identity, server: str) -> LineageBroken | None:
+    """What is wrong if the tables were set up on another server than the one that answers."""
+    if not server or not identity.server or server == identity.server:
+        return None
+    return LineageBroken(
+        f"{name} says it is {server}, but its tables were set up on {identity.server}: it is a clone or was restored. "
+        f"Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply --adopt {name}"
+    )
+
+
+def set_back(name: str, identity: Identity, epoch: int, witnessed: int | None, *, minted: bool) -> LineageBroken | None:
+    """What is wrong if the journal, whose `epoch` this is, or the participant is older than the other has seen.
+
+    `witnessed`: the epoch that the participant has shown to the journal; None: never. `minted`: the journal has had the
+    very epoch that the participant has witnessed.
+    """
+    if identity.epoch > epoch:
+        return JournalRestored(
+            f"{name} has witnessed epoch {identity.epoch}, but the journal shows {epoch}: {_SET_BACK}"
+        )
+    if witnessed is not None and witnessed > identity.epoch:
+        return LineageBroken(
+            f"{name} shows epoch {identity.epoch}, but has witnessed {witnessed}: it was restored from a backup. "
+            f"Nothing of it is resolved until an operator has looked; then run: nodoubt schema apply --adopt {name}"
         )
     if not minted:
-        raise JournalRestored(
-            f"{participant.name} has witnessed an epoch that the journal has never had, although it has had one of its "
-            f"number since: {_SET_BACK}"
+        return JournalRestored(
+            f"{name} has witnessed an epoch that the journal has never had, although it has had one of its number "
+            f"since: {_SET_BACK}"
         )
-    return identity
+    return None
+
+
+def _raise(error: LineageBroken | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _witness(ctx: Context, participant: Participant, identity: Identity) -> Script[None]:
@@ -243,7 +310,7 @@ def adopt(ctx: Context, name: str) -> Script[None]:
         resource_id = old.resource_id if old else new_attempt()
         return Identity(resource_id, cluster, server, epoch.number, epoch.mark)
 
-    identity = yield from asked(ctx, participant.pool, look)
+    identity = yield from asked(ctx, participant.reserve, look)
 
     def here(session: Session) -> Script[None]:
         return ctx.journal.register(session, name, identity)
@@ -253,7 +320,7 @@ def adopt(ctx: Context, name: str) -> Script[None]:
 
     # In this order a crash between the two leaves a database that is refused, until it is adopted once more.
     yield from asked(ctx, ctx.journal_pool, here)
-    yield from asked(ctx, participant.pool, there)
+    yield from asked(ctx, participant.reserve, there)
 
 
 def _require_same_journal(participant: Participant, identity: Identity, cluster: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import NoDoubtError, SchemaMismatch
-from ..ports import Identity, Prepared, Session, SessionLost
+from ..ports import Identity, Prepared, Session, SessionLost, Version
 from ..protocol.records import Epoch
 from ..script import Script, every
 from . import start
@@ -31,6 +31,9 @@ class Tables(StrEnum):
 class JournalSurvey:
     """The journal. `error`: why it cannot be used now."""
 
+    known: int  # the version of our tables that this release knows
+    version: Version | None = None
+    shuts_out: bool = False  # a migration that is pending refuses coordinators that are at work now
     tables: Tables = Tables.UNKNOWN
     cluster: str = ""
     epoch: int | None = None
@@ -43,6 +46,9 @@ class Survey:
 
     name: str
     holds_journal: bool
+    known: int  # as the journal's
+    version: Version | None = None
+    shuts_out: bool = False
     tables: Tables = Tables.UNKNOWN
     identity: Identity | None = None
     server: str = ""
@@ -53,9 +59,11 @@ class Survey:
 
 def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
     """Look at the journal, then at every participant at the same time."""
-    journal = JournalSurvey()
+    journal = JournalSurvey(ctx.journal.tables.known)
 
     def read(session: Session) -> Script[tuple[str, Epoch]]:
+        journal.version = yield from ctx.journal.tables.version(session)
+        journal.shuts_out = ctx.journal.tables.shuts_out(journal.version)
         cluster = yield from ctx.journal.cluster(session)
         return cluster, (yield from ctx.journal.epoch(session))
 
@@ -74,11 +82,13 @@ def survey(ctx: Context) -> Script[tuple[JournalSurvey, list[Survey]]]:
 
 
 def _one(ctx: Context, participant: Participant, journal: JournalSurvey) -> Script[Survey]:
-    found = Survey(participant.name, participant.holds_journal)
+    found = Survey(participant.name, participant.holds_journal, participant.resource.tables.known)
     resource = participant.resource
 
     def look(session: Session) -> Script[None]:
         found.server = yield from resource.server(session)
+        found.version = yield from resource.tables.version(session)
+        found.shuts_out = resource.tables.shuts_out(found.version)
         found.identity = yield from resource.identity(session)
         if found.identity is None:
             raise SchemaMismatch(f"{participant.name} has no tables of ours: run nodoubt schema apply")

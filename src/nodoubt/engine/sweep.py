@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import JournalRestored, LineageBroken, NoDoubtError
+from ..errors import JournalRestored, LineageBroken, NoDoubtError, SchemaMismatch
 from ..ports import BelowFloor, Prepared, Session
 from ..protocol.records import BranchRef, Decision, Mode, Quarantined, Staging, Standing, Verdict
-from ..protocol.recovery import Action, Age, Known, Seen, what_to_do
+from ..protocol.recovery import Action, Age, Known, Seen, what_is_known, what_to_do
 from ..script import Script, every
 from ..xid import Xid
 from . import ends, register, start
@@ -70,6 +70,8 @@ def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[Sw
     for participant, outcome in zip(ctx.participants.values(), listings, strict=True):
         if isinstance(outcome.error, LineageBroken):
             participant.barred = str(outcome.error)
+        if isinstance(outcome.error, SchemaMismatch):
+            log.error("nothing can be recovered on %s: %s", participant.name, outcome.error)
         if outcome.error is not None:
             report.trouble[participant.name] = str(outcome.error)
             continue
@@ -132,8 +134,11 @@ def _settle_listed(
         return
 
     def one(attempt: str) -> Script[None]:
-        known = _known(ctx, attempt, standings.get(attempt), stagings.get(attempt), floor, found[attempt], reached)
-        return _settle(ctx, report, attempt, known, standings.get(attempt), stagings.get(attempt), found, grace_s)
+        standing, staging = standings.get(attempt), stagings.get(attempt)
+        last_listed = _last_listed(staging, found[attempt], reached)
+        now = ctx.clock.now()
+        known = what_is_known(attempt, standing, staging, floor=floor, now=now, last_listed=last_listed)
+        return _settle(ctx, report, attempt, known, standing, staging, found, grace_s)
 
     for part in chunks(attempts, AT_ONCE_MAX):
         for attempt, outcome in zip(part, (yield from every([one(attempt) for attempt in part])), strict=True):
@@ -141,37 +146,12 @@ def _settle_listed(
                 report.trouble[f"attempt {attempt}"] = str(outcome.error)
 
 
-def _known(
-    ctx: Context,
-    attempt: str,
-    standing: Standing | None,
-    staging: Staging | None,
-    floor: str,
-    found: Sequence[_Found],
-    reached: set[str],
-) -> Known:
-    if standing is not None:
-        if standing.decision.verdict is Verdict.ABORT:
-            return Known.ABORT
-        return Known.COMMIT_ENDED if standing.ended else Known.COMMIT
-    if attempt < floor:
-        return Known.BELOW_FLOOR
-    if staging is None:
-        return Known.NOTHING
-    return _known_undecided(ctx, staging, found, reached)
-
-
-def _known_undecided(ctx: Context, staging: Staging, found: Sequence[_Found], reached: set[str]) -> Known:
-    if staging.deadline <= ctx.clock.now():
-        return Known.STAGED_DUE
-    if staging.begin_by > ctx.clock.now():
-        return Known.STAGED  # its row went before its work, which has that long
-    last = next((ref for ref in staging.branches if ref.number == staging.last), None)
-    # Only a listing that was made can show that the last branch is not prepared: its server may just be down.
+def _last_listed(staging: Staging | None, found: Sequence[_Found], reached: set[str]) -> bool | None:
+    """Whether the branch that prepares last is listed; None where its server was not asked, or there is none."""
+    last = None if staging is None else next((ref for ref in staging.branches if ref.number == staging.last), None)
     if last is None or last.resource_id not in reached:
-        return Known.STAGED
-    listed = any(one.prepared.xid.branch == last.number for one in found)
-    return Known.STAGED if listed else Known.STAGED_PARTLY
+        return None
+    return any(one.prepared.xid.branch == last.number for one in found)
 
 
 def _settle_unlisted(
@@ -196,7 +176,11 @@ def _settle_unlisted(
                 # Since this sweeper first saw it: its own clock may be wrong, and the listing is older than the name.
                 first = ctx.names_seen.setdefault(staging.attempt, ctx.clock.elapsed())
                 age = Age.OLD if ctx.clock.elapsed() - first >= grace_s else Age.YOUNG
-                row = what_to_do(_known_undecided(ctx, staging, (), reached), Seen.ABSENT, age)
+                last_listed = _last_listed(staging, (), reached)
+                undecided = what_is_known(
+                    staging.attempt, None, staging, floor="", now=ctx.clock.now(), last_listed=last_listed
+                )
+                row = what_to_do(undecided, Seen.ABSENT, age)
                 if row.action is Action.FENCE and not (yield from _listed_by_now(ctx, staging)):
                     yield from register.decide(ctx, _abort(ctx, staging.attempt, staging, (), row.why))
         except NoDoubtError as error:

@@ -130,10 +130,9 @@ def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
 
     It may be if the caller says `reuse`, or if it is a begin of this very process that failed: that one never was.
     """
-    found = yield from questions.find(ctx, name)
+    found, stands = yield from questions.known(ctx, name)
     if found is None:
         return None
-    stands = (yield from questions.look(ctx, [found.attempt])).get(found.attempt)
     failed = ctx.failed_begins.get(name)
     own = failed is not None and failed.attempt == found.attempt
     if stands is None or not (reuse or (own and stands.decision.verdict is Verdict.ABORT)):
@@ -338,14 +337,14 @@ def finish_named(
     check_name(name)
     if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
         return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
-    staging = yield from questions.find(ctx, attempt or name)
+    staging, seen = yield from questions.known(ctx, attempt or name)
     if staging is None or (attempt is not None and staging.name != name):
         # The name may have been given to another attempt since; what was decided for this one still stands.
         told = None if attempt is None else (yield from _decided_before(ctx, name, attempt, wanted))
         if told is None:
             raise UnknownTransaction(attempt or name)
         return told
-    if (yield from questions.look(ctx, [staging.attempt])):
+    if seen is not None:
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
         if told is not None:
             return told
@@ -498,15 +497,15 @@ def _is_listed(ctx: Context, branch: Branch) -> Script[bool]:
     participant = branch.participant
 
     def body(session: Session) -> Script[tuple[Prepared, ...]]:
-        return participant.resource.prepared(session, ctx.cluster)
+        return participant.resource.prepared(session, ctx.cluster, branch.work.xid)
 
     try:
         listed = yield from told(ctx, participant.reserve, body)
     except (Refused, Unclear) as error:
         why = f"{participant.name} cannot be asked whether its branch is prepared; nothing was changed: {error}"
         raise ResourceUnavailable(why) from error
-    branch.prepared = next((one for one in listed if one.xid == branch.work.xid), branch.prepared)
-    return any(one.xid == branch.work.xid for one in listed)
+    branch.prepared = next(iter(listed), branch.prepared)
+    return bool(listed)
 
 
 def wait_for_live(ctx: Context, within_s: float) -> Script[None]:

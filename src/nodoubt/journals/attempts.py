@@ -18,6 +18,11 @@ def first_attempt_of(seconds: float) -> str:
     return f"{milliseconds:012x}{'0' * 20}"
 
 
+def begun_at(attempt: str) -> float:
+    """The time that the clock which made this id showed then, in seconds since the epoch."""
+    return int(attempt[:12], 16) / 1000
+
+
 def next_attempt(attempt: str) -> str:
     """The smallest id above this one."""
     return f"{min(int(attempt, 16) + 1, _ATTEMPT_MAX):032x}"

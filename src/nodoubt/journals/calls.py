@@ -44,7 +44,7 @@ class Calls(Directory):
             *self.dialect.hold_floor(),
             self._count_call(call.attempt),
             f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})",
-            self._event_rows([trail.of_call(call)]),
+            self._event_row(trail.of_call(call)),
         )
 
     def advance(self, session: Session, before: Call, after: Call) -> Script[bool]:
@@ -140,8 +140,8 @@ class Calls(Directory):
 
     def _event_if(self, event: Event, row: str) -> str:
         """A line of the trail, if there is such a row."""
-        columns = rows.columns(rows.EVENT)
-        return f"INSERT INTO {self.dialect.table('events')} ({columns}) SELECT {self._event_values(event)} FROM {row}"
+        columns, values = rows.columns(rows.EVENT), rows.columns(self._event_values(event))
+        return f"INSERT INTO {self.dialect.table('events')} ({columns}) SELECT {values} FROM {row}"
 
     def _count_call(self, attempt: str) -> str:
         """In the row that the decision of a staged attempt locks first: so neither passes the other."""

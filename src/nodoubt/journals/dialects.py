@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 
 from ..errors import UsageError
 from ..ports import Failure
 from ..xid import is_attempt
 
-SETUP_LOCK = 0x6E6462  # PostgreSQL: every script that creates tables in the schema nodoubt takes this advisory lock
-SETUP_WAIT_S = 30  # MariaDB: for another session's setup of the same database
 FLOOR_WAIT_S = 1  # a clean-up, for the transactions that hold the floor; it comes again
 TEXT_LENGTH_MAX = 8192  # of what people and programs say: reasons, owners, details. MariaDB's TEXT ends at 64 KiB
 
@@ -54,6 +51,7 @@ MARIADB_CODES: Mapping[str, Failure] = {
     "1054": Failure.REFUSED,  # ER_BAD_FIELD_ERROR
     "1064": Failure.REFUSED,  # ER_PARSE_ERROR
     "1142": Failure.REFUSED,  # ER_TABLEACCESS_DENIED_ERROR
+    "1143": Failure.REFUSED,  # ER_COLUMNACCESS_DENIED_ERROR
     "1146": Failure.REFUSED,  # ER_NO_SUCH_TABLE
     "1153": Failure.REFUSED,  # ER_NET_PACKET_TOO_LARGE
     "1227": Failure.REFUSED,  # ER_SPECIFIC_ACCESS_DENIED_ERROR
@@ -91,6 +89,7 @@ class Dialect:
 
     kind: str
     prefix: str  # goes in front of each table
+    database = ""  # whose tables they are, where that must be said
     begin_forced: str  # begins a transaction whose COMMIT is durable before it is answered
     begin_unforced: str  # the same where nothing is lost if it is lost
     commit_tag: str  # what the server answers to a COMMIT that committed
@@ -102,9 +101,6 @@ class Dialect:
     find_text: str  # find_text(where, what) > 0: the text occurs
     encoding_sql: str  # asks how the database stores text; "" where a column says so itself
     encoding: str  # the answer under which every text can be stored
-    setup_lock: str  # taken before the tables are made; "" where beginning is lock enough
-    setup_unlock: str = ""
-    ddl_in_transaction: bool  # False: each CREATE commits what went before
     codes: Mapping[str, Failure]
     no_table: frozenset[str]  # the codes of a SELECT from a table that is not there
 
@@ -176,10 +172,6 @@ class Dialect:
         """
         return (f"SELECT value FROM {self.table('journal')} WHERE item = {self.key('floor')}",)
 
-    def schema_sql(self) -> str:
-        """The statements that create our tables where they are missing."""
-        return files("nodoubt.journals").joinpath("schema", f"{self.kind}.sql").read_text(encoding="utf-8")
-
 
 def _assignments(changes: Mapping[str, str]) -> str:
     return ", ".join(f"{column} = {value}" for column, value in changes.items())
@@ -212,8 +204,6 @@ class PostgresDialect(Dialect):
     find_text = "pg_catalog.strpos"
     encoding_sql = "SELECT pg_catalog.getdatabaseencoding()"
     encoding = "UTF8"
-    setup_lock = f"SELECT pg_catalog.pg_advisory_xact_lock({SETUP_LOCK})"
-    ddl_in_transaction = True
     codes = POSTGRES_CODES
     no_table = frozenset({"42P01", "3F000"})
 
@@ -258,17 +248,13 @@ class MariaDBDialect(Dialect):
     find_text = "INSTR"
     encoding_sql = ""
     encoding = ""
-    ddl_in_transaction = False
     codes = MARIADB_CODES
     no_table = frozenset({"1049", "1146"})
 
     def __init__(self, database: str) -> None:
         name = database.replace("`", "``")
+        self.database = database
         self.prefix = f"`{name}`.nodoubt_"
-        # Lock names belong to the whole server, and have at most 64 characters.
-        lock = f"CONCAT('nodoubt.', MD5({self.text(database)}))"
-        self.setup_lock = f"SELECT GET_LOCK({lock}, {SETUP_WAIT_S})"
-        self.setup_unlock = f"SELECT RELEASE_LOCK({lock})"
 
     def text(self, text: str) -> str:
         return f"CONVERT(x'{_hex(text)}' USING utf8mb4)"
@@ -293,9 +279,6 @@ class MariaDBDialect(Dialect):
         # Row locks queue here. The comment is MariaDB's alone: MySQL can't be told how long to wait in a statement.
         return (f"{super().lock_floor()[0]} FOR UPDATE /*M! WAIT {FLOOR_WAIT_S} */",)
 
-    def schema_sql(self) -> str:
-        return super().schema_sql().replace("EXISTS nodoubt_", f"EXISTS {self.prefix}")
-
 
 class SqliteDialect(Dialect):
     """SQLite: tables in the session's main file."""
@@ -315,8 +298,6 @@ class SqliteDialect(Dialect):
     find_text = "instr"
     encoding_sql = "PRAGMA main.encoding"
     encoding = "UTF-8"
-    setup_lock = ""
-    ddl_in_transaction = True
     codes = SQLITE_CODES
     no_table = frozenset({"1"})
 

@@ -8,9 +8,11 @@ Must not: write a decision.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ..errors import InvalidName, UsageError
+from ..kept import Kept
 from ..ports import BelowFloor, Conflict, Identity, Session
 from ..protocol.records import Event, Quarantined, Readiness, Staging, Standing
 from ..script import Script
@@ -43,11 +45,9 @@ class Directory(Transactions):
         """
         check_name(staging.name)
         names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
-        attempt = rows.above_floor(self.dialect, staging.attempt, undecided=True)
-        values = rows.staging_values(self.dialect, staging, attempt)
-        insert = f"INSERT INTO {names} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        insert = self._insert_name(*rows.staging_values(self.dialect, staging).values())
         asked = self._asked_rows(staging)
-        event = self._event_rows([trail.of_staging(staging)])
+        event = self._event_row(trail.of_staging(staging))
         hold = self.dialect.hold_floor()
         if replace is None:
             return *hold, insert, *asked, event
@@ -66,6 +66,16 @@ class Directory(Transactions):
         attempt, table = self.dialect.attempt(staging.attempt), self.dialect.table("confirmations")
         values = ", ".join(f"({attempt}, {self.dialect.key(who)}, '')" for who in staging.confirmations)
         return (f"INSERT INTO {table} (attempt, who, why) VALUES {values}",)
+
+    @functools.cached_property
+    def _insert_name(self) -> Kept:
+        def build(attempt: str, *values: str) -> str:
+            checked = rows.above_floor_of(self.dialect, attempt, undecided=True)
+            columns = rows.columns((*rows.STAGING, "undecided"))
+            return f"INSERT INTO {names} ({columns}) VALUES ({rows.columns((checked, *values, attempt))})"
+
+        names = self.dialect.table("names")
+        return Kept("name", len(rows.STAGING), build)
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
         """Raise `Conflict` if one of the attempts has been decided, else the error.
@@ -91,6 +101,32 @@ class Directory(Transactions):
         if not found and is_attempt(name):
             found = yield from self._stagings(session, f"attempt = {self.dialect.attempt(name)}")
         return found[0] if found else None
+
+    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+        """`find` and `look` in one question."""
+        try:
+            found = yield from self._read(session, self._named(self.dialect.key(check_name(name))))
+        except InvalidName:
+            return None
+        if not found.rows and is_attempt(name):
+            found = yield from self._read(session, self._of_attempt(self.dialect.attempt(name)))
+        return _with_decision(found.rows[0]) if found.rows else None
+
+    @functools.cached_property
+    def _named(self) -> Kept:
+        return Kept("known", 1, lambda name: f"{self._select_with_decision} WHERE n.name = {name}")
+
+    @functools.cached_property
+    def _of_attempt(self) -> Kept:
+        return Kept("known_attempt", 1, lambda attempt: f"{self._select_with_decision} WHERE n.attempt = {attempt}")
+
+    @property
+    def _select_with_decision(self) -> str:
+        names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
+        return (
+            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM {names} AS n "
+            f"LEFT JOIN {decisions} AS d ON d.attempt = n.attempt"
+        )
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
         """The rows of these attempts."""
@@ -139,11 +175,7 @@ class Directory(Transactions):
             f"JOIN {names} AS n ON n.attempt = page.begun LEFT JOIN {decisions} AS d ON d.attempt = page.begun "
             "ORDER BY page.begun DESC",
         )
-        width = len(rows.STAGING)
-        return [
-            (rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:]))
-            for row in reply.rows
-        ]
+        return [_with_decision(row) for row in reply.rows]
 
     # ---- resources --------------------------------------------------------------------------------
 
@@ -204,9 +236,10 @@ class Directory(Transactions):
             "cleared_by": "''",
         }
         # Every sweep sees it again; the trail tells the first time only.
+        told = rows.columns(self._event_values(trail.of_quarantine(entry)))
         first_time = (
             f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) "
-            f"SELECT {self._event_values(trail.of_quarantine(entry))} FROM (SELECT 1 AS one) AS x WHERE NOT EXISTS "
+            f"SELECT {told} FROM (SELECT 1 AS one) AS x WHERE NOT EXISTS "
             f"(SELECT 1 FROM {self.dialect.table('quarantine')} AS q WHERE q.attempt = "
             f"{self.dialect.key(entry.attempt)} AND q.branch = {int(entry.branch)} AND q.cleared_by = '')"
         )
@@ -214,12 +247,12 @@ class Directory(Transactions):
             session, first_time, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes)
         )
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
         """Those not cleared, oldest first."""
         reply = yield from self._read(
             session,
             f"SELECT {rows.columns(rows.QUARANTINED)} FROM {self.dialect.table('quarantine')} "
-            "WHERE cleared_by = '' ORDER BY since, attempt, branch",
+            f"WHERE cleared_by = '' ORDER BY since, attempt, branch{'' if limit is None else f' LIMIT {int(limit)}'}",
         )
         return [rows.quarantined(row) for row in reply.rows]
 
@@ -242,16 +275,22 @@ class Directory(Transactions):
             return
         yield from self._write(session, self._event_rows(events), forced=False)
 
+    def _event_row(self, event: Event) -> str:
+        return self._insert_event(*self._event_values(event))
+
+    @functools.cached_property
+    def _insert_event(self) -> Kept:
+        events = self.dialect.table("events")
+        into = f"INSERT INTO {events} ({rows.columns(rows.EVENT)})"
+        return Kept("event", len(rows.EVENT), lambda *values: f"{into} VALUES ({rows.columns(values)})")
+
     def _event_rows(self, events: Sequence[Event]) -> str:
-        values = ", ".join(f"({self._event_values(event)})" for event in events)
+        values = ", ".join(f"({rows.columns(self._event_values(event))})" for event in events)
         return f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) VALUES {values}"
 
-    def _event_values(self, event: Event) -> str:
-        text = self.dialect.free_text
-        return (
-            f"{self.dialect.key(event.attempt)}, {self.dialect.seconds(event.at)}, {text(event.what)}, "
-            f"{text(event.detail)}"
-        )
+    def _event_values(self, event: Event) -> tuple[str, ...]:
+        text, at = self.dialect.free_text, self.dialect.seconds(event.at)
+        return self.dialect.key(event.attempt), at, text(event.what), text(event.detail)
 
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
         """The trail of one attempt, in the order in which it was recorded."""
@@ -261,3 +300,9 @@ class Directory(Transactions):
             f"WHERE attempt = {self.dialect.key(attempt)} ORDER BY id",
         )
         return [rows.event(row) for row in reply.rows]
+
+
+def _with_decision(row: rows.Row) -> tuple[Staging, Standing | None]:
+    """A row of `STAGING` and `standing_columns`, of which the latter may be empty."""
+    width = len(rows.STAGING)
+    return rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:])

@@ -15,14 +15,25 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from ..errors import SchemaMismatch, UsageError
-from ..ports import BelowFloor, Conflict, Identity, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..ports import (
+    BelowFloor,
+    Conflict,
+    Identity,
+    Params,
+    Reply,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Unclear,
+    Version,
+)
 from ..protocol.records import (
     Call,
     Confirmation,
@@ -409,7 +420,7 @@ class MemorySession:
             raise SessionLost("the session to the journal in memory has ended")
         return (Reply(),)
 
-    def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    def execute(self, statement: str, params: Params) -> Reply:
         raise StatementFailed("0A000", "the journal in memory knows no statements")
 
     def lost(self, error: BaseException) -> bool:
@@ -448,15 +459,36 @@ class AsyncMemorySession:
     async def run(self, sql: str) -> tuple[Reply, ...]:
         return self._session.run(sql)
 
-    async def execute(self, statement: str, params: Sequence[Any] | Mapping[str, Any] | None) -> Reply:
+    async def execute(self, statement: str, params: Params) -> Reply:
         return self._session.execute(statement, params)
 
     async def close(self) -> None:
         self._session.close()
 
 
+class MemoryTables:
+    """There is only one version: a store lives no longer than the program that made it."""
+
+    known = 1
+
+    def version(self, session: Session) -> Script[Version | None]:
+        try:
+            yield Do(session, "apply", ("cluster",))
+        except SchemaMismatch:
+            return None
+        return Version(1, 1)
+
+    def shuts_out(self, version: Version | None) -> bool:
+        return False
+
+    def migrate(self, session: Session) -> Script[None]:
+        yield from ()
+
+
 class MemoryJournal(CallJournal):
     """`ports.Journal` over memory sessions."""
+
+    tables = MemoryTables()
 
     def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
         try:
@@ -464,13 +496,10 @@ class MemoryJournal(CallJournal):
         except SessionLost as error:
             raise Unclear(f"the journal did not answer: {error}") from error
 
-    def schema_sql(self) -> str:
-        return ""
-
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)
 
-    def cluster(self, session: Session) -> Script[str]:
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
         return self._apply(session, "cluster")
 
     def epoch(self, session: Session) -> Script[Epoch]:
@@ -526,6 +555,12 @@ class MemoryJournal(CallJournal):
     def find(self, session: Session, name: str) -> Script[Staging | None]:
         return self._apply(session, "find", name)
 
+    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+        staging = yield from self.find(session, name)
+        if staging is None:
+            return None
+        return staging, (yield from self.look(session, [staging.attempt])).get(staging.attempt)
+
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
         return self._apply(session, "staged", tuple(attempts))
 
@@ -551,8 +586,9 @@ class MemoryJournal(CallJournal):
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
         return self._apply(session, "quarantine", entry)
 
-    def quarantined(self, session: Session) -> Script[list[Quarantined]]:
-        return self._apply(session, "quarantined")
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+        every: list[Quarantined] = yield from self._apply(session, "quarantined")
+        return every[:limit]
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]:
         if not by.strip():

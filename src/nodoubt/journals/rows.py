@@ -36,7 +36,7 @@ Row = Sequence[Any]
 ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
-    "name", "attempt", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
+    "attempt", "name", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
     "confirmations", "calls",
 )  # fmt: skip
 QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
@@ -59,10 +59,10 @@ def standing_columns(table: str = "") -> str:
     return f"{columns(DECISION, table)}, {ENDED.format(table)} AS ended"
 
 
-def decision_values(dialect: Dialect, decision: Decision, attempt: str) -> dict[str, str]:
-    """Literals by column; `attempt` is the expression that gives the attempt, or NULL below the floor."""
+def decision_values(dialect: Dialect, decision: Decision) -> dict[str, str]:
+    """Literals by column."""
     return {
-        "attempt": attempt,
+        "attempt": dialect.attempt(decision.attempt),
         "verdict": f"'{Verdict(decision.verdict).value}'",
         "mode": f"'{Mode(decision.mode).value}'",
         "name": dialect.key(decision.name),
@@ -74,11 +74,11 @@ def decision_values(dialect: Dialect, decision: Decision, attempt: str) -> dict[
     }
 
 
-def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str, str]:
-    """Literals by column, as `decision_values`."""
+def staging_values(dialect: Dialect, staging: Staging) -> dict[str, str]:
+    """Literals by column; but for `undecided`, which is the attempt."""
     return {
+        "attempt": dialect.attempt(staging.attempt),
         "name": dialect.key(staging.name),
-        "attempt": attempt,
         "branches": dialect.text(json(staging.branches)),
         "last_branch": number(staging.last),
         "deadline": dialect.seconds(staging.deadline),
@@ -88,7 +88,6 @@ def staging_values(dialect: Dialect, staging: Staging, attempt: str) -> dict[str
         "begin_by": dialect.seconds(staging.begin_by),
         "confirmations": dialect.text(json(staging.confirmations)),
         "calls": number(staging.calls),
-        "undecided": dialect.attempt(staging.attempt),
     }
 
 
@@ -122,12 +121,12 @@ def call_changes(dialect: Dialect, call: Call) -> dict[str, str]:
     }
 
 
-def ready(dialect: Dialect, attempt: str) -> str:
-    """A condition: nobody who was asked is still to confirm, and every step that was called has been answered.
+def ready(dialect: Dialect, literal: str) -> str:
+    """A condition on an attempt: nobody who was asked is still to confirm, and every step that was called is answered.
 
     Under the lock of the name's row, which an intent takes too, it stays so until the COMMIT: no answer changes.
     """
-    literal, answered = dialect.attempt(attempt), ", ".join(sorted(f"'{state.value}'" for state in ANSWERED))
+    answered = ", ".join(sorted(f"'{state.value}'" for state in ANSWERED))
     return (
         f"NOT EXISTS (SELECT 1 FROM {dialect.table('confirmations')} WHERE attempt = {literal} "
         f"AND answer <> '{Readiness.CONFIRMED.value}') "
@@ -136,26 +135,29 @@ def ready(dialect: Dialect, attempt: str) -> str:
     )
 
 
-def plain(dialect: Dialect, attempt: str) -> str:
-    """A condition: nobody was asked and no step was called, so that nothing can be missing. A look at one row.
+def plain(dialect: Dialect, literal: str) -> str:
+    """A condition likewise: nobody was asked and no step was called, so that nothing can be missing. A look at one row.
 
     Most of what is staged is so, and should not pay for a look at two tables more.
     """
     nobody = f"calls = 0 AND confirmations = {dialect.text(json(()))}"
-    names = f"SELECT {nobody} FROM {dialect.table('names')} WHERE attempt = {dialect.attempt(attempt)}"
+    names = f"SELECT {nobody} FROM {dialect.table('names')} WHERE attempt = {literal}"
     return f"COALESCE(({names}), true)"
 
 
-def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False, only_if: str = "") -> str:
+def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:
     """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
 
     Together with the statements of `hold_floor` before it, it holds the floor where it is until this transaction ends.
     If the floor is being raised it waits, and then sees the new one, or fails.
 
-    `undecided`: NULL also where a decision is seen. One that is written at the same moment is not. `only_if`: NULL also
-    where this condition does not hold.
+    `undecided`: NULL also where a decision is seen. One that is written at the same moment is not.
     """
-    literal = dialect.attempt(attempt)
+    return above_floor_of(dialect, dialect.attempt(attempt), undecided=undecided)
+
+
+def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False, only_if: str = "") -> str:
+    """The same, where the attempt is a literal already. `only_if`: NULL also where this condition does not hold."""
     no_decision = f" AND NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})"
     return dialect.read_floor(
         f"SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
@@ -182,8 +184,8 @@ def standing(row: Row) -> Standing:
 def staging(row: Row) -> Staging:
     """A row of `STAGING`."""
     return Staging(
-        name=text(row[0]),
-        attempt=text(row[1]),
+        attempt=text(row[0]),
+        name=text(row[1]),
         branches=branches(row[2]),
         last=None if row[3] is None else int(row[3]),
         deadline=float(row[4]),

@@ -9,125 +9,86 @@ Must not: act on a plain read, use ON CONFLICT for a decision, or know a driver.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from ..errors import ResourceRefused, SchemaMismatch
-from ..ports import BelowFloor, Conflict, Refused, Session, StatementFailed, Unclear
+from ..kept import Kept
+from ..ports import BelowFloor, Session, StatementFailed, Unclear
 from ..protocol.records import Decision, Epoch, Mode, Standing, Verdict
-from ..script import Pause, Script
+from ..schema import Part, Tables, judge, rows_of, shipped, version_of
+from ..script import Script
 from . import rows, trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 from .calls import Calls
+from .dialects import Dialect
 
-SCHEMA_VERSION = 1
-SETUP_TRIES_MAX = 5
-SETUP_PAUSE_S = 0.1
 ATTEMPTS_PER_STATEMENT = 500
 
 
 class SqlJournal(Calls):
     """`ports.Journal` on PostgreSQL, MariaDB or SQLite, by dialect."""
 
-    # ---- setup ------------------------------------------------------------------------------------
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__(dialect)
+        self.tables = Tables(shipped(Part.JOURNAL, dialect.kind), whose="the journal", database=dialect.database)
 
-    def schema_sql(self) -> str:
-        """The statements that create the tables."""
-        return self.dialect.schema_sql()
+    # ---- setup ------------------------------------------------------------------------------------
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         """Create what is missing; a cluster id that stands is kept. Safe when run by several at a time."""
-        version = yield from self._version(session)
-        if version is None:
-            yield from self._create(session, cluster)
-            version = yield from self._version(session)
-        self._require_version(version)
-
-    def _create(self, session: Session, cluster: str) -> Script[None]:
-        if self.dialect.encoding_sql:
-            encoding = rows.text((yield from self._read(session, self.dialect.encoding_sql)).scalar())
-            if encoding != self.dialect.encoding:
-                raise ResourceRefused(
-                    f"the database stores text as {encoding}, which can't hold every name: put the journal into one "
-                    f"that is {self.dialect.encoding}"
-                )
-        for turn in range(SETUP_TRIES_MAX):
-            try:
-                if not self.dialect.ddl_in_transaction:
-                    return (yield from self._create_by_steps(session, cluster))
-                lock = (self.dialect.setup_lock,) if self.dialect.setup_lock else ()
-                yield from self._write(session, *lock, self.schema_sql(), *self._first_rows(cluster))
-                return
-            except Refused as error:
-                # CREATE SCHEMA IF NOT EXISTS fails when somebody else creates it, for other tables, at the same time.
-                if turn == SETUP_TRIES_MAX - 1 or not (error.retry or isinstance(error, Conflict)):
-                    raise
-            yield Pause(SETUP_PAUSE_S)
-
-    def _create_by_steps(self, session: Session, cluster: str) -> Script[None]:
-        """Where each CREATE commits by itself. The rows come last: without them there is no journal yet."""
-        held = yield from self._read(session, self.dialect.setup_lock)
-        if held.scalar() != 1:
-            raise Refused("another session is setting the journal up", retry=True)
-        try:
-            yield from self._read(session, self.schema_sql())
+        if (yield from self.tables.version(session)) is None:
+            yield from self._require_encoding(session)
+        yield from self.tables.create(session)
+        if (yield from self._read(session, self._item("value", "cluster"))).scalar() is None:
             yield from self._write(session, *self._first_rows(cluster))
-        except Exception:
-            session.kill()  # with the session goes the lock
-            raise
-        yield from self._read(session, self.dialect.setup_unlock)
+
+    def _require_encoding(self, session: Session) -> Script[None]:
+        if not self.dialect.encoding_sql:
+            return
+        encoding = rows.text((yield from self._read(session, self.dialect.encoding_sql)).scalar())
+        if encoding != self.dialect.encoding:
+            raise ResourceRefused(
+                f"the database stores text as {encoding}, which can't hold every name: put the journal into one "
+                f"that is {self.dialect.encoding}"
+            )
 
     def _first_rows(self, cluster: str) -> tuple[str, ...]:
-        """Under the setup's lock, or, failing that, the primary key: of two setups the first one's id stands."""
+        """Of two setups the first one's rows stand: by the primary key."""
         key = self.dialect.key
-        items = {"cluster": (cluster, 0), "epoch": ("", 0), "floor": (FLOOR_LOWEST, 0), "version": ("", SCHEMA_VERSION)}
+        items = {"cluster": cluster, "epoch": "", "floor": FLOOR_LOWEST}
         return tuple(
             self.dialect.upsert(
                 "journal",
                 ("item",),
-                {"item": key(item), "value": key(value), "counter": str(counter)},
+                {"item": key(item), "value": key(value), "counter": "0"},
                 {"item": self.dialect.old("item")},
             )
-            for item, (value, counter) in items.items()
+            for item, value in items.items()
         )
 
-    def _version(self, session: Session) -> Script[int | None]:
-        """The version of the tables; None: there are none, or a setup has not finished."""
-        try:
-            version = (yield from self._ask(session, self._item("counter", "version")))[-1].scalar()
-        except StatementFailed as error:
-            if error.code in self.dialect.no_table:
-                return None
-            raise self._refusal(error) from error
-        return None if version is None else int(version)
-
-    def _require_version(self, version: int | None) -> None:
-        if version is None:
-            raise SchemaMismatch("the journal's tables are missing: run nodoubt schema apply")
-        if version < SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"the journal's tables are of version {version}, this release needs {SCHEMA_VERSION}: "
-                "run nodoubt schema apply"
-            )
-        if version > SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"the journal's tables are of version {version}, this release knows {SCHEMA_VERSION}: install a newer "
-                "release here, or run nodoubt schema apply with the older one's journal"
-            )
-
-    def cluster(self, session: Session) -> Script[str]:
-        """The cluster id. `SchemaMismatch` where there are no tables, or of another version."""
-        self._require_version((yield from self._version(session)))
-        found = yield from self._read(session, self._item("value", "cluster"))
-        return rows.text(found.scalar())
+    def cluster(self, session: Session, *, judged: bool = True) -> Script[str]:
+        """The cluster id. `SchemaMismatch` where there are no tables, or this release may not work on them."""
+        if judged:
+            yield from self.tables.require(session)
+        found = (yield from self._read(session, self._item("value", "cluster"))).scalar()
+        if found is None:
+            raise SchemaMismatch("the journal's setup has not finished: run nodoubt schema apply")
+        return rows.text(found)
 
     def epoch(self, session: Session) -> Script[Epoch]:
-        """The epoch as it stands."""
+        """The epoch as it stands. `SchemaMismatch` where this release may not, or no longer, work on our tables."""
         epochs = self.dialect.table("epochs")
-        found = yield from self._read(
-            session,
-            f"SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
-            f"LEFT JOIN {epochs} AS e ON e.number = j.counter WHERE j.item = {self.dialect.key('epoch')}",
-        )
+        try:
+            record, found = yield from self._ask(
+                session,
+                f"{self.tables.record_query()}; SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
+                f"LEFT JOIN {epochs} AS e ON e.number = j.counter WHERE j.item = {self.dialect.key('epoch')}",
+            )
+        except StatementFailed as error:
+            raise self._refusal(error) from error
+        # Every sweep comes by here: have the tables been migrated beyond this release since it began?
+        judge(version_of(rows_of(record)), self.tables.schema, self.tables.whose)
         number, mark = found.rows[0]
         return Epoch(int(number), "" if mark is None else rows.text(mark))
 
@@ -173,21 +134,47 @@ class SqlJournal(Calls):
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
-        only_if = ""
-        if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
-            only_if = (rows.ready if decision.gated else rows.plain)(self.dialect, decision.attempt)
-        attempt = rows.above_floor(self.dialect, decision.attempt, only_if=only_if)
-        values = rows.decision_values(self.dialect, decision, attempt)
-        table, names = self.dialect.table("decisions"), self.dialect.table("names")
-        insert = f"INSERT INTO {table} ({rows.columns(tuple(values))}) VALUES ({rows.columns(tuple(values.values()))})"
+        insert = self._insert(decision)(*rows.decision_values(self.dialect, decision).values())
         event = trail.of_decision(decision)
-        following = () if event is None else (self._event_rows([event]),)
+        following = () if event is None else (self._event_row(event),)
         if decision.mode is Mode.ONCE:
             return insert, *following
         # The name's row first: this lock is what keeps an intent from coming between the look whether all are ready and
         # the COMMIT.
-        which = f"undecided = {self.dialect.attempt(decision.attempt)}"
-        return f"UPDATE {names} SET undecided = NULL WHERE {which}", insert, *following
+        return self._name_is_decided(self.dialect.attempt(decision.attempt)), insert, *following
+
+    def _insert(self, decision: Decision) -> Kept:
+        if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
+            return self._insert_gated if decision.gated else self._insert_plain
+        return self._insert_decision
+
+    @functools.cached_property
+    def _insert_decision(self) -> Kept:
+        return self._inserting("decision", None)
+
+    @functools.cached_property
+    def _insert_plain(self) -> Kept:
+        return self._inserting("decision_plain", rows.plain)
+
+    @functools.cached_property
+    def _insert_gated(self) -> Kept:
+        return self._inserting("decision_gated", rows.ready)
+
+    def _inserting(self, name: str, condition: Callable[[Dialect, str], str] | None) -> Kept:
+        """The INSERT of a decision; where the condition on its attempt does not hold, it is refused."""
+
+        def build(attempt: str, *values: str) -> str:
+            only_if = "" if condition is None else condition(self.dialect, attempt)
+            checked = rows.above_floor_of(self.dialect, attempt, only_if=only_if)
+            return f"INSERT INTO {table} ({rows.columns(rows.DECISION)}) VALUES ({rows.columns((checked, *values))})"
+
+        table = self.dialect.table("decisions")
+        return Kept(name, len(rows.DECISION), build)
+
+    @functools.cached_property
+    def _name_is_decided(self) -> Kept:
+        names = self.dialect.table("names")
+        return Kept("decided", 1, lambda attempt: f"UPDATE {names} SET undecided = NULL WHERE undecided = {attempt}")
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         """Flush the rows of these attempts and return them.

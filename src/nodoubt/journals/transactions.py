@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..kept import message
 from ..ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, SessionLost, StatementFailed, Unclear
+from ..schema import MIGRATED
 from ..script import Script, do
 from .dialects import Dialect
 
@@ -29,14 +31,14 @@ class Transactions:
     def _read(self, session: Session, sql: str) -> Script[Reply]:
         """One SELECT, outside any transaction. What it shows may not be flushed yet: advice, never grounds to act."""
         try:
-            return (yield from self._ask(session, sql))[-1]
+            return (yield from self._ask(session, (sql,)))[-1]
         except StatementFailed as error:
             raise self._refusal(error) from error
 
-    def _ask(self, session: Session, sql: str) -> Script[tuple[Reply, ...]]:
+    def _ask(self, session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:
         """One message. Raises `StatementFailed` as the server put it, or `Unclear`."""
         try:
-            return (yield from do(session, "run", sql))  # type: ignore[no-any-return]
+            return (yield from do(session, "run", (yield from message(session, statements))))  # type: ignore[no-any-return]
         except SessionLost as error:
             raise Unclear(f"the journal did not answer: {error}") from error
 
@@ -47,9 +49,8 @@ class Transactions:
         surely nothing was done, `Unclear` when nobody knows.
         """
         begin = self.dialect.begin_forced if forced else self.dialect.begin_unforced
-        message = ";\n".join((begin, *statements, "COMMIT"))
         try:
-            replies = yield from self._ask(session, message)
+            replies = yield from self._ask(session, (begin, *statements, "COMMIT"))
         except StatementFailed as error:
             yield from self._rollback(session)
             raise self._refusal(error) from error
@@ -85,5 +86,6 @@ class Transactions:
             case Failure.TRANSIENT | Failure.FULL:
                 return Refused(f"the journal could not do it now: {error}", retry=True)
             case Failure.REFUSED:
-                return Refused(f"the journal refused: {error}")
+                gone = error.code in self.dialect.no_table and "nodoubt" in error.message
+                return Refused(f"the journal refused: {error}{f'. {MIGRATED}' if gone else ''}")
         return Unclear(f"the journal's server failed, and may have done it or not: {error}")

@@ -2,72 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from .records import Decision, Staging
 
 
-@dataclass(frozen=True, slots=True)
-class EndReader:
+class EndReader(msgspec.Struct, frozen=True):
     """Plain commit of a branch that wrote nothing. Answered by `Voted`."""
 
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(msgspec.Struct, frozen=True):
     """Prepare the branch; `row` rides inside, where the resource can do that. Answered by `Voted`."""
 
     branch: int
     row: Staging | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CommitAlone:
+class CommitAlone(msgspec.Struct, frozen=True):
     """One-phase commit with a receipt. Answered by `Decided(COMMIT)`, `Declined` or `Undecided`."""
 
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(msgspec.Struct, frozen=True):
     """Fence the receipt of a one-phase commit whose reply was lost. Answered by `Decided` or `Undecided`."""
 
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
-class CommitPoint:
+class CommitPoint(msgspec.Struct, frozen=True):
     """Commit the branch with the decision riding in it. Answered by `Decided`, `Declined` or `Undecided`."""
 
     branch: int
     row: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Fence(msgspec.Struct, frozen=True):
     """Ask the register for ABORT and obey what it answers. Answered by `Decided` or `Undecided`."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """Phase two. Answered by `Finished` or `Unfinished`."""
 
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rollback:
+class Rollback(msgspec.Struct, frozen=True):
     """Roll back a branch that is prepared, or may be. Answered by `Finished` or `Unfinished`."""
 
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Undo:
+class Undo(msgspec.Struct, frozen=True):
     """Roll back work that was never asked to prepare. Answered by `Finished` or `Unfinished`."""
 
     branch: int
@@ -85,16 +77,14 @@ class Answer(Enum):
     IN_DOUBT = "in doubt"
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """A record: every branch has proved itself, so the decision's row may end (I6)."""
 
 
 Record = Decision | Staging | Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """Append `records`, forced if `must_sync`, before running `commands`; tell the caller `answer` if there is one."""
 
     records: tuple[Record, ...] = ()

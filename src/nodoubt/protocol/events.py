@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from .records import Verdict
 
@@ -20,25 +21,21 @@ class Vote(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class CommitAsked:
+class CommitAsked(msgspec.Struct, frozen=True):
     """The work is done; commit it, now or (staged) after having been prepared."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageAsked:
+class StageAsked(msgspec.Struct, frozen=True):
     """The work is done; prepare it and leave it for a later decision."""
 
 
-@dataclass(frozen=True, slots=True)
-class AbortAsked:
+class AbortAsked(msgspec.Struct, frozen=True):
     """Give up."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Voted:
+class Voted(msgspec.Struct, frozen=True):
     """A branch answered its prepare, or its plain commit if it only read."""
 
     branch: int
@@ -46,49 +43,42 @@ class Voted:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """The directory row stands, durably or covered by the prepare that follows in its session."""
 
 
-@dataclass(frozen=True, slots=True)
-class NotListed:
+class NotListed(msgspec.Struct, frozen=True):
     """The directory row was refused, or nobody knows: this begin has failed."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(msgspec.Struct, frozen=True):
     """What stands, durably."""
 
     verdict: Verdict
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(msgspec.Struct, frozen=True):
     """The local commit that was to carry the decision, or to be it, was surely not done."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Undecided:
+class Undecided(msgspec.Struct, frozen=True):
     """No answer to the decision: it may stand or not."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """A branch has carried out the decision, and proved it."""
 
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
+class Unfinished(msgspec.Struct, frozen=True):
     """A branch has not, within the time allowed: recovery's business now."""
 
     branch: int

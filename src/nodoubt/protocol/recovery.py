@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .records import Staging, Standing, Verdict
+
 
 class Known(Enum):
     """What the journal knows of an attempt."""
@@ -52,6 +54,33 @@ class Action(Enum):
     LOOK_AGAIN = "look again, after reading the record again"
     DONE = "nothing to do: proved"
     QUARANTINE = "quarantine, loudly"
+
+
+def what_is_known(
+    attempt: str,
+    standing: Standing | None,
+    staging: Staging | None,
+    *,
+    floor: str,
+    now: float,
+    last_listed: bool | None,
+) -> Known:
+    """What the journal's rows for an attempt say. `last_listed`: whether the branch that prepares last is listed as
+    prepared; None where no listing can show that it is not: its server may just be down.
+    """
+    if standing is not None:
+        if standing.decision.verdict is Verdict.ABORT:
+            return Known.ABORT
+        return Known.COMMIT_ENDED if standing.ended else Known.COMMIT
+    if attempt < floor:
+        return Known.BELOW_FLOOR
+    if staging is None:
+        return Known.NOTHING
+    if staging.deadline <= now:
+        return Known.STAGED_DUE
+    if staging.begin_by > now:
+        return Known.STAGED  # its row went before its work, which has that long
+    return Known.STAGED_PARTLY if last_listed is False else Known.STAGED
 
 
 @dataclass(frozen=True, slots=True)

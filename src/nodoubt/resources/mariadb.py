@@ -18,17 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..errors import BranchDoomed, ResourceRefused, SchemaMismatch, UsageError, invariant
+from ..errors import BranchDoomed, ResourceRefused, UsageError, invariant
 from ..ports import (
+    Conflict,
     Failure,
     Identity,
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -36,23 +37,22 @@ from ..ports import (
     Unclear,
     UnknownXid,
     Work,
+    require_none,
 )
 from ..protocol.records import Epoch, Verdict
+from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Pause, Script, do
-from ..xid import XaXid, Xid, parse_xa
+from ..xid import XaXid, Xid, parse_xa_recover
 from . import mariadb_text as text
 from .mariadb_failures import FAILURES, refusal
-from .mariadb_settings import SETTINGS, require, warnings_of
+from .mariadb_settings import SETTINGS, no_listing, plain_tables, plain_tables_sql, shortcomings
 
-SCHEMA_VERSION = 1
 STARTED_TOLERANCE_S = 2  # the server's start is computed from two clocks of whole seconds, see mysql_wire.started
 LOCK_WAIT_S = 2  # how long a receipt or a fence waits for the branch itself
-SETUP_WAIT_S = 30
 KILL_POLLS_MAX = 10
 KILL_POLL_FIRST_S = 0.001
 BATCH_MAX = 200
 BATCHES_MAX = 1_000_000
-TABLES_NAMED_MAX = 5
 
 # ROLLBACK TO SAVEPOINT warns (1196) if the transaction has written to a non-transactional table, by whatever way,
 # triggers included; Aria, even if only read, does not take the savepoint (1178). The subquery turns the warning into
@@ -86,9 +86,10 @@ class MariaDBResource:
         self.name = name
         self.database = database
         schema = "`" + database.replace("`", "``") + "`"
-        self._schema = schema
         self._receipts = f"{schema}.nodoubt_receipts"
         self._identity = f"{schema}.nodoubt_identity"
+        self._new_identity = f"INSERT INTO {self._identity} (id, resource_id, cluster, server, epoch, mark)"
+        self.tables = Tables(shipped(Part.PARTICIPANT, "mariadb"), whose=name, database=database)
         self._probe = tuple(statement.format(identity=self._identity) for statement in PROBE)
         self._notes: WeakKeyDictionary[Session, _Notes] = WeakKeyDictionary()
         self._plain_tables: frozenset[str] = frozenset()  # of this database, not transactional; as of the last `check`
@@ -98,76 +99,53 @@ class MariaDBResource:
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse what can't keep a promise; warn of what may lose one at a failover, or can't be rolled back."""
         settings = yield from self._settings(session)
-        require(settings)
-        warnings = warnings_of(settings)
-        plain_tables = (
-            f"SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {_literal(self.database)} AND "
-            "TABLE_TYPE = 'BASE TABLE' AND ENGINE NOT IN (SELECT ENGINE FROM information_schema.ENGINES WHERE "
-            "TRANSACTIONS = 'YES') ORDER BY TABLE_NAME"
-        )
+        warnings = require_none(shortcomings(settings), self.name)
         try:
-            _, listing = yield from self._run(session, "XA RECOVER", plain_tables)
+            _, listing = yield from self._run(session, "XA RECOVER", plain_tables_sql(_literal(self.database)))
         except StatementFailed as error:
-            raise ResourceRefused(
-                f"the server refuses XA RECOVER ({error}), without which a branch in doubt can't be found: "
-                "GRANT XA_RECOVER_ADMIN to this account"
-            ) from error
+            return require_none([no_listing(error)], self.name)
         tables = [str(row[0]) for row in listing.rows]
         self._plain_tables = frozenset(table.lower() for table in tables)
-        if tables:
-            more = f" and {len(tables) - TABLES_NAMED_MAX} more" if len(tables) > TABLES_NAMED_MAX else ""
-            warnings.append(
-                f"writes to {', '.join(tables[:TABLES_NAMED_MAX])}{more} can't be rolled back, so they are refused in "
-                "transactions: ALTER TABLE … ENGINE=InnoDB"
-            )
-        return tuple(warnings)
-
-    def schema_sql(self) -> str:
-        """The statements that make our tables."""
-        template = (files(__package__) / "schema" / "mariadb.sql").read_text(encoding="utf-8")
-        return template.replace("{database}", self._schema)
+        return (*warnings, *require_none(plain_tables(tables), self.name))
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Under a lock of the server's, so that of two at a time one finds what the other has stored."""
-        server = yield from self.server(session)
-        lock = _literal(f"nodoubt {self.database}"[:64])
-        (locked,) = yield from self._run(session, f"SELECT GET_LOCK({lock}, {SETUP_WAIT_S})")
-        if locked.scalar() != 1:
-            raise Unclear(f"another setup of {self.name} has been running for {SETUP_WAIT_S} s: try again")
+        """Of two at a time one stores the identity, and the other finds it."""
+        yield from self.tables.create(session)
         try:
-            yield from do(session, "run", self.schema_sql())
-            stored = yield from self.identity(session)
-            if stored is None:
-                row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, '', {SCHEMA_VERSION}"
-                yield from self._change(session, f"INSERT INTO {self._identity} VALUES ({row})")
-            yield from self._run(session, f"DO RELEASE_LOCK({lock})")
-        except StatementFailed as error:
-            session.kill()  # the lock goes with it
-            raise ResourceRefused(f"our tables can't be made in {self.database}: {error}") from error
-        except BaseException:
-            session.kill()
-            raise
+            (there,) = yield from self._run(session, f"SELECT COUNT(*) FROM {self._identity}")
+            if there.scalar():
+                return  # who may not write here can still use what is there
+            server = yield from self.server(session)
+            row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, ''"
+            yield from self._change(session, f"{self._new_identity} VALUES ({row})")
+        except Conflict:
+            return
+        except (Refused, StatementFailed) as error:
+            raise ResourceRefused(
+                f"{self.name} cannot be given its identity: {error}. Run nodoubt schema apply with an account that "
+                "may, or grant what nodoubt schema sql --role setup prints"
+            ) from error
 
     def identity(self, session: Session) -> Script[Identity | None]:
         """What is stored; the epoch is the highest of those the row and the receipts have witnessed."""
         try:
-            (reply,) = yield from self._run(
+            record, reply = yield from self._run(
                 session,
+                self.tables.record_query(),
                 f"SELECT resource_id, cluster, server, mark, GREATEST(epoch, (SELECT COALESCE(MAX(epoch), 0) FROM "
-                f"{self._receipts})) AS epoch, version FROM {self._identity} WHERE id = 1",
+                f"{self._receipts})) AS epoch FROM {self._identity} WHERE id = 1",
             )
         except StatementFailed as error:
-            if error.code in ("1146", "1049"):
-                return None
-            raise Refused(f"the identity of {self.name} can't be read: {error}") from error
+            if error.code not in ("1146", "1049"):
+                raise Refused(f"the identity of {self.name} can't be read: {error}") from error
+            version = yield from self.tables.version(session)
+            if version is not None:
+                judge(version, self.tables.schema, self.name)
+            return None
+        judge(version_of(rows_of(record)), self.tables.schema, self.name)
         if not reply.rows:
             return None
         row = reply[0]
-        if row["version"] != SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"the tables in {self.database} are of version {row['version']}, this release knows {SCHEMA_VERSION}: "
-                "run nodoubt schema apply with the newest release in use"
-            )
         return Identity(row["resource_id"], row["cluster"], row["server"], int(row["epoch"]), row["mark"])
 
     def server(self, session: Session) -> Script[str]:
@@ -193,8 +171,7 @@ class MariaDBResource:
         yield from self._change(
             session,
             f"DELETE FROM {self._identity}",
-            f"INSERT INTO {self._identity} VALUES (1, {values}, {int(identity.epoch)}, {_literal(identity.mark)}, "
-            f"{SCHEMA_VERSION})",
+            f"{self._new_identity} VALUES (1, {values}, {int(identity.epoch)}, {_literal(identity.mark)})",
         )
         newer = f"epoch > {int(identity.epoch)} ORDER BY epoch"
         for _ in range(BATCHES_MAX):
@@ -202,6 +179,10 @@ class MariaDBResource:
             if not keys:
                 break
             yield from self._each(session, f"UPDATE {self._receipts} SET epoch = {int(identity.epoch)}", keys)
+
+    def leave(self, session: Session) -> Script[None]:
+        """Forget who this database was."""
+        yield from self._change(session, f"DELETE FROM {self._identity}")
 
     # -- one branch's work
 
@@ -239,6 +220,16 @@ class MariaDBResource:
         except BaseException as error:
             work.doomed = error
             raise
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """InnoDB undoes all of a deadlock's victim, its savepoints with it: going back to one is an error then (1305).
+
+        After any other error of a statement the savepoint is there, and so is what was done before it.
+        """
+        try:
+            yield from self._run(session, *step.statements(name))
+        except StatementFailed as error:
+            raise refusal(error, f"savepoint {name} on {self.name}") from error
 
     def _refuse_plain_table(self, statement: str) -> None:
         if not self._plain_tables:
@@ -393,16 +384,19 @@ class MariaDBResource:
 
     # -- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
-        """Those of all databases of this server: only the decision's list of branches tells whose a branch is."""
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
+        """Those of all databases of this server: only the decision's list of branches tells whose a branch is.
+
+        XA RECOVER takes no condition: asked for one, it lists all.
+        """
         try:
             (reply,) = yield from self._run(session, "XA RECOVER")
         except StatementFailed as error:
             raise Refused(f"{self.name} does not list its prepared branches: {error}") from error
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
-        found = (_parse(row) for row in reply.rows)
-        return tuple(Prepared(one.xid, None, one) for one in found if one is not None and one.xid.cluster == cluster)
+        ours = [one for one in map(parse_xa_recover, reply.rows) if one is not None and one.xid.cluster == cluster]
+        return tuple(Prepared(one.xid, None, one) for one in ours if xid is None or one.xid == xid)
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         """KILL the session that prepared it, if it is idle, of our account and of this run of the server.
@@ -421,7 +415,7 @@ class MariaDBResource:
         )
         try:
             listed, holder = yield from self._run(session, "XA RECOVER", who)
-            held = any(_parse(row) == handle for row in listed.rows)
+            held = handle in map(parse_xa_recover, listed.rows)
             if not held or holder.rows != (("Sleep", 1),):
                 return False
             yield from self._run(session, f"KILL CONNECTION {handle.connection}")
@@ -577,17 +571,6 @@ def _handle(work: Work) -> XaXid:
 
 def _where(attempt: str, branch: int) -> str:
     return f"WHERE attempt = '{attempt}' AND branch = {branch}"
-
-
-def _parse(row: Sequence[Any]) -> XaXid | None:
-    """A line of XA RECOVER, if it is ours: (format id, length of gtrid, length of bqual, both in one)."""
-    format_id, gtrid_length, bqual_length, data = row
-    raw = data.encode() if isinstance(data, str) else bytes(data)
-    try:
-        gtrid, bqual = raw[:gtrid_length].decode("ascii"), raw[gtrid_length:].decode("ascii")
-    except UnicodeDecodeError:
-        return None
-    return parse_xa(format_id, gtrid, bqual) if len(raw) == gtrid_length + bqual_length else None
 
 
 def _literal(value: str) -> str:

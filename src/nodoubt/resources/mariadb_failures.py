@@ -9,6 +9,7 @@ Must not: know a session.
 from __future__ import annotations
 
 from ..ports import BelowFloor, Conflict, Failure, Refused, StatementFailed, UnknownXid
+from ..schema import MIGRATED
 
 FAILURES: dict[str, Failure] = {
     "1397": Failure.UNKNOWN_XID,  # XAER_NOTA: gone, or held by a session that still lives
@@ -35,6 +36,7 @@ FAILURES: dict[str, Failure] = {
     "1836": Failure.REFUSED,  # innodb_read_only
     "1142": Failure.REFUSED,  # no privilege on the table
     "1146": Failure.REFUSED,  # no such table
+    "1305": Failure.REFUSED,  # no such savepoint: it went when all of the work was undone
 }
 PROBED = {
     "1242": "it wrote to a non-transactional table (MyISAM, MEMORY …), whose rows stay as they were written",
@@ -48,6 +50,8 @@ def refusal(error: StatementFailed, what: str) -> Refused:
     why = f"{what}: {error}"
     if error.code in PROBED:
         why = f"{what}: {PROBED[error.code]}: ALTER TABLE … ENGINE=InnoDB ({error})"
+    if error.code == "1146" and "nodoubt_" in error.message:
+        why = f"{why}. {MIGRATED}"
     match failure:
         case Failure.UNKNOWN_XID:
             return UnknownXid(why)

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant
+from ..kept import message
 from ..ports import (
     BelowFloor,
     Conflict,
@@ -29,46 +29,26 @@ from ..ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
     Traits,
     Unclear,
     Work,
+    require_none,
 )
 from ..protocol.records import Epoch, Verdict
+from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Script, do
 from ..xid import Xid, parse_gid
-from .postgres_answers import PREPARE_ADVICE, PROOF_TEXT, refusal, require_durable, require_rows, warnings
+from .postgres_answers import PREPARE_ADVICE, refusal, require_durable, require_rows, warnings
+from .postgres_settings import SETTINGS, shortcomings
+from .postgres_sql import BEGIN, FORCED, PROOF, WAIT_BRIEFLY, WROTE, mark, receipt_row, some_receipts, text, unforced
 from .postgres_statements import shape
 
-SCHEMA_VERSION = 1
-SERVER_VERSION_MIN = 120000
-LOCK_TIMEOUT_MS = 1000  # how long recovery waits for a branch that is still under way
 FENCE_TRIES_MAX = 3
-FORGET_ROWS_MAX = 10_000
 RECENT_RECEIPTS = 100
-SETUP_LOCK = 0x6E6462  # every script that creates tables in the schema nodoubt takes this advisory lock
-
-_FORCED_LEVEL = (
-    "CASE pg_catalog.current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END"
-)
-# For the session, not for the transaction: a COMMIT PREPARED stands outside any transaction.
-_FORCED = f"SELECT pg_catalog.set_config('synchronous_commit', {_FORCED_LEVEL}, false)"
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-_WAIT_BRIEFLY = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
-
-# Writes without a transaction id can hide in foreign tables and in functions that notify. A function is taken to be
-# able to if it says so, builds statements as text, or is written in a language we can't read; one in C is not.
-_WROTE = """SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL
- OR EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper)
- OR EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-  WHERE p.oid >= 16384 AND p.prorettype NOT IN ('trigger'::pg_catalog.regtype, 'event_trigger'::pg_catalog.regtype)
-  AND (l.lanname = 'internal' AND p.prosrc = 'pg_notify'
-   OR l.lanname IN ('sql', 'plpgsql')
-    AND CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END
-     ~* 'notify|execute|advisory|dblink'
-   OR l.lanname NOT IN ('internal', 'c', 'sql', 'plpgsql')))"""
 
 _READING_TAG = re.compile(
     r"(SELECT|FETCH|MOVE|INSERT 0|UPDATE|DELETE|MERGE) \d+|SHOW|SET|RESET|EXPLAIN|DECLARE CURSOR|CLOSE CURSOR|"
@@ -84,107 +64,68 @@ class PostgresResource:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.tables = Tables(shipped(Part.PARTICIPANT, "postgres"), whose=name)
 
     # ---- registration
 
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse what can't be made durable, naming the line to change; warn of what an operator should know."""
-        names = (
-            "server_version_num", "fsync", "full_page_writes", "max_prepared_transactions", "synchronous_standby_names",
-            "synchronous_commit", "transaction_read_only",
-        )  # fmt: skip
-        columns = ", ".join(f"pg_catalog.current_setting('{name}')" for name in names)
+        columns = ", ".join(f"pg_catalog.current_setting('{name}')" for name in SETTINGS)
         here = "pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
         (reply,) = yield from self._ask(session, f"SELECT {here}, {columns}")
         pid, standby, *values = reply.rows[0]
-        setting = dict(zip(names, map(str, values), strict=True))
         (again,) = yield from self._ask(session, "SELECT pg_catalog.pg_backend_pid()")
-        self._require(setting, standby=standby, pooled=again.scalar() != pid)
-        notes = []
-        if pid != session.connection_id:
-            notes.append(
-                "a connection pooler stands between us and the server: it must pool by session, not by transaction; "
-                "better connect to the server itself"
-            )
-        if setting["full_page_writes"] == "off":
-            notes.append(
-                "full_page_writes is off: unless the file system never tears a page, a crash can lose what was promised"
-            )
-        if setting["synchronous_standby_names"] and setting["synchronous_commit"] in ("off", "local", "remote_write"):
-            notes.append(
-                f"synchronous_standby_names is set, but synchronous_commit is {setting['synchronous_commit']}: our own "
-                "transactions wait for the standby, yours do not; set synchronous_commit = on"
-            )
-        return tuple(notes)
-
-    def _require(self, setting: dict[str, str], *, standby: bool, pooled: bool) -> None:
-        refusals = {
-            "it runs PostgreSQL below 12: upgrade it": int(setting["server_version_num"]) < SERVER_VERSION_MIN,
-            "fsync is off, so a crash loses what was acknowledged: set fsync = on in postgresql.conf and reload": (
-                setting["fsync"] == "off"
-            ),
-            "it is a standby, where nothing can be written: connect to the primary": standby,
-            "transactions are read-only here: set default_transaction_read_only = off for this role and database": (
-                setting["transaction_read_only"] == "on"
-            ),
-            "prepared transactions are disabled: set max_prepared_transactions = 100 in postgresql.conf and restart "
-            "the server": setting["max_prepared_transactions"] == "0",
-            "two statements were answered by two server processes, so a pooler shares sessions by transaction: connect "
-            "to the server itself, or to a pooler that pools by session": pooled,
-        }
-        for why, holds in refusals.items():
-            if holds:
-                raise ResourceRefused(f"{self.name} cannot take part: {why}")
-
-    def schema_sql(self) -> str:
-        return files(__package__).joinpath("schema", "postgres.sql").read_text(encoding="utf-8")
+        found = shortcomings(
+            dict(zip(SETTINGS, map(str, values), strict=True)),
+            standby=standby,
+            pooled=again.scalar() != pid,
+            proxied=pid != session.connection_id,
+        )
+        return require_none(found, self.name)
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
-        """Create what is missing, and store the identity if there is none. A second `setup` waits for the first."""
-        (there,) = yield from self._ask(
-            session,
-            "SELECT pg_catalog.to_regclass('nodoubt.identity') IS NOT NULL "
-            "AND pg_catalog.to_regclass('nodoubt.receipts') IS NOT NULL",
-        )
+        """Create what is missing, and store the identity if there is none. Of two at a time the first one's stands."""
+        yield from self.tables.create(session)
+        (there,) = yield from self._ask(session, "SELECT count(*) FROM nodoubt.identity")
+        if there.scalar():
+            return  # who may not write here can still use what is there
         server = yield from self.server(session)
-        row = f"{SCHEMA_VERSION}, {_text(resource_id)}, {_text(cluster)}, {_text(server)}"
+        row = ", ".join(map(text, (resource_id, cluster, server)))
         try:
             yield from self._forced(
                 session,
-                f"SELECT pg_catalog.pg_advisory_xact_lock({SETUP_LOCK})",
-                *(() if there.scalar() else (self.schema_sql(),)),  # who may not create can still use what is there
-                "INSERT INTO nodoubt.identity (version, resource_id, cluster, server) "
-                f"VALUES ({row}) ON CONFLICT DO NOTHING",
+                f"INSERT INTO nodoubt.identity (resource_id, cluster, server) VALUES ({row}) ON CONFLICT DO NOTHING",
             )
         except Refused as error:
             raise ResourceRefused(
-                f"our tables cannot be set up on {self.name}: {error}. Set up once with a role that may create a "
-                "schema, or have an administrator run what nodoubt schema sql prints"
+                f"{self.name} cannot be given its identity: {error}. Run nodoubt schema apply with a role that may, or "
+                "grant what nodoubt schema sql --role setup prints"
             ) from error
 
     def identity(self, session: Session) -> Script[Identity | None]:
         """What is stored. The newest receipts are looked at too, for an epoch above the one that `witness` stored."""
         try:
-            (reply,) = yield from do(
+            record, reply = yield from do(
                 session,
                 "run",
-                "SELECT i.version, i.resource_id, i.cluster, i.server, i.mark, greatest(i.epoch, (SELECT max(r.epoch) "
-                f"FROM (SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
+                f"{self.tables.record_query()}; "
+                "SELECT i.resource_id, i.cluster, i.server, i.mark, greatest(i.epoch, (SELECT max(r.epoch) FROM "
+                f"(SELECT epoch FROM nodoubt.receipts ORDER BY attempt DESC LIMIT {RECENT_RECEIPTS}) r)) "
                 "FROM nodoubt.identity i",
             )
         except SessionLost as error:
             raise self._unavailable(error) from error
         except StatementFailed as error:
-            if error.code in ("42P01", "3F000"):
-                return None
-            raise self._not_possible(error) from error
+            if error.code not in ("42P01", "3F000"):
+                raise self._not_possible(error) from error
+            version = yield from self.tables.version(session)
+            if version is not None:
+                judge(version, self.tables.schema, self.name)
+            return None
+        judge(version_of(rows_of(record)), self.tables.schema, self.name)
         if not reply.rows:
             return None
-        version, resource_id, cluster, server, mark, epoch = reply.rows[0]
-        if version != SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"{self.name}: our tables are of version {version}, this release knows version {SCHEMA_VERSION}"
-            )
+        resource_id, cluster, server, mark, epoch = reply.rows[0]
         return Identity(resource_id, cluster, server, epoch, mark)
 
     def server(self, session: Session) -> Script[str]:
@@ -208,7 +149,7 @@ class PostgresResource:
         replies = yield from self._forced(
             session,
             "UPDATE nodoubt.identity SET "
-            f"mark = CASE WHEN epoch < {epoch.number} THEN {_text(epoch.mark)} ELSE mark END, "
+            f"mark = CASE WHEN epoch < {epoch.number} THEN {text(epoch.mark)} ELSE mark END, "
             f"epoch = greatest(epoch, {epoch.number})",
         )
         if replies[-1].tag != "UPDATE 1":
@@ -216,14 +157,17 @@ class PostgresResource:
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         """Receipts above the adopted epoch are set back with it, or `identity` would show theirs for ever."""
-        row = ", ".join(map(_text, (identity.resource_id, identity.cluster, identity.server)))
+        row = ", ".join(map(text, (identity.resource_id, identity.cluster, identity.server)))
         yield from self._forced(
             session,
             "DELETE FROM nodoubt.identity",
-            "INSERT INTO nodoubt.identity (version, resource_id, cluster, server, epoch, mark) "
-            f"VALUES ({SCHEMA_VERSION}, {row}, {int(identity.epoch)}, {_text(identity.mark)})",
+            "INSERT INTO nodoubt.identity (resource_id, cluster, server, epoch, mark) "
+            f"VALUES ({row}, {int(identity.epoch)}, {text(identity.mark)})",
             f"UPDATE nodoubt.receipts SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
+
+    def leave(self, session: Session) -> Script[None]:
+        yield from self._forced(session, "DELETE FROM nodoubt.identity")
 
     # ---- one branch's work
 
@@ -233,11 +177,15 @@ class PostgresResource:
         `before` is committed unforced in the same message; `Conflict` and `BelowFloor` mean that it surely was not.
         After any other failure with `before` nobody knows: `Unclear`.
         """
-        rows = _unforced(session, before) if before else []
-        statements = [*rows, "BEGIN", f"SET LOCAL nodoubt.attempt = '{_mark(work)}'"]
+        rows = unforced(session, before) if before else []
+        opening = ("BEGIN", f"SET LOCAL nodoubt.attempt = '{mark(work)}'")
+        if work.lazy and not before and hasattr(session, "execute_after"):
+            work.opening = opening
+            return
+        statements = [*rows, *opening]
         doing = f"begin on {self.name}"
         try:
-            replies = yield from do(session, "run", "; ".join(statements))
+            replies = yield from do(session, "run", (yield from message(session, statements)))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -264,11 +212,16 @@ class PostgresResource:
             if looks.control:
                 raise UsageError(
                     f"{looks.control} is not for a branch of a distributed transaction: it ends as a whole, when the "
-                    "block ends, and has no savepoints. The branch can only be rolled back now"
+                    "block ends, and savepoints are made by connection.begin_nested(). The branch can only be rolled "
+                    "back now"
                 )
             if looks.stains and hasattr(session, "stained"):
                 session.stained = True
-            reply: Reply = yield from do(session, "execute", statement, params)
+            reply: Reply
+            if work.opening:
+                reply = yield from self._execute_first(session, work, statement, params)
+            else:
+                reply = yield from do(session, "execute", statement, params)
         except BaseException as error:
             # Swallowed by the user, a refused ROLLBACK would otherwise be followed by our commit.
             work.doomed = error
@@ -277,6 +230,42 @@ class PostgresResource:
         work.wrote = work.wrote or not reads or _WRITING_TAG.fullmatch(reply.tag) is not None
         return reply
 
+    def _execute_first(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """BEGIN, the mark and the statement in one message. While `work.opening` stands, nothing has been answered."""
+        doing = f"begin on {self.name}"
+        if getattr(session, "in_transaction", False):
+            session.kill()
+            raise SessionLost(f"{doing}: the session was not clean")
+        try:
+            *ours, reply = yield from do(session, "execute_after", work.opening, statement, params)
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing) from error
+        except SessionLost:
+            raise
+        except BaseException:
+            work.opening = ()  # the user's own error, after a begin that was answered
+            raise
+        work.opening = ()
+        tags = [one.tag for one in ours]
+        if tags != ["BEGIN", "SET"]:
+            session.kill()
+            raise SessionLost(f"{doing}: the server answered {tags}")
+        return reply  # type: ignore[no-any-return]
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """Also in a failed transaction: rolling back to a savepoint is what mends one. The tags say what was done."""
+        doing = f"savepoint {name} on {self.name}"
+        statements = (*work.opening, *step.statements(name))
+        try:
+            replies = yield from do(session, "run", "; ".join(statements))
+        except StatementFailed as error:
+            raise refusal(error, doing) from error
+        work.opening = ()
+        if [reply.tag for reply in replies] != [statement.split()[0] for statement in statements]:
+            session.kill()
+            raise Unclear(f"{doing}: the server answered {[reply.tag for reply in replies]}")
+
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False only if no statement hinted at more than a read, no transaction id was assigned, and nothing in the
         database could write or notify without one.
@@ -284,10 +273,10 @@ class PostgresResource:
         PostgreSQL tells nobody of a pending NOTIFY before the commit: that is why hints count.
         What it can't see: a function in C that notifies, and statements that did not pass through `execute`.
         """
-        if work.wrote:
-            return True
+        if work.wrote or work.opening:
+            return work.wrote
         try:
-            (reply,) = yield from do(session, "run", _WROTE)
+            (reply,) = yield from do(session, "run", WROTE)
         except (SessionLost, StatementFailed) as error:
             yield from self._undo(session)
             # Neither PREPARE nor COMMIT was ever sent, so the server rolls the work back.
@@ -295,10 +284,13 @@ class PostgresResource:
         return reply.scalar() is not False
 
     def end_reader(self, session: Session, work: Work) -> Script[None]:
-        yield from self._end(session, work, [self._proof(work), "COMMIT"], "COMMIT", f"end of the reads on {self.name}")
+        if not work.opening:
+            statements = [self._proof(work), "COMMIT"]
+            yield from self._end(session, work, statements, "COMMIT", f"end of the reads on {self.name}")
 
     def rollback(self, session: Session, work: Work) -> Script[None]:
-        yield from self._undo(session)
+        if not work.opening:
+            yield from self._undo(session)
         _leave(session)
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
@@ -341,13 +333,14 @@ class PostgresResource:
 
     # ---- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         """Ours, in this database: the view shows those of all, and a stranger's gid may look much like ours (I9)."""
+        which = "gid LIKE 'nd1.%'" if xid is None else f"gid = '{xid.gid}'"
         (reply,) = yield from self._ask(
             session,
             "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 "
             "FROM pg_catalog.pg_prepared_xacts "
-            "WHERE database = pg_catalog.current_database() AND gid LIKE 'nd1.%' ORDER BY prepared",
+            f"WHERE database = pg_catalog.current_database() AND {which} ORDER BY prepared",
         )
         parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
         return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None and xid.cluster == cluster)
@@ -366,7 +359,7 @@ class PostgresResource:
         for _ in range(FENCE_TRIES_MAX):
             try:
                 yield from self._forced(
-                    session, _WAIT_BRIEFLY, _receipt_row(xid, Verdict.ABORT, epoch=0, alone=True), doing=doing
+                    session, WAIT_BRIEFLY, receipt_row(xid, Verdict.ABORT, epoch=0, alone=True), doing=doing
                 )
                 return Verdict.ABORT
             except Conflict:
@@ -390,9 +383,9 @@ class PostgresResource:
             keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids)
             statements.append(f"DELETE FROM nodoubt.receipts WHERE (attempt, branch) IN ({keys})")
         if older_than is not None:
-            statements.append(_some_receipts(f"alone AND at < pg_catalog.to_timestamp({float(older_than)!r})"))
+            statements.append(some_receipts(f"alone AND at < pg_catalog.to_timestamp({float(older_than)!r})"))
         if below:
-            statements.append(_some_receipts(f"NOT alone AND attempt < {_text(below)}"))
+            statements.append(some_receipts(f"NOT alone AND attempt < {text(below)}"))
         if not statements:
             return 0
         replies = yield from self._forced(session, *statements)
@@ -405,11 +398,10 @@ class PostgresResource:
 
         The cast is of a CASE, not of a constant, so that it is tried only when the mark is missing.
         """
-        mine = f"pg_catalog.current_setting('nodoubt.attempt', true) = '{_mark(work)}'"
-        return f"{_FORCED}, (CASE WHEN {mine} THEN '1' ELSE '{PROOF_TEXT}' END)::pg_catalog.int4"
+        return PROOF(f"'{mark(work)}'")
 
     def _receipt_row(self, work: Work, *, alone: bool) -> str:
-        return _receipt_row(work.xid, Verdict.COMMIT, epoch=work.epoch, alone=alone)
+        return receipt_row(work.xid, Verdict.COMMIT, epoch=work.epoch, alone=alone)
 
     def _accepts(self, tag: str, wanted: str) -> bool:
         """The server's own word, or nothing (I2)."""
@@ -421,7 +413,7 @@ class PostgresResource:
             yield from self._undo(session)
             raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {work.doomed}")
         try:
-            replies = yield from do(session, "run", "; ".join(statements))
+            replies = yield from do(session, "run", (yield from message(session, statements)))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -444,7 +436,7 @@ class PostgresResource:
         try:
             if not getattr(session, "forced", False):
                 # Outside a transaction there is no SET LOCAL: once for this session.
-                yield from do(session, "run", _FORCED)
+                yield from do(session, "run", FORCED)
                 if hasattr(session, "forced"):
                     session.forced = True
             replies = yield from do(session, "run", f"{verb} '{xid.gid}'")
@@ -461,7 +453,7 @@ class PostgresResource:
     def _commit_unforced(self, session: Session, rows: Sequence[str]) -> Script[None]:
         doing = f"rows before the commit on {self.name}"
         try:
-            replies = yield from do(session, "run", "; ".join(_unforced(session, rows)))
+            replies = yield from do(session, "run", (yield from message(session, unforced(session, rows))))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -478,7 +470,7 @@ class PostgresResource:
         try:
             replies = yield from self._forced(
                 session,
-                _WAIT_BRIEFLY,
+                WAIT_BRIEFLY,
                 f"UPDATE nodoubt.receipts SET confirms = confirms + 1 WHERE attempt = '{xid.attempt}' "
                 f"AND branch = {xid.branch} RETURNING verdict",
             )
@@ -491,7 +483,7 @@ class PostgresResource:
         """One forced transaction of our own, in one message. The replies end with those of `statements`."""
         doing = doing or f"our own transaction on {self.name}"
         try:
-            replies = yield from do(session, "run", "; ".join((_BEGIN, _FORCED, *statements, "COMMIT")))
+            replies = yield from do(session, "run", "; ".join((BEGIN, FORCED, *statements, "COMMIT")))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -534,42 +526,7 @@ class PostgresResource:
         return ResourceRefused(f"{self.name} refuses: {error}")
 
 
-def _receipt_row(xid: Xid, verdict: Verdict, *, epoch: int, alone: bool) -> str:
-    """A plain INSERT: never ON CONFLICT, which would commit the work against a fence that stands."""
-    return (
-        "INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) "
-        f"VALUES ('{xid.attempt}', {xid.branch}, '{verdict.value}', {int(epoch)}, {str(alone).lower()})"
-    )
-
-
-def _some_receipts(where: str) -> str:
-    """Deletes a batch of them, and waits for nobody."""
-    return (
-        "DELETE FROM nodoubt.receipts WHERE ctid = ANY (ARRAY(SELECT ctid FROM nodoubt.receipts "
-        f"WHERE {where} LIMIT {FORGET_ROWS_MAX} FOR UPDATE SKIP LOCKED))"
-    )
-
-
-def _unforced(session: Session, rows: Sequence[str]) -> list[str]:
-    """A transaction that commits the rows without a flush, for a command of the same server session to flush them.
-
-    Behind a pooler the next message may go to another session, whose flush survives a crash that these rows don't:
-    there they are forced.
-    """
-    level = f"CASE pg_catalog.pg_backend_pid() WHEN {int(session.connection_id)} THEN 'off' ELSE {_FORCED_LEVEL} END"
-    return [_BEGIN, f"SELECT pg_catalog.set_config('synchronous_commit', {level}, true)", *rows, "COMMIT"]
-
-
 def _leave(session: Session) -> None:
     """The branch is over. Settings, locks and tables that the user left in the session must not meet the next one."""
     if getattr(session, "stained", False):
         session.usable = False
-
-
-def _mark(work: Work) -> str:
-    return f"{work.xid.attempt}.{work.xid.branch}"
-
-
-def _text(value: str) -> str:
-    """A literal of any text, without quoting rules."""
-    return f"pg_catalog.convert_from(pg_catalog.decode('{value.encode().hex()}', 'hex'), 'UTF8')"

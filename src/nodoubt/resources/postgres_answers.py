@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import invariant
 from ..ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, StatementFailed, Unclear, UnknownXid
+from ..schema import MIGRATED
 
 PROOF_TEXT = "nodoubt: this is not the transaction that was begun"
 
@@ -44,6 +45,8 @@ def refusal(
     """What a failed statement of ours means. `retry`: what an unlisted code leaves possible."""
     ours = getattr(error, "schema", "") == "nodoubt"
     why = f"{doing}: {error}"
+    if error.code == "42P01" and "nodoubt." in error.message:
+        why = f"{why}. {MIGRATED}"
     if advice and error.code in advice:
         return Refused(f"{why}; {advice[error.code]}", retry=error.code == "53200")
     match FAILURES.get(error.code):

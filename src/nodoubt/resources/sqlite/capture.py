@@ -49,7 +49,7 @@ _SCHEMA_TABLES = frozenset({"sqlite_master", "sqlite_schema"})
 _STORED_PRAGMAS = frozenset({"application_id", "user_version"})  # part of the file, rolled back with a transaction
 
 TRANSACTION = "BEGIN, COMMIT and ROLLBACK belong to the coordinator: leave the block to end the transaction"
-SAVEPOINTS = "a branch of a distributed transaction has no savepoints: it ends as a whole, when the block ends"
+SAVEPOINTS = "savepoints of a branch are made by connection.begin_nested(): it must know which work lies behind one"
 ATTACH = "{0} inside a transaction: only the file itself takes part. Make the other file a resource of its own"
 PRAGMA = "PRAGMA {0} inside a transaction: it would change the connection, or the file, beyond the transaction"
 TEMPORARY = "temporary tables, views and triggers belong to a connection, not to the file, and cannot take part"
@@ -75,6 +75,7 @@ class Branch:
         self.writes: set[str] = set()
         self.defined = False  # the schema, or a number in the file's header, was changed
         self.broken: Refused | None = None
+        self.steps = False  # a savepoint of ours is being set, released or rolled back to
         self._changes_before = changes
         self._seen = 0
 
@@ -94,7 +95,8 @@ class Branch:
         elif action == "PRAGMA":
             self._pragma((first or "").lower(), second)
         elif action == "SAVEPOINT":
-            raise UsageError(SAVEPOINTS)
+            if not self.steps:
+                raise UsageError(SAVEPOINTS)
         elif action == "TRANSACTION":
             raise UsageError(TRANSACTION)
         elif action in ("ATTACH", "DETACH"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
-from ...errors import ResourceRefused
+from ...ports import Shortcoming, require_none
 from .face import Connection
 from .tables import load
 
@@ -17,44 +18,98 @@ NETWORK_FILESYSTEMS = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What is known of a file and of the connection to it; None: not of interest, or not to be known."""
+
+    path: str
+    library: tuple[int, ...]
+    journal_mode: str
+    encoding: str
+    network: str  # the type of its file system, if that is one of a network
+    synchronous: int | None = None
+    locking_mode: str | None = None
+
+
 def check(connection: Connection) -> tuple[str, ...]:
     """Raise `ResourceRefused`, naming the setting; return warnings."""
-    if not connection.path or not os.path.isfile(connection.path):
-        raise ResourceRefused("a SQLite database in memory, or a temporary one, cannot survive a crash: name a file")
+    path = connection.path
+    if not path or not os.path.isfile(path):
+        _refuse(path or "a temporary database", "a database in memory, or a temporary one, cannot survive a crash")
     if connection.readonly:
-        raise ResourceRefused(f"{connection.path} is read-only: allow this process to write the file and its directory")
-    _check_durability(connection)
-    encoding = connection.query("PRAGMA main.encoding")[0][0]
-    if encoding != "UTF-8":
-        raise ResourceRefused(f"{connection.path} has PRAGMA encoding = {encoding}; only UTF-8 can be staged exactly")
+        _refuse(path, "it is read-only: allow this process to write the file and its directory")
+    state = FileState(
+        path,
+        connection.library,
+        connection.query("PRAGMA main.journal_mode")[0][0],
+        connection.query("PRAGMA main.encoding")[0][0],
+        network(path),
+        connection.query("PRAGMA main.synchronous")[0][0],
+        connection.query("PRAGMA main.locking_mode")[0][0],
+    )
+    found = require_none(shortcomings(state), path)
     schema = load(connection)
-    barred = [f"cannot take part in two-phase commit: {why}" for _, why in sorted(schema.barred.items())]
-    return (*_network(connection.path), *barred)
+    return (*found, *(f"cannot take part in two-phase commit: {why}" for _, why in sorted(schema.barred.items())))
 
 
-def _check_durability(connection: Connection) -> None:
-    mode = connection.query("PRAGMA main.journal_mode")[0][0]
-    synchronous = connection.query("PRAGMA main.synchronous")[0][0]
-    version = ".".join(map(str, connection.library))
-    if mode == "wal" and connection.library < WAL_SAFE_VERSION:
-        raise ResourceRefused(
-            f"{connection.path} has PRAGMA journal_mode = WAL, and SQLite {version} can corrupt a WAL file: use SQLite "
-            "3.51.3 or newer (apsw brings one), or set journal_mode = DELETE"
-        )
-    if mode not in ("wal", "delete", "truncate", "persist"):
-        raise ResourceRefused(f"PRAGMA journal_mode = {mode} does not survive a crash: set WAL or DELETE")
+def _refuse(path: str, why: str) -> None:
+    require_none([Shortcoming(what=path, advice=why, refused=True)], "a SQLite database")
+
+
+def shortcomings(file: FileState) -> list[Shortcoming]:
+    """What stands in the way, refusals first."""
+    found = []
+
+    def refuse(holds: bool, what: str, advice: str, line: str = "") -> None:
+        if holds:
+            found.append(Shortcoming(what=what, advice=advice, refused=True, line=line))
+
+    mode = file.journal_mode
+    version = ".".join(map(str, file.library))
+    refuse(
+        mode == "wal" and file.library < WAL_SAFE_VERSION,
+        f"PRAGMA journal_mode = WAL, and SQLite {version} can corrupt a WAL file",
+        "use SQLite 3.51.3 or newer (apsw brings one), or set journal_mode = DELETE",
+        "PRAGMA journal_mode = DELETE",
+    )
+    refuse(
+        mode not in ("wal", "delete", "truncate", "persist"),
+        f"PRAGMA journal_mode = {mode} does not survive a crash",
+        "set WAL or DELETE",
+        "PRAGMA journal_mode = WAL",
+    )
     least, name = (FULL, "FULL") if mode == "wal" else (EXTRA, "EXTRA")
-    if synchronous < least:
-        raise ResourceRefused(f"PRAGMA synchronous = {synchronous} with journal_mode = {mode}: it must be {name}")
-    if connection.query("PRAGMA main.locking_mode")[0][0] != "normal":
-        raise ResourceRefused("PRAGMA locking_mode = EXCLUSIVE keeps recovery out: set NORMAL")
+    refuse(
+        file.synchronous is not None and file.synchronous < least,
+        f"PRAGMA synchronous = {file.synchronous} with journal_mode = {mode}",
+        f"it must be {name}",
+        f"PRAGMA synchronous = {name}",
+    )
+    refuse(
+        file.locking_mode not in (None, "normal"),
+        "PRAGMA locking_mode = EXCLUSIVE keeps recovery out",
+        "set NORMAL",
+        "PRAGMA locking_mode = NORMAL",
+    )
+    refuse(
+        file.encoding != "UTF-8",
+        f"PRAGMA encoding = {file.encoding}",
+        "only UTF-8 can be staged exactly; the encoding of a file is chosen when it is made",
+    )
+    if file.network:
+        found.append(
+            Shortcoming(
+                what=f"it is on a network file system ({file.network})",
+                advice="its locks and flushes may not hold; use a local disk",
+            )
+        )
+    return found
 
 
-def _network(path: str) -> tuple[str, ...]:
+def network(path: str) -> str:
+    """The type of the file system that a path is on, if that is one of a network; else ""."""
     kind = filesystem(path)
-    if kind not in NETWORK_FILESYSTEMS:
-        return ()
-    return (f"{path} is on a network file system ({kind}): its locks and flushes may not hold; use a local disk",)
+    return kind if kind in NETWORK_FILESYSTEMS else ""
 
 
 def filesystem(path: str) -> str:

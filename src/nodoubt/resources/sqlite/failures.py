@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ...errors import NoDoubtError, SchemaMismatch
 from ...ports import BelowFloor, Conflict, Failure, Refused, SessionLost, StatementFailed, Unclear
+from ...schema import MIGRATED
 from .face import Connection
 
 # SQLite's extended result codes. What is not here is REFUSED: an answer, and not what was asked for.
@@ -39,7 +40,7 @@ def failure(error: StatementFailed) -> Failure:
 def refusal(error: StatementFailed, what: str) -> NoDoubtError:
     """The error to raise after a statement of ours failed and its transaction was rolled back."""
     if "no such table: main.nodoubt_" in error.message:
-        return SchemaMismatch(f"{what}: nodoubt's tables are missing in this file; create them with setup()")
+        return SchemaMismatch(f"{what}: {error.message}. {MIGRATED}, or create them with setup()")
     match failure(error):
         case Failure.DUPLICATE:
             return Conflict(f"{what}: a row with this key stands already ({error.message})")

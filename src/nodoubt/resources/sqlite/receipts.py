@@ -16,7 +16,6 @@ from ...xid import Xid
 from .face import Connection
 from .failures import commit, lock, refusal, undo
 
-VERSION = 1
 FORGET_MAX = 1000  # receipts deleted by age in one transaction
 
 _CONFIRM = """
@@ -117,36 +116,23 @@ def forget(connection: Connection, xids: Sequence[Xid], older_than: float | None
 # ---- identity -------------------------------------------------------------------------------------
 
 
-def setup(connection: Connection, schema: str, resource_id: str, cluster: str) -> None:
-    """Create what is missing. The identity is stored once: what stands is kept."""
+def setup(connection: Connection, resource_id: str, cluster: str) -> None:
+    """The identity is stored once: what stands is kept."""
     with _forced(connection, "setup"):
-        connection.run(schema)
         connection.query(
-            "INSERT INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch, mark) "
-            "SELECT 1, ?, ?, ?, ?, 0, '' WHERE NOT EXISTS (SELECT 1 FROM main.nodoubt_identity)",
-            (VERSION, resource_id, cluster, server(connection)),
+            "INSERT INTO main.nodoubt_identity (one, resource_id, cluster, server, epoch, mark) "
+            "SELECT 1, ?, ?, ?, 0, '' WHERE NOT EXISTS (SELECT 1 FROM main.nodoubt_identity)",
+            (resource_id, cluster, server(connection)),
         )
-        _check_version(connection)
 
 
 def identity(connection: Connection) -> Identity | None:
     """What is stored; the epoch is the highest that identity, receipts or prepared branches have seen."""
-    if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'nodoubt_identity'"):
-        return None
-    _check_version(connection)
     rows = connection.query(
         "SELECT resource_id, cluster, server, max(epoch, (SELECT coalesce(max(epoch), 0) FROM main.nodoubt_receipts), "
         "(SELECT coalesce(max(epoch), 0) FROM main.nodoubt_prepared)), mark FROM main.nodoubt_identity"
     )
     return Identity(*rows[0]) if rows else None
-
-
-def _check_version(connection: Connection) -> None:
-    for (version,) in connection.query("SELECT version FROM main.nodoubt_identity"):
-        if version != VERSION:
-            raise SchemaMismatch(
-                f"nodoubt's tables in {connection.path} are of version {version}; this release knows version {VERSION}"
-            )
 
 
 def witness(connection: Connection, epoch: Epoch) -> None:
@@ -166,10 +152,16 @@ def adopt(connection: Connection, new: Identity) -> None:
         for table in ("nodoubt_receipts", "nodoubt_prepared"):
             connection.query(f"UPDATE main.{table} SET epoch = ? WHERE epoch > ?", (new.epoch, new.epoch))
         connection.query(
-            "INSERT OR REPLACE INTO main.nodoubt_identity (one, version, resource_id, cluster, server, epoch, mark) "
-            "VALUES (1, ?, ?, ?, ?, ?, ?)",
-            (VERSION, new.resource_id, new.cluster, new.server, new.epoch, new.mark),
+            "INSERT OR REPLACE INTO main.nodoubt_identity (one, resource_id, cluster, server, epoch, mark) "
+            "VALUES (1, ?, ?, ?, ?, ?)",
+            (new.resource_id, new.cluster, new.server, new.epoch, new.mark),
         )
+
+
+def leave(connection: Connection) -> None:
+    """It takes part no more."""
+    with _forced(connection, "leave"):
+        connection.query("DELETE FROM main.nodoubt_identity")
 
 
 def server(connection: Connection) -> str:

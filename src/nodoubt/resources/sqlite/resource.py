@@ -1,7 +1,7 @@
 """`SqliteResource`: the scripts of `ports.Resource` for a SQLite file.
 
 Every script is one effect: a `call` that runs one function of this package in the session's thread. `run` and
-`execute` of the session are not used here.
+`execute` of the session are not used here; the scripts of `schema`, which make our tables, use `run`.
 
 Guarantees: any error of a statement dooms its branch (I16); `SessionLost` leaves `execute` alone as it is, and every
 other script as `Unclear` (or `Refused`, where nothing had been sent that could matter).
@@ -10,7 +10,6 @@ other script as `Unclear` (or `Refused`, where nothing had been sent that could 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from typing import Any
 
 from ...errors import BranchDoomed, UsageError
@@ -19,6 +18,7 @@ from ...ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -27,6 +27,7 @@ from ...ports import (
     Work,
 )
 from ...protocol.records import Epoch, Verdict
+from ...schema import Part, Tables, judge, shipped
 from ...script import Script, do
 from ...xid import Xid, parse_gid
 from . import receipts, two_phase
@@ -41,23 +42,26 @@ class SqliteResource:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.tables = Tables(shipped(Part.PARTICIPANT, "sqlite"), whose=name)
 
     # -- registration
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         """Refuse what cannot be made durable; warn of tables that cannot be staged."""
         return self._ask(session, check)
 
-    def schema_sql(self) -> str:
-        """Our tables."""
-        return files("nodoubt.resources").joinpath("schema/sqlite.sql").read_text(encoding="utf-8")
-
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Create our tables if they are missing, and store the identity once."""
-        return self._ask(session, receipts.setup, self.schema_sql(), resource_id, cluster)
+        yield from self.tables.create(session)
+        if (yield from self.identity(session)) is None:
+            yield from self._ask(session, receipts.setup, resource_id, cluster)
 
     def identity(self, session: Session) -> Script[Identity | None]:
         """What is stored; None: no `setup` yet."""
-        return self._ask(session, receipts.identity)
+        version = yield from self.tables.version(session)
+        if version is None:
+            return None
+        judge(version, self.tables.schema, self.name)
+        return (yield from self._ask(session, receipts.identity))  # type: ignore[no-any-return]
 
     def server(self, session: Session) -> Script[str]:
         """The file's inode: a copy has another."""
@@ -70,6 +74,10 @@ class SqliteResource:
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         """Overwrite the stored identity."""
         return self._ask(session, receipts.adopt, identity)
+
+    def leave(self, session: Session) -> Script[None]:
+        """Forget who this file was."""
+        return self._ask(session, receipts.leave)
 
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
@@ -90,6 +98,13 @@ class SqliteResource:
             raise
         work.wrote = work.wrote or wrote
         return reply  # type: ignore[no-any-return]
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        """`Refused` where SQLite has undone the whole transaction, as after an error of the disk."""
+        try:
+            yield from do(session, "call", two_phase.savepoint, work.xid.gid, step, name)
+        except StatementFailed as error:
+            raise refusal(error, f"savepoint {name} on {self.name}") from error
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False only if the branch surely wrote nothing."""
@@ -139,11 +154,11 @@ class SqliteResource:
         return self._ask(session, two_phase.rollback_prepared, prepared.xid)
 
     # -- recovery
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         """All branches of this cluster that are prepared in this file, hazards included."""
-        rows = yield from self._ask(session, two_phase.prepared)
+        rows = yield from self._ask(session, two_phase.prepared, "" if xid is None else xid.gid)
         found = ((parse_gid(gid), age_s) for gid, age_s in rows)
-        return tuple(Prepared(xid, age_s) for xid, age_s in found if xid is not None and xid.cluster == cluster)
+        return tuple(Prepared(one, age_s) for one, age_s in found if one is not None and one.cluster == cluster)
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         """No session ever holds a prepared branch."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...ports import Failure, Refused, Reply, StatementFailed, UnknownXid
+from ...ports import Failure, Refused, Reply, SavepointStep, StatementFailed, UnknownXid
 from ...xid import Xid
 from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
@@ -80,6 +80,17 @@ def execute(connection: Connection, gid: str, statement: str, params: Any) -> tu
     if branch.broken is not None:
         raise branch.broken
     return reply, branch.wrote(connection.total_changes())
+
+
+def savepoint(connection: Connection, gid: str, step: SavepointStep, name: str) -> None:
+    """A savepoint of the user's, inside ours. What `capture` has noted of undone work stays noted: a row too many."""
+    branch = _at_work(connection, gid)
+    branch.steps = True
+    try:
+        connection.query("; ".join(step.statements(name)))
+    finally:
+        branch.steps = False
+    _at_work(connection, gid)
 
 
 def _at_work(connection: Connection, gid: str) -> Branch:
@@ -309,13 +320,15 @@ def _hazard(gid: str, table: str, why: str) -> str:
     )
 
 
-def prepared(connection: Connection) -> list[tuple[str, float]]:
-    """All records' xids and ages in seconds, whether or not they can be read."""
+def prepared(connection: Connection, gid: str = "") -> list[tuple[str, float]]:
+    """All records' xids and ages in seconds, whether or not they can be read; or that one's."""
     if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'nodoubt_prepared'"):
         return []
     return [
         (gid, max(age, 0.0))
         for gid, age in connection.query(
-            "SELECT xid, unixepoch('subsec') - at FROM main.nodoubt_prepared ORDER BY at, xid LIMIT ?", (PREPARED_MAX,)
+            "SELECT xid, unixepoch('subsec') - at FROM main.nodoubt_prepared WHERE ?1 IN ('', xid) ORDER BY at, xid "
+            "LIMIT ?2",
+            (gid, PREPARED_MAX),
         )
     ]

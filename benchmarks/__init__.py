@@ -1,0 +1,1 @@
+"""Benchmarks: nodoubt beside what it is measured against, in alternating rounds. See README.md."""

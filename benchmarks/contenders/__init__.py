@@ -1,0 +1,91 @@
+"""The contenders: each runs one transaction, the same work on the same rows, in its own way.
+
+Those "by hand" are what a careful user writes without a coordinator: the servers' own two-phase commit, in parallel on
+all branches, connections of their own from a plain queue, no reset, no log. Die between the two phases, and nobody
+knows what was decided. `local` commits on each database by itself: what atomicity costs is measured from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+from abc import ABC, abstractmethod
+
+from ..task import ROWS_PER_CLIENT, Task
+
+
+class _Contender:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._run, self._last = secrets.token_hex(4), 0
+
+    def name(self) -> str:
+        """A name for a transaction that no other has, in whichever process."""
+        self._last += 1
+        return f"bench-{self._run}-{self._last}"
+
+    def rows(self, client: int) -> range:
+        """The rows that this client updates on each branch, one a statement."""
+        first = client * ROWS_PER_CLIENT
+        return range(first, first + self.task.statements)
+
+
+class AsyncContender(_Contender, ABC):
+    """On asyncio."""
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def transact(self, client: int) -> None:
+        """One transaction, from its begin to its last commit."""
+
+    async def settle(self) -> None:
+        """Do what the transactions have left to be done behind them."""
+
+    async def close(self) -> None:
+        """Leave the servers in good order. What ends with the process need not be ended here."""
+
+
+class Contender(_Contender, ABC):
+    """In threads. The same verbs."""
+
+    @abstractmethod
+    def open(self) -> None: ...
+
+    @abstractmethod
+    def transact(self, client: int) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+#: Where each is: imported only in its own process, so that none carries another's drivers.
+PLACES = {
+    "nodoubt": "ours:AtOnce",
+    "nodoubt, in turn": "ours:InTurn",
+    "nodoubt, wait=decided": "ours:Decided",
+    "nodoubt, threads": "ours:Threads",
+    "nodoubt, one sweep": "ours:Sweep",
+    "by hand": "by_hand:ByHand",
+    "by hand, merged": "by_hand:Merged",
+    "by hand, merged, decision in a branch": "by_hand:DecisionInBranch",
+    "by hand, closed after prepare": "by_hand:Closing",
+    "by hand, psycopg pipelined": "by_hand:Pipelined",
+    "by hand, threads": "threads:InTurn",
+    "by hand, threads, in parallel": "threads:InParallel",
+    "SQLAlchemy twophase": "alchemy:TwoPhase",
+    "SQLAlchemy twophase, objects": "alchemy:Objects",
+    "local": "by_hand:Local",
+    "local, threads": "threads:Local",
+}
+BUN = "Bun"
+
+
+def make(task: Task) -> AsyncContender | Contender:
+    """The task's contender. KeyError if there is none of that name."""
+    module, _, name = PLACES[task.contender].partition(":")
+    contender = getattr(importlib.import_module(f".{module}", __package__), name)(task)
+    assert isinstance(contender, (AsyncContender, Contender))
+    return contender

@@ -1,0 +1,171 @@
+"""A transaction's branches as SQLAlchemy sees them, and the ORM sessions that take part in it.
+
+A session has two phases, as the transaction has. Before anybody votes it writes all that it holds (`flush`), and can do
+no more; when the outcome is known its listeners and its objects learn of it (`ended`). Its own commit is refused.
+
+Guarantees: a session's first phase is over before the first PREPARE is sent. One that the user made, and bound to our
+connection, takes part like those that we make, from its first statement on.
+
+Must not: send anything once the block has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.util.concurrency import await_, greenlet_spawn
+
+from ..engine.attempt import Attempt
+from ..engine.context import Context, log
+from ..engine.shell import AsyncShell, ThreadShell
+from ..errors import UsageError
+from ..ports import Reply
+from ..script import Script
+from .connection import AsyncBranchConnection, BranchConnection
+from .part import Part
+from .session import async_session_in, session_in
+
+Outcome = Literal["committed", "rolled back", "open"]  # open: staged, or in doubt
+_END: dict[Outcome, Callable[[Session], None]] = {
+    "committed": Session.commit,
+    "rolled back": Session.rollback,
+    "open": Session.close,
+}
+
+
+class _Both:
+    """What the two kinds share."""
+
+    def __init__(self, ctx: Context, attempt: Attempt, run: Callable[[Script[Any]], Any]) -> None:
+        self._ctx, self._attempt, self._run = ctx, attempt, run
+        self._parts: dict[str, Part] = {}
+        self._sessions: list[Session] = []
+        self._ending = False
+
+    def part(self, name: str) -> Part:
+        """The branch on that resource. Raises `ClosedTransaction` after the block."""
+        self._attempt.require_open()
+        if name not in self._parts:
+            self._parts[name] = Part(self._ctx, self._attempt, self._ctx.participant(name), self._run, self._enrol)
+        return self._parts[name]
+
+    def _enrol(self, part: Part, session: Session) -> None:
+        if any(one is session for one in self._sessions):
+            return
+        self._sessions.append(session)
+
+        def refuse(session: Session) -> None:
+            if not self._ending and not session.in_nested_transaction():
+                part.refuse("session.commit()", "leave it out, or write flush()")
+
+        event.listen(session, "before_commit", refuse)
+
+    def _flush(self) -> None:
+        """As SQLAlchemy's own first phase of two: `before_commit`, then flushes until there is nothing left."""
+        if not all(part.sound for part in self._parts.values()):
+            return
+        self._ending = True
+        try:
+            for session in self._sessions:
+                begun = session.get_transaction()
+                if begun is not None:
+                    begun._prepare_impl()  # `prepare` itself wants connections of SQLAlchemy's own two-phase kind
+                    _refuse_strangers(begun)
+        finally:
+            self._ending = False
+
+    def _ended(self, outcome: Outcome) -> None:
+        """Listeners are told, and objects are what they are in the database.
+
+        A listener that fails is logged: it is too late to change anything.
+        """
+        for session in self._sessions:
+            begun = session.get_transaction()
+            if begun is None:
+                continue
+            # The user has rolled back there already, or the session's work lies behind a savepoint: it has no say.
+            spent = any(one.get_transaction() is None or one.in_nested_transaction() for one in begun.connections)
+            keep, session.expire_on_commit = session.expire_on_commit, False  # nothing can be loaded again
+            try:
+                _END["open" if spent else outcome](session)
+            except Exception:
+                log.exception("a session could not be told that its transaction was %s", outcome)
+            finally:
+                session.expire_on_commit = keep
+
+
+def _refuse_strangers(begun: SessionTransaction) -> None:
+    if not all(isinstance(connection, BranchConnection) for connection in begun.connections):
+        raise UsageError(
+            "a session works both in this transaction and on an engine outside of it, whose half could commit alone: "
+            "give that engine to the coordinator as well, or use a session of its own for it"
+        )
+
+
+class Parts(_Both):
+    """For threads."""
+
+    def __init__(self, ctx: Context, attempt: Attempt, shell: ThreadShell) -> None:
+        super().__init__(ctx, attempt, shell.run)
+
+    def execute(self, name: str, statement: Any, params: Any) -> Reply:
+        return self.part(name).execute_core(statement, params)
+
+    def connection(self, name: str) -> BranchConnection:
+        return self.part(name).connection
+
+    def session(self, name: str, maker: sessionmaker[Any] | None, options: dict[str, Any]) -> Session:
+        part = self.part(name)
+        session = session_in(part, maker, options)
+        part.enrol(session)
+        return session
+
+    def flush(self) -> None:
+        """Before the votes."""
+        self._flush()
+
+    def ended(self, outcome: Outcome) -> None:
+        """When the outcome is known."""
+        self._ended(outcome)
+
+
+class AsyncParts(_Both):
+    """For asyncio: SQLAlchemy's own code runs in a greenlet, and awaits there what the branch does."""
+
+    def __init__(self, ctx: Context, attempt: Attempt, shell: AsyncShell) -> None:
+        super().__init__(ctx, attempt, lambda script: await_(shell.run(script)))
+        self._connections: dict[str, AsyncBranchConnection] = {}
+
+    async def execute(self, name: str, statement: Any, params: Any) -> Reply:
+        return await greenlet_spawn(self.part(name).execute_core, statement, params)
+
+    def connection(self, name: str) -> AsyncBranchConnection:
+        part = self.part(name)
+        if name not in self._connections:
+            self._connections[name] = AsyncBranchConnection(part.home.asynchronous, part.connection)
+        return self._connections[name]
+
+    def session(self, name: str, maker: async_sessionmaker[Any] | None, options: dict[str, Any]) -> AsyncSession:
+        part = self.part(name)
+        session = async_session_in(part, self.connection(name), maker, options)
+        part.enrol(session.sync_session)
+        return session
+
+    async def flush(self) -> None:
+        """Before the votes."""
+        await greenlet_spawn(self._flush)
+
+    async def ended(self, outcome: Outcome) -> None:
+        """When the outcome is known."""
+        await greenlet_spawn(self._ended, outcome)
+
+
+@event.listens_for(Session, "after_begin")
+def _joined(session: Session, _: Any, connection: Any) -> None:
+    """A session that the user made, and bound to our connection."""
+    if isinstance(connection, BranchConnection):
+        connection.part.enrol(session)

@@ -1,0 +1,63 @@
+"""Our tables for Alembic: so that autogenerate neither drops nor makes them.
+
+In a project's `env.py`:
+
+    from nodoubt.contrib.alembic import include_object
+
+    context.configure(…, include_object=include_object)
+
+That is enough: our tables are left alone, and `nodoubt schema apply` keeps them. To have them among one's own, to
+compare or to draw them, put `metadata(dialect)` into `target_metadata` beside them; on PostgreSQL that takes
+`include_schemas=True`.
+
+Guarantees: `metadata` is what the numbered files of this release make; a test compares the two by reflection.
+
+Must not: be used to make the tables. A migration of ours has rules that Alembic does not know (`nodoubt.schema`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import MissingExtra, UsageError
+
+try:
+    import sqlalchemy as sa
+except ImportError:
+    raise MissingExtra("nodoubt.contrib.alembic", "sqlalchemy") from None
+
+from . import tables_mariadb, tables_postgres, tables_sqlite
+
+SCHEMA = "nodoubt"  # PostgreSQL's
+PREFIX = "nodoubt_"  # where there are no schemas
+_TABLES = {
+    "postgresql": tables_postgres,
+    "mariadb": tables_mariadb,
+    "mysql": tables_mariadb,
+    "sqlite": tables_sqlite,
+}
+
+
+def include_object(of: Any, name: str | None, kind: str, *_: Any) -> bool:  # noqa: ARG001 - Alembic's signature
+    """Alembic's hook: everything but our tables. A project with a hook of its own asks `is_ours` there."""
+    table = of if kind == "table" else getattr(of, "table", None)
+    return table is None or not is_ours(table)
+
+
+def is_ours(table: Any) -> bool:
+    """Whether a table is one of ours: in the schema `nodoubt`, or with a name that begins with `nodoubt_`."""
+    return bool(table.schema == SCHEMA or table.name.startswith(PREFIX))
+
+
+def metadata(dialect: str, *, journal: bool = True) -> sa.MetaData:
+    """Our tables on this SQLAlchemy dialect. `journal`: False for a database that only takes part.
+
+    Raises `UsageError` for a dialect on which there are none.
+    """
+    if dialect not in _TABLES:
+        raise UsageError(f"there are no tables for {dialect!r}: name {', '.join(_TABLES)}")
+    made = sa.MetaData()
+    _TABLES[dialect].participant(made)
+    if journal:
+        _TABLES[dialect].journal(made)
+    return made

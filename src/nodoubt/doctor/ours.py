@@ -1,0 +1,145 @@
+"""Our own tables in a database: what a journal, and what a participant, says.
+
+Must not: write, or be acted on: what is read plainly may not be flushed yet.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from ..engine.context import chunks
+from ..errors import NoDoubtError, SchemaMismatch
+from ..journals.sql import ATTEMPTS_PER_STATEMENT
+from ..ports import Journal, Resource, Session, StatementFailed
+from ..protocol.records import Standing
+from ..script import Script
+from . import facts as f
+
+_PARTICIPANT_TABLES = frozenset({"identity", "receipts"})
+_DENIED = frozenset({"42501", "1044", "1142", "1143"})
+
+
+def hidden(facts: f.Facts, tables: dict[str, bool]) -> f.Facts:
+    """With a gap for those of our tables that may not be read."""
+    names = sorted(name for name, readable in tables.items() if not readable)
+    return _with_gap(facts, f"our own tables: {', '.join(names)}") if names else facts
+
+
+def takes_part(tables: Iterable[str]) -> bool:
+    """Whether there is what a participant has."""
+    return not _PARTICIPANT_TABLES.isdisjoint(tables)
+
+
+def readable(facts: f.Facts, reading: Script[f.Facts]) -> Script[f.Facts]:
+    """What the script finds; or, where our tables may not be read or are of another version, that."""
+    try:
+        return (yield from reading)
+    except (NoDoubtError, StatementFailed) as error:
+        if _code(error) in _DENIED:
+            return _with_gap(facts, f"our own tables ({error})")
+        if isinstance(error, SchemaMismatch):
+            return msgspec.structs.replace(facts, broken=str(error))
+        raise
+
+
+def _with_gap(facts: f.Facts, what: str) -> f.Facts:
+    user = facts.server.user if facts.server is not None else "?"
+    advice = f"run what this prints: nodoubt schema sql --dialect {facts.kind} --role look --to {shlex.quote(user)}"
+    if facts.kind == "postgres":
+        role = '"' + user.replace('"', '""') + '"'
+        advice = f"GRANT USAGE ON SCHEMA nodoubt TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA nodoubt TO {role};"
+    return msgspec.structs.replace(facts, gaps=(*facts.gaps, f.Gap(what, advice)))
+
+
+def _code(error: BaseException) -> str:
+    """The server's own code, wherever it was wrapped."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StatementFailed):
+            return cause.code
+        cause = cause.__cause__
+    return ""
+
+
+# ---- a journal ------------------------------------------------------------------------------------
+
+
+def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.Facts]:
+    """What stands in it, but for its epoch: see `epoch_of`."""
+    cluster = yield from journal.cluster(session)
+    version = yield from journal.tables.version(session)
+    assert version is not None  # or there would be no cluster
+    floor = yield from journal.floor(session)
+    commits = yield from journal.open_commits(session, "", f.OPEN_MAX + 1)
+    names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
+    held = yield from journal.quarantined(session, f.QUARANTINED_MAX + 1)
+    registered = yield from journal.registered(session)
+    lists: tuple[tuple[str, Sequence[Any], int], ...] = (
+        ("decisions that have not ended", commits, f.OPEN_MAX),
+        ("names without a decision", names, f.UNDECIDED_MAX),
+        ("what is quarantined", held, f.QUARANTINED_MAX),
+    )
+    cut = tuple(f"{what}: the first {most}" for what, rows, most in lists if len(rows) > most)
+    found = f.Journal(
+        cluster=cluster,
+        version=version.stands,
+        epoch=0,
+        floor=floor,
+        open_commits=tuple(commits[: f.OPEN_MAX]),
+        names=tuple(names[: f.UNDECIDED_MAX]),
+        quarantined=tuple(held[: f.QUARANTINED_MAX]),
+        registered=tuple(f.Registered(key, name, one.server, one.epoch) for key, (name, one) in registered.items()),
+    )
+    return msgspec.structs.replace(facts, journal=found, cut=(*facts.cut, *cut))
+
+
+def told(
+    facts: f.Facts, journal: Journal, session: Session, attempts: Sequence[str], marks: Iterable[str]
+) -> Script[f.Facts]:
+    """With its epoch, which of the participants' marks it has never given out, and what it has decided of attempts.
+
+    Read after the participants: one that shows a later epoch than is read here has not just been started.
+    """
+    assert facts.journal is not None
+    epoch = yield from journal.epoch(session)
+    strange: tuple[str, ...] = ()
+    for mark in sorted(set(marks)):
+        minted = yield from journal.minted(session, mark)
+        strange += () if minted else (mark,)
+    decided: dict[str, Standing] = (yield from journal.look(session, attempts)) if attempts else {}
+    staged = {}
+    for some in chunks(attempts, ATTEMPTS_PER_STATEMENT):
+        staged.update((yield from journal.staged(session, some)))
+    found = msgspec.structs.replace(
+        facts.journal, epoch=epoch.number, strange_marks=strange, decided=decided, staged=staged
+    )
+    return msgspec.structs.replace(facts, journal=found)
+
+
+def ended(journal: f.Journal) -> set[tuple[str, str]]:
+    """The attempts, with their cluster, of which every branch had proved itself when the journal was read."""
+    return {(journal.cluster, attempt) for attempt, standing in journal.decided.items() if standing.ended}
+
+
+# ---- a participant --------------------------------------------------------------------------------
+
+
+def identity_of(facts: f.Facts, resource: Resource, session: Session) -> Script[f.Facts]:
+    """What it says about itself, and what its server says it is."""
+    stored = yield from resource.identity(session)
+    if stored is None:
+        return facts
+    server = yield from resource.server(session)
+    found = f.Identity(
+        resource_id=stored.resource_id,
+        cluster=stored.cluster,
+        epoch=stored.epoch,
+        mark=stored.mark,
+        server=stored.server,
+        server_now=server,
+    )
+    return msgspec.structs.replace(facts, identity=found)

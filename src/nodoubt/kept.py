@@ -1,0 +1,78 @@
+"""Statements of ours that a session keeps prepared: PostgreSQL plans each text anew, which costs more than to run it.
+
+Guarantees: a kept statement is complete as text, and is sent as that wherever a session can't hold prepared ones
+(`session.kept` is None), or may not hold them any more (`session.stained`).
+
+Must not: take a text that is not our own, or a value that is not a literal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .ports import Session, StatementFailed
+from .script import Script, do
+
+_WHO = "SELECT pg_catalog.pg_backend_pid()"
+
+
+class Kept:
+    """A statement with places for literals; called with them it gives its text."""
+
+    __slots__ = ("_at", "_pieces", "declared", "name")
+
+    def __init__(self, name: str, count: int, build: Callable[..., str]) -> None:
+        """`build` makes the text from what stands in its `count` places; the server shows `nodoubt_` and `name`."""
+        self.name = f"nodoubt_{name}"
+        self.declared = build(*(f"${place + 1}" for place in range(count)))
+        # No name of a database or table has a NUL in it.
+        pieces = build(*(f"\0{place}\0" for place in range(count))).split("\0")
+        self._pieces, self._at = pieces, [(at, int(pieces[at])) for at in range(1, len(pieces), 2)]
+
+    def __call__(self, *values: str) -> str:
+        pieces = self._pieces.copy()
+        for at, place in self._at:
+            pieces[at] = values[place]
+        text = _Text("".join(pieces))
+        text.kept, text.values = self, values
+        return text
+
+
+class _Text(str):
+    """What a `Kept` has said, and with which values."""
+
+    __slots__ = ("kept", "values")
+
+    kept: Kept
+    values: tuple[str, ...]
+
+
+def message(session: Session, statements: Sequence[str]) -> Script[str]:
+    """The statements, `;` between them, in the form that is best for this session.
+
+    Those it has not prepared yet cost a message of their own. Raises what `session.run` raises.
+    """
+    kept = [one.kept for one in statements if isinstance(one, _Text)]
+    if not kept or getattr(session, "kept", None) is None or getattr(session, "stained", False):
+        return "; ".join(statements)
+    new = [one for one in dict.fromkeys(kept) if one.name not in session.kept]  # type: ignore[attr-defined]
+    if new and not (yield from _keep(session, new)):
+        return "; ".join(statements)
+    said = [
+        f"EXECUTE {one.kept.name}({', '.join(one.values)})" if isinstance(one, _Text) else one for one in statements
+    ]
+    return "; ".join(said)
+
+
+def _keep(session: Any, new: Sequence[Kept]) -> Script[bool]:
+    """Prepare them. False where the session can't be made to hold them: then it is not asked again."""
+    before, session.kept = session.kept, None
+    try:
+        who, *_ = yield from do(session, "run", "; ".join((_WHO, *(f"PREPARE {n.name} AS {n.declared}" for n in new))))
+    except StatementFailed:
+        return False
+    if who.scalar() != session.connection_id:
+        return False  # a pooler stands between: the next message may meet another server session
+    session.kept = before | {one.name for one in new}
+    return True

@@ -1,0 +1,207 @@
+"""What an account must be able to do, duty by duty: each fails by name where a right is missing.
+
+A duty raises, or says what went wrong, so that whoever takes a right away sees which duty needs it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kit import QUICK, Database
+from nodoubt import Coordinator, NoDoubtError, Settings, State, wiring
+from nodoubt.doctor import examine
+from nodoubt.engine import ends, start
+from nodoubt.engine.context import using
+from nodoubt.engine.survey import survey
+from nodoubt.protocol.records import Quarantined
+from nodoubt.url import parse_url
+from nodoubt.xid import new_attempt
+
+Places = Sequence[Database]  # a and b; the journal is in a
+Duty = Callable[..., None]
+SOON = replace(QUICK, decide_s=1)  # what is denied stays so
+FORGETFUL = replace(SOON, retention_s=1e-9)
+_numbers = itertools.count()
+
+
+class Failed(Exception):
+    """A duty that was not done."""
+
+
+def coordinator(places: Places, settings: Settings = SOON) -> Coordinator:
+    return Coordinator({one.name: one.url for one in places}, recovery=False, settings=settings)
+
+
+def _move(tx: Any, account: int = 0) -> None:
+    tx["a"].execute(f"update accounts set balance = balance - 1 where id = {account}")
+    tx["b"].execute(f"update accounts set balance = balance + 1 where id = {account}")
+
+
+def _name() -> str:
+    return f"n{next(_numbers)}"
+
+
+def begin(places: Places, by: Places | None = None) -> None:
+    """Open twice: the second finds what the first has written. `by`: as whom."""
+    for _ in range(2):
+        with coordinator(by or places) as db:
+            db.setup()
+
+
+def commit_at_once(places: Places) -> None:
+    with coordinator(places) as db, db.transaction() as tx:
+        _move(tx)
+
+
+def commit_in_one_database(places: Places) -> None:
+    with coordinator(places) as db:
+        for name in "ab":
+            with db.transaction() as tx:
+                tx[name].execute("update accounts set balance = balance where id = 0")
+            _clean(db.status(tx.attempt).complete, "a receipt")
+
+
+def settle(places: Places) -> None:
+    """A doubt ends: one that committed in one database, and one that nobody will ever see again."""
+    with coordinator(places) as db:
+        with db.transaction() as tx:
+            tx["b"].execute("update accounts set balance = balance where id = 0")
+        _clean(db.settle(tx.attempt).state is State.COMMITTED, "a receipt")
+        _clean(db.settle(new_attempt()).state is State.ABORTED, "a fence")
+
+
+def stage_and_decide(places: Places) -> None:
+    name = _name()
+    with coordinator(places) as db:
+        with db.begin_distributed(name) as tx:
+            _move(tx)
+        _clean(db.commit_distributed(name).complete, "phase two")
+        _clean(bool(db.transactions()) and bool(db.events(tx.attempt)), "the trail")
+        with db.begin_distributed(name, reuse=True) as tx:
+            _move(tx)
+        db.rollback_distributed(name)
+
+
+def recover(places: Places, by: Places | None = None) -> None:
+    """What was abandoned, due, and decided but not carried out."""
+    from rules.mutants import out_of_reach
+
+    with coordinator(places) as db, db.begin_distributed(_name(), deadline=0.001) as tx:
+        _move(tx)
+    with coordinator(places) as db, out_of_reach("a", "b"):
+        name = _name()
+        with db.begin_distributed(name) as tx:
+            _move(tx, account=1)
+        db.commit_distributed(name)
+    with coordinator(by or places) as db:
+        db.recover(grace=0)
+        report = db.recover(grace=0)
+        _clean(report.clean, str(report.trouble))
+    for place in places:
+        _clean(not place.prepared(), f"branches on {place.name}")
+
+
+def quarantine(places: Places, by: Places | None = None) -> None:
+    with coordinator(by or places) as db:
+        entry, journal = Quarantined(new_attempt(), 0, "a", "a test", 0.0), db._ctx.journal
+        for _ in range(2):
+            db._shell.run(using(db._ctx.journal_pool, lambda s: journal.quarantine(s, entry)))
+        db.clear_quarantined(entry.attempt, 0, by="me")
+        _clean(entry.attempt not in {one.attempt for one in db.quarantined()}, "clearing")
+
+
+def forget(places: Places, by: Places | None = None) -> None:
+    """Retention: everything that has ended goes, receipts and epochs too."""
+    with coordinator(places) as db:
+        for name in (_name(), _name()):
+            with db.begin_distributed(name) as tx:
+                _move(tx)
+            db.commit_distributed(name)
+        for name in "ab":
+            with db.transaction() as tx:
+                tx[name].execute("update accounts set balance = balance where id = 0")
+    with coordinator(by or places, FORGETFUL) as db:
+        db.recover(grace=0)
+        db._shell.run(start.renew(db._ctx))
+        gone = db._shell.run(ends.retire(db._ctx))
+        _clean(gone > 0, "nothing was forgotten")
+    for place in places:
+        table = "nodoubt.receipts" if place.kind == "postgres" else "nodoubt_receipts"
+        _clean(place.query(f"select count(*) from {table} where alone")[0][0] == 0, f"receipts on {place.name}")
+
+
+def look(places: Places, by: Places | None = None) -> None:
+    """Ask what there is, and examine the databases; nothing is changed."""
+    name = _name()
+    with coordinator(places) as db:
+        with db.begin_distributed(name) as tx:
+            _move(tx)
+        try:
+            _ask(by or places, name, tx.attempt)
+            _examine(by or places)
+        finally:
+            db.rollback_distributed(name)
+
+
+def _ask(places: Places, name: str, attempt: str) -> None:
+    urls = {one.name: one.url for one in places}
+    with Coordinator(urls, recovery=False, read_only=True, settings=SOON) as db:
+        _clean(db.status(name).state is State.PREPARED, "the state of a name")
+        _clean(any(one.name == name for one in db.transactions()), "the list of names")
+        _clean(bool(db.events(attempt)), "the trail")
+        db.quarantined()
+    with wiring.onlooker(urls, None, SOON) as (ctx, shell):
+        journal, found = shell.run(survey(ctx))
+    for error in (journal.error, *(one.error for one in found)):
+        if error is not None:
+            raise error
+
+
+def _examine(places: Places) -> None:
+    with wiring.patients({one.name: parse_url(one.url) for one in places}) as (patients, shell):
+        seen = shell.run(examine(patients, wiring.SystemClock()))
+    for one in seen:
+        advice = [gap.advice for gap in one.gaps if "GRANT" in gap.advice or "schema sql" in gap.advice]
+        _clean(one.error is None and one.broken is None and not advice, f"{one.name} denied: {one.error} {advice}")
+        _clean(bool(one.prepared), f"{one.name} denied: the branch")
+        _clean(one.identity is not None, f"{one.name} denied: who it is")
+    _clean(seen[0].journal is not None, f"{seen[0].name} denied: the journal")
+
+
+DUTIES: tuple[Duty, ...] = (
+    begin,
+    commit_at_once,
+    commit_in_one_database,
+    settle,
+    stage_and_decide,
+    recover,
+    quarantine,
+    forget,
+)
+
+
+def _clean(done: bool, what: str) -> None:
+    if not done:
+        raise Failed(what)
+
+
+def tidy(places: Places) -> None:
+    """What a duty that failed has left: everything is decided and carried out."""
+    with coordinator(places) as db:
+        for one in db.transactions(state=State.PREPARED):
+            db.rollback_distributed(one.name)
+        db.recover(grace=0)
+        _clean(db.recover(grace=0).clean, "what a duty has left")
+
+
+def missed(places: Places, duties: Sequence[Duty] = DUTIES, **by: Places) -> str:
+    """The first duty that fails, and how; "" if none does."""
+    for duty in duties:
+        try:
+            duty(places, **by)
+        except (NoDoubtError, Failed) as error:
+            return f"{duty.__name__}: {error}"
+    return ""
