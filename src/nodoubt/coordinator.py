@@ -14,9 +14,9 @@ from typing import Any, Self, TypeVar, overload
 
 from . import wiring
 from .config import for_program
-from .engine import cautions, ends, leaving, questions, reaper, settle, start, sweep, verbs
+from .engine import cautions, ends, leaving, questions, reaper, start, sweep, verbs
 from .engine.attempt import Attempt
-from .engine.context import Context, Settings, log
+from .engine.context import Context, Settings
 from .engine.leaving import Dropped
 from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
@@ -96,42 +96,12 @@ class _Base(Scripts):
         yield from cautions.look(self._ctx)
         yield from self._now_and_then()
 
-    def _steps_turn(self) -> Script[None]:
-        """Behind, and apart from the sweeps: a compensation that hangs must not keep a prepared branch waiting."""
-        if self._not_ready is not None:
-            return
-        try:
-            yield from self._undo_script()
-        except NoDoubtError as error:
-            log.warning("no steps were undone in this turn: %s", error)
-
-    def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
-        ctx = self._writable()
-        yield from ends.flush_or_keep(ctx)
-        reaped = yield from reaper.reap(ctx)
-        report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
-        report.reaped = reaped.reaped
-        report.prepared, report.rolled_back = (
-            count + reaped.rolled_back for count in (report.prepared, report.rolled_back)
-        )
-        report.trouble = reaped.trouble | report.trouble
-        try:
-            report.steps = yield from self._undo_script(grace_s)
-        except NoDoubtError as error:
-            report.trouble["steps"] = str(error)
-        yield from self._now_and_then()
-        return report
-
     def _now_and_then(self) -> Script[None]:
         """Forget what is old, and begin a new epoch: only a backup from before it can then be restored unnoticed."""
         self._turns += 1
         if self._turns % SELDOM == 0:
             yield from ends.retire(self._ctx)
             yield from start.renew(self._ctx)
-
-    def _settle_script(self, attempt: str) -> Script[Result]:
-        result = yield from settle.settle(self._writable(), attempt)
-        return (yield from self._undone(1, result))
 
     def _events_script(self, attempt: str) -> Script[list[Event]]:
         ctx = self._ready()

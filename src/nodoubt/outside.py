@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from .engine import readiness, reaper, resolve, verbs
-from .engine.context import Context
+from .engine import ends, readiness, reaper, resolve, settle, sweep, verbs
+from .engine.context import Context, log
 from .engine.phases import Course, to_end
 from .engine.questions import State
 from .engine.reaper import ReapReport
 from .engine.shell import AsyncShell, ThreadShell
+from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import InDoubt, NoDoubtError, UsageError
 from .protocol.records import Call, Confirmation, Readiness, Verdict
@@ -35,6 +36,7 @@ class Scripts:
     _ctx: Context
     _runs: ThreadShell | AsyncShell
     _runner: Runner
+    _not_ready: NoDoubtError | None
     if TYPE_CHECKING:  # the coordinator's own
         begin_distributed: Any
         commit_distributed: Any
@@ -43,6 +45,9 @@ class Scripts:
         raise NotImplementedError
 
     def _writable(self) -> Context:
+        raise NotImplementedError
+
+    def _now_and_then(self) -> Script[None]:
         raise NotImplementedError
 
     def _finish_script(
@@ -98,6 +103,36 @@ class Scripts:
     def _undo_script(self, grace_s: float | None = None) -> Script[Undoing]:
         self._writable()
         return worker.turn(self._hand(grace_s))
+
+    def _steps_turn(self) -> Script[None]:
+        """Behind, and apart from the sweeps: a compensation that hangs must not keep a prepared branch waiting."""
+        if self._not_ready is not None:
+            return
+        try:
+            yield from self._undo_script()
+        except NoDoubtError as error:
+            log.warning("no steps were undone in this turn: %s", error)
+
+    def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
+        ctx = self._writable()
+        yield from ends.flush_or_keep(ctx)
+        reaped = yield from reaper.reap(ctx)
+        report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
+        report.reaped = reaped.reaped
+        report.prepared, report.rolled_back = (
+            count + reaped.rolled_back for count in (report.prepared, report.rolled_back)
+        )
+        report.trouble = reaped.trouble | report.trouble
+        try:
+            report.steps = yield from self._undo_script(grace_s)
+        except NoDoubtError as error:
+            report.trouble["steps"] = str(error)
+        yield from self._now_and_then()
+        return report
+
+    def _settle_script(self, attempt: str) -> Script[Result]:
+        result = yield from settle.settle(self._writable(), attempt)
+        return (yield from self._undone(1, result))
 
     def _give_up_script(self, name: str, attempt: str) -> Script[Result]:
         return self._finish_script(name, Verdict.ABORT, attempt, "applied", "its external operation failed")

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from kit import QUICK, Database
-from nodoubt import Coordinator, NoDoubtError, Settings, State, wiring
+from nodoubt import Coordinator, NoDoubtError, Settings, State, compensation, step, wiring
 from nodoubt.doctor import examine
 from nodoubt.engine import ends, start
 from nodoubt.engine.context import using
 from nodoubt.engine.survey import survey
 from nodoubt.protocol.records import Quarantined
+from nodoubt.steps.undoing import undo as undo_all
 from nodoubt.url import parse_url
 from nodoubt.xid import new_attempt
 
@@ -24,6 +25,7 @@ Places = Sequence[Database]  # a and b; the journal is in a
 Duty = Callable[..., None]
 SOON = replace(QUICK, decide_s=1)  # what is denied stays so
 FORGETFUL = replace(SOON, retention_s=1e-9)
+IMPATIENT = replace(SOON, decide_s=0.2)
 _numbers = itertools.count()
 
 
@@ -83,6 +85,39 @@ def stage_and_decide(places: Places) -> None:
         with db.begin_distributed(name, reuse=True) as tx:
             _move(tx)
         db.rollback_distributed(name)
+
+
+@step("duties.reserve")
+def _reserve() -> str:
+    return "reserved"
+
+
+@compensation("duties.release")
+def _release() -> None:
+    return None
+
+
+def call_and_confirm(places: Places) -> None:
+    name = _name()
+    with coordinator(places, IMPATIENT) as db:
+        with db.begin_distributed(name, confirmations={"me"}) as tx:
+            _move(tx)
+        db.call(name, _reserve)
+        db.confirm(name, "me")
+        _clean(db.commit_distributed(name).complete, "phase two")
+
+
+def undo(places: Places, by: Places | None = None) -> None:
+    """What is aborted has its steps undone."""
+    name = _name()
+    with coordinator(places, IMPATIENT) as db:
+        with db.begin_distributed(name) as tx:
+            _move(tx)
+        db.call(name, _reserve, undo=_release)
+    with coordinator(by or places, IMPATIENT) as db:
+        db.rollback_distributed(name)
+        db._shell.run(undo_all(db._hand(grace_s=0), tx.attempt))
+        _clean(all(call.closed for call in db.steps(tx.attempt)), "the step")
 
 
 def recover(places: Places, by: Places | None = None) -> None:
@@ -152,6 +187,8 @@ def _ask(places: Places, name: str, attempt: str) -> None:
         _clean(db.status(name).state is State.PREPARED, "the state of a name")
         _clean(any(one.name == name for one in db.transactions()), "the list of names")
         _clean(bool(db.events(attempt)), "the trail")
+        db.steps(name)
+        db.confirmations(attempt)
         db.quarantined()
     with wiring.onlooker(urls, None, SOON) as (ctx, shell):
         journal, found = shell.run(survey(ctx))
@@ -177,6 +214,8 @@ DUTIES: tuple[Duty, ...] = (
     commit_in_one_database,
     settle,
     stage_and_decide,
+    call_and_confirm,
+    undo,
     recover,
     quarantine,
     forget,

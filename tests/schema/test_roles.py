@@ -17,11 +17,13 @@ from integration import test_transactions as whole
 from kit import make_database
 from nodoubt import Coordinator, NoDoubtError
 from nodoubt.schema import Grant, Part, Role, Tables, shipped
+from nodoubt.schema.grants import CHANGES
 from nodoubt.url import parse_url
 from schema import duties
 from schema.accounts import Guarded, another, dropped, guarded
 from schema.duties import (
     begin,
+    call_and_confirm,
     commit_at_once,
     commit_in_one_database,
     forget,
@@ -29,6 +31,7 @@ from schema.duties import (
     quarantine,
     recover,
     stage_and_decide,
+    undo,
 )
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +55,19 @@ NEEDED: dict[str, dict[str, duties.Duty]] = {
         "SELECT": commit_in_one_database,
         "INSERT": stage_and_decide,
         "UPDATE (undecided)": stage_and_decide,
+        "UPDATE (calls)": call_and_confirm,
         "DELETE": stage_and_decide,
+    },
+    "confirmations": {
+        "SELECT": recover,
+        **dict.fromkeys(("INSERT", "UPDATE (answer)", "UPDATE (why)", "UPDATE (at)"), call_and_confirm),
+        "DELETE": forget,
+    },
+    "calls": {
+        "SELECT": stage_and_decide,
+        "INSERT": call_and_confirm,
+        **{f"UPDATE ({column})": undo for column in CHANGES},
+        "DELETE": forget,
     },
     "resources": dict.fromkeys(
         ("SELECT", "INSERT", "UPDATE", "UPDATE (name)", "UPDATE (cluster)", "UPDATE (server)", "UPDATE (epoch)"), begin
@@ -74,7 +89,7 @@ NEEDED: dict[str, dict[str, duties.Duty]] = {
     },
     "SCHEMA nodoubt": {"USAGE": begin},
 }
-RECOVERY = (begin, recover, quarantine, forget)
+RECOVERY = (begin, undo, recover, quarantine, forget)
 
 
 def needed(one: Grant) -> duties.Duty:

@@ -42,7 +42,6 @@ from ..protocol.records import (
     Event,
     Mode,
     Quarantined,
-    Readiness,
     Staging,
     Standing,
     Verdict,
@@ -332,11 +331,6 @@ class MemoryStore(CallStore):
         found = [one for one in self.state.names.values() if one.attempt > after and one.attempt not in decisions]
         return sorted(found, key=lambda one: one.attempt)[:limit]
 
-    def _overdue(self, before: float, after: str, limit: int) -> list[Staging]:
-        refused = {c.attempt for c in self.state.confirmations.values() if c.answer is Readiness.REFUSED}
-        found = self._undecided(after, len(self.state.names))
-        return [one for one in found if one.deadline <= before or one.attempt in refused][:limit]
-
     def _list_staged(self, after: str, limit: int) -> list[tuple[Staging, Standing | None]]:
         newest_first = sorted(self.state.names.values(), key=lambda one: one.attempt, reverse=True)
         page = [one for one in newest_first if not after or one.attempt < after][:limit]
@@ -569,9 +563,6 @@ class MemoryJournal(CallJournal):
 
     def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
         return self._apply(session, "list_staged", after, limit)
-
-    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
-        return self._apply(session, "overdue", before, after, limit)
 
     # -- resources, quarantine, events
     def register(self, session: Session, name: str, identity: Identity) -> Script[None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..ports import BelowFloor, Conflict, Session
-from ..protocol.records import ANSWERED, Call, CallState, Confirmation, Readiness
+from ..protocol.records import ANSWERED, Call, CallState, Confirmation, Readiness, Staging
 from ..script import Script
 from . import trail
 
@@ -32,6 +32,14 @@ class CallStore:
         ready = all(one.answer is Readiness.CONFIRMED for one in asked) and all(c.state in ANSWERED for c in calls)
         if not ready or ((asked or calls) and not gated):
             raise BelowFloor("somebody has not confirmed, or a step has not been answered")
+
+    def _undecided(self, after: str, limit: int) -> list[Staging]:
+        raise NotImplementedError
+
+    def _overdue(self, before: float, after: str, limit: int) -> list[Staging]:
+        refused = {c.attempt for c in self.state.confirmations.values() if c.answer is Readiness.REFUSED}
+        found = self._undecided(after, len(self.state.names))
+        return [one for one in found if one.deadline <= before or one.attempt in refused][:limit]
 
     def _answer(self, attempt: str, who: str, answer: Readiness, why: str, at: float) -> Confirmation | None:
         state = self.state
@@ -93,6 +101,9 @@ class CallJournal:
 
     def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
         raise NotImplementedError
+
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+        return self._apply(session, "overdue", before, after, limit)
 
     def answer(
         self, session: Session, attempt: str, who: str, answer: Readiness, *, why: str, at: float

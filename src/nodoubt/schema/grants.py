@@ -49,7 +49,7 @@ class Grant:
 Rights = Mapping[str, Sequence[str]]  # of a table: SELECT, or UPDATE.column
 
 # What changes in a call's life; whose step it is, and what undoes it, does not.
-_CHANGES = (
+CHANGES = (
     "arguments", "state", "result", "error", "tries", "held_until", "claim", "worker", "changed_at", "version",
     "unfinished",
 )  # fmt: skip
@@ -68,7 +68,7 @@ _APP: Mapping[Part, Rights] = MappingProxyType(
             "decisions": ("SELECT", "INSERT", "UPDATE.confirms", "UPDATE.ended_at", "DELETE"),
             "names": ("SELECT", "INSERT", "UPDATE.undecided", "UPDATE.calls", "DELETE"),
             "confirmations": ("SELECT", "INSERT", "UPDATE.answer", "UPDATE.why", "UPDATE.at", "DELETE"),
-            "calls": ("SELECT", "INSERT", *(f"UPDATE.{column}" for column in _CHANGES), "DELETE"),
+            "calls": ("SELECT", "INSERT", *(f"UPDATE.{column}" for column in CHANGES), "DELETE"),
             "resources": ("SELECT", "INSERT", "UPDATE.name", "UPDATE.cluster", "UPDATE.server", "UPDATE.epoch"),
             "quarantine": ("SELECT", "INSERT", "UPDATE.resource", "UPDATE.why", "UPDATE.since", "UPDATE.cleared_by"),
             "events": ("SELECT", "INSERT", "DELETE"),

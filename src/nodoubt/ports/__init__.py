@@ -22,8 +22,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .errors import NoDoubtError, ResourceRefused
-from .protocol.records import (
+from ..protocol.records import (
     Call,
     Confirmation,
     Decision,
@@ -35,8 +34,16 @@ from .protocol.records import (
     Standing,
     Verdict,
 )
-from .script import Script
-from .xid import Xid
+from ..script import Script
+from ..xid import Xid
+from .answers import BelowFloor as BelowFloor
+from .answers import Conflict as Conflict
+from .answers import Failure as Failure
+from .answers import Refused as Refused
+from .answers import Shortcoming as Shortcoming
+from .answers import Unclear as Unclear
+from .answers import UnknownXid as UnknownXid
+from .answers import require_none as require_none
 
 # ---- what a server answers ------------------------------------------------------------------------
 
@@ -132,70 +139,7 @@ class Session(Protocol):
         ...
 
 
-# ---- what a resource answers ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortcoming:
-    """Why a database cannot, or may not, keep a promise. `refused`: it may not take part; else it is a warning.
-
-    `line`: the one line that mends it, where there is one, and `where` it belongs: a file, or "" for a statement.
-    """
-
-    what: str
-    advice: str
-    refused: bool = False
-    line: str = ""
-    where: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.advice}"
-
-
-def require_none(shortcomings: Sequence[Shortcoming], name: str) -> tuple[str, ...]:
-    """The warnings; raises `ResourceRefused` for the first that is more than one."""
-    for one in shortcomings:
-        if one.refused:
-            raise ResourceRefused(f"{name} cannot take part: {one}")
-    return tuple(map(str, shortcomings))
-
-
-class Refused(NoDoubtError):
-    """Surely not done. `retry`: the same may succeed later (a deadlock, a serialization failure, a full table)."""
-
-    def __init__(self, why: str, *, retry: bool = False) -> None:
-        super().__init__(why)
-        self.why = why
-        self.retry = retry
-
-
-class UnknownXid(Refused):
-    """The server knows no such prepared branch *in a way it will act on*. Never taken for success (I7)."""
-
-
-class Conflict(Refused):
-    """A row with this key stands already: somebody has decided, or fenced, or taken the name."""
-
-
-class BelowFloor(Refused):
-    """The attempt is older than what the journal still remembers: nothing may be decided for it any more."""
-
-
-class Unclear(NoDoubtError):
-    """No answer: it may have been done, or not, or be done later."""
-
-
-class Failure(Enum):
-    """What an error code means to us. Each resource has one table from codes to these."""
-
-    UNKNOWN_XID = "unknown xid"
-    HELD = "held by another session"
-    DUPLICATE = "duplicate key or xid"
-    TRANSIENT = "lost a race: deadlock, serialization, lock time-out"
-    FULL = "no room"
-    REFUSED = "not possible"
-    NO_FLOOR = "below the floor, or not in the transaction that was begun"
-    LOST = "connection lost"
+# ---- what a resource is told, and knows ------------------------------------------------------------
 
 
 class SavepointStep(Enum):
