@@ -31,11 +31,11 @@ class Transactions:
     def _read(self, session: Session, sql: str) -> Script[Reply]:
         """One SELECT, outside any transaction. What it shows may not be flushed yet: advice, never grounds to act."""
         try:
-            return (yield from self._ask(session, (sql,)))[-1]
+            return (yield from self._ask(session, sql))[-1]
         except StatementFailed as error:
             raise self._refusal(error) from error
 
-    def _ask(self, session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:
+    def _ask(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
         """One message. Raises `StatementFailed` as the server put it, or `Unclear`."""
         try:
             return (yield from do(session, "run", (yield from message(session, statements))))  # type: ignore[no-any-return]
@@ -50,7 +50,7 @@ class Transactions:
         """
         begin = self.dialect.begin_forced if forced else self.dialect.begin_unforced
         try:
-            replies = yield from self._ask(session, (begin, *statements, "COMMIT"))
+            replies = yield from self._ask(session, begin, *statements, "COMMIT")
         except StatementFailed as error:
             yield from self._rollback(session)
             raise self._refusal(error) from error
