@@ -78,13 +78,13 @@ class SqlJournal(Calls):
 
     def epoch(self, session: Session) -> Script[Epoch]:
         """The epoch as it stands. `SchemaMismatch` where this release may not, or no longer, work on our tables."""
-        current = (
-            f"SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
-            f"LEFT JOIN {self.dialect.table('epochs')} AS e ON e.number = j.counter "
-            f"WHERE j.item = {self.dialect.key('epoch')}"
-        )
+        epochs = self.dialect.table("epochs")
         try:
-            record, found = yield from self._ask(session, (self.tables.record_query(), current))
+            record, found = yield from self._ask(
+                session,
+                f"{self.tables.record_query()}; SELECT j.counter, e.mark FROM {self.dialect.table('journal')} AS j "
+                f"LEFT JOIN {epochs} AS e ON e.number = j.counter WHERE j.item = {self.dialect.key('epoch')}",
+            )
         except StatementFailed as error:
             raise self._refusal(error) from error
         # Every sweep comes by here: have the tables been migrated beyond this release since it began?
