@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .ports import Session, StatementFailed
+from .ports import Session
 from .script import Script, do
 
 _WHO = "SELECT pg_catalog.pg_backend_pid()"
@@ -66,12 +66,12 @@ def message(session: Session, statements: Sequence[str]) -> Script[str]:
 
 
 def _keep(session: Any, new: Sequence[Kept]) -> Script[bool]:
-    """Prepare them. False where the session can't be made to hold them: then it is not asked again."""
+    """Prepare them. False where the session can't be made to hold them. Unless it is True it is not asked again."""
     before, session.kept = session.kept, None
-    try:
-        who, *_ = yield from do(session, "run", "; ".join((_WHO, *(f"PREPARE {n.name} AS {n.declared}" for n in new))))
-    except StatementFailed:
-        return False
+    # What fails here would fail as text, too, and has failed the transaction if there is one: that is the caller's.
+    who, *_ = yield from do(
+        session, "run", "; ".join((_WHO, *(f"PREPARE {one.name} AS {one.declared}" for one in new)))
+    )
     if who.scalar() != session.connection_id:
         return False  # a pooler stands between: the next message may meet another server session
     session.kept = before | {one.name for one in new}

@@ -14,7 +14,7 @@ import pytest
 
 from nodoubt.ports import Conflict, Prepared, Refused, Unclear
 from nodoubt.protocol.records import Epoch, Verdict
-from nodoubt.resources import postgres as module
+from nodoubt.resources import postgres_sql as module
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script, do
 from nodoubt.testing.proxy import TcpProxy
