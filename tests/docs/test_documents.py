@@ -25,7 +25,7 @@ def test_every_file_that_a_document_names_exists() -> None:
 
 def test_the_readme_s_examples_on_sqlite_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    first, verbs = (example for example in examples if "sqlite:///shop.db" in example)
+    first, verbs, _ = (example for example in examples if "sqlite:///shop.db" in example)
     monkeypatch.chdir(tmp_path)
     import apsw
 

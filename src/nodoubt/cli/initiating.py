@@ -42,6 +42,13 @@ WORDS = {
     "sweep": "between two sweeps of recovery",
     "deadline": "what is staged and not decided by then is aborted",
     "retention": "for so long it is remembered how a transaction ended",
+    "step": "for a step, or what undoes it, without a timeout of its own",
+    "retry_first": "between two tries of a compensation; twice as long each time",
+    "retry_most": "but never longer than this",
+    "tries_max": "of a compensation; then it is parked for a human",
+    "unclaimed": "a compensation that no worker has the code for is parked after so long",
+    "held_warn": "staged work that holds its locks for longer is warned of",
+    "open_warn": "more undecided names than this are warned of",
 }
 
 
