@@ -49,6 +49,8 @@ def test_a_session_that_was_left_in_a_transaction_is_not_begun_on(world: Any) ->
 
 def test_rows_before_the_branch_are_committed_whatever_becomes_of_the_branch(world: Any, proxy: TcpProxy) -> None:
     session, work = world.session(proxy.url_for(world.url)), world.work()
+    world.drive(world.resource.begin(session, work, before=("SELECT 1",)))  # what it keeps it now has
+    world.drive(world.resource.rollback(session, work))
     before = proxy.round_trips
     world.drive(world.resource.begin(session, work, before=("INSERT INTO t VALUES (5, 5)", "UPDATE t SET v = 6")))
     assert proxy.round_trips == before + 1

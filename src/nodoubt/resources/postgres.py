@@ -44,7 +44,20 @@ from ..script import Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, refusal, require_durable, require_rows, warnings
 from .postgres_settings import SETTINGS, shortcomings
-from .postgres_sql import BEGIN, FORCED, PROOF, WAIT_BRIEFLY, WROTE, mark, receipt_row, some_receipts, text, unforced
+from .postgres_sql import (
+    BEGIN,
+    FORCED,
+    IS_PREPARED,
+    PREPARED,
+    PROOF,
+    WAIT_BRIEFLY,
+    WROTE,
+    mark,
+    receipt_row,
+    some_receipts,
+    text,
+    unforced,
+)
 from .postgres_statements import shape
 
 FENCE_TRIES_MAX = 3
@@ -334,14 +347,8 @@ class PostgresResource:
     # ---- recovery
 
     def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
-        """Ours, in this database: the view shows those of all, and a stranger's gid may look much like ours (I9)."""
-        which = "gid LIKE 'nd1.%'" if xid is None else f"gid = '{xid.gid}'"
-        (reply,) = yield from self._ask(
-            session,
-            "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 "
-            "FROM pg_catalog.pg_prepared_xacts "
-            f"WHERE database = pg_catalog.current_database() AND {which} ORDER BY prepared",
-        )
+        """Ours, in this database: the server shows those of all, and a stranger's gid may look much like ours (I9)."""
+        (reply,) = yield from self._ask(session, PREPARED if xid is None else IS_PREPARED(f"'{xid.gid}'"))
         parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
         return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None and xid.cluster == cluster)
 
@@ -500,7 +507,7 @@ class PostgresResource:
     def _ask(self, session: Session, sql: str) -> Script[tuple[Reply, ...]]:
         """A plain question, outside a transaction."""
         try:
-            return (yield from do(session, "run", sql))  # type: ignore[no-any-return]
+            return (yield from do(session, "run", (yield from message(session, (sql,)))))  # type: ignore[no-any-return]
         except SessionLost as error:
             raise self._unavailable(error) from error
         except StatementFailed as error:

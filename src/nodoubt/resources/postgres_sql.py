@@ -41,6 +41,22 @@ RECEIPT = Kept(
         f"(attempt, branch, verdict, epoch, alone) VALUES ({attempt}, {branch}, {verdict}, {epoch}, {alone})"
     ),
 )
+UNFORCED = Kept(
+    "unforced",
+    1,
+    lambda process: (
+        "SELECT pg_catalog.set_config('synchronous_commit', CASE pg_catalog.pg_backend_pid() "
+        f"WHEN {process} THEN 'off' ELSE {FORCED_LEVEL} END, true)"
+    ),
+)
+# The function, not the view over it: that joins two catalogues, and is planned for longer than it runs.
+_PREPARED = (
+    "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 "
+    "FROM pg_catalog.pg_prepared_xact() AS p WHERE dbid = "
+    "(SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AND "
+)
+PREPARED = f"{_PREPARED} gid LIKE 'nd1.%' ORDER BY prepared"
+IS_PREPARED = Kept("is_prepared", 1, lambda gid: f"{_PREPARED} gid = {gid}")
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 WAIT_BRIEFLY = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
 
@@ -76,8 +92,7 @@ def unforced(session: Session, rows: Sequence[str]) -> list[str]:
     Behind a pooler the next message may go to another session, whose flush survives a crash that these rows don't:
     there they are forced.
     """
-    level = f"CASE pg_catalog.pg_backend_pid() WHEN {int(session.connection_id)} THEN 'off' ELSE {FORCED_LEVEL} END"
-    return [BEGIN, f"SELECT pg_catalog.set_config('synchronous_commit', {level}, true)", *rows, "COMMIT"]
+    return [BEGIN, UNFORCED(str(int(session.connection_id))), *rows, "COMMIT"]
 
 
 def mark(work: Work) -> str:
