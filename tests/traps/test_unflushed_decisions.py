@@ -105,7 +105,7 @@ def test_a_recoverer_that_acts_on_a_plain_look_commits_half(
     crash_after_one_branch(server, pair, url, LooksOnly)
     with coordinator(pair, url) as db:
         assert db.status("order").state is State.PREPARED, "the decision is gone"
-        assert db.recover(grace=0).rolled_back == 1
+        assert db.recover(grace=0).reaped == 1
         assert balances(pair) == [100, 130], "the mutant is not caught"
         with pytest.raises(OutcomeConflict):
             db.commit_distributed("order")
