@@ -40,13 +40,14 @@ class ReapReport:
 
 def reap(ctx: Context) -> Script[ReapReport]:
     """Abort whatever is overdue, once through the list. By a journal that was restored nothing is decided (I15)."""
-    lineage = yield from start.lineage(ctx)
-    report = ReapReport(trouble=lineage.trouble)
-    if lineage.restored:
-        return report
+    report = ReapReport()
     try:
         first = yield from _page(ctx, "", 1)
         if not first:
+            return report  # without a look at the databases, of which one may be frozen
+        lineage = yield from start.lineage(ctx)
+        report.trouble = lineage.trouble
+        if lineage.restored:
             return report
         middle = _somewhere_after(first[0].attempt)
         yield from _reap_between(ctx, report, middle, None)
