@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nodoubt
+import nodoubt.points as points_module
 from nodoubt import Notice, UsageError
 from nodoubt.points import KNOWN, AtPoint, Names, Point
 
@@ -93,3 +95,15 @@ def test_an_observer_acts_once_at_its_point_and_nowhere_else() -> None:
         exact.notice(notice(what, on))
         anywhere.notice(notice(what, on))
     assert acted == ["exact", "anywhere"]
+
+
+def test_the_other_branches_wait_at_the_step_before_and_no_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(points_module, "HOLD_MAX_S", 2.0)
+    caught: list[bool] = []
+    observer = AtPoint(Point.parse("P3.prepared@b"), lambda: caught.append(waits.is_alive()), hold=["a"])
+    waits = threading.Thread(target=observer.notice, args=[notice("prepare", "a")])
+    waits.start()
+    for what, on in (("prepare", "b"), ("prepare", "c"), ("work", "a"), ("prepared", "b")):
+        observer.notice(notice(what, on))
+    waits.join()
+    assert caught == [True]

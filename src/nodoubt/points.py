@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,10 +40,10 @@ KNOWN: dict[tuple[str, str], str] = {
     ("P9", "every branch proved"): "all are committed; the record still stands",
     ("P10", "ended"): "the record has ended",
 }
+STEP_BEFORE = {"prepared": "prepare", "branch committed": "commit"}  # where the others wait, for one to be alone
 HOLD_MAX_S = 60.0  # for a branch that waits for its process to be killed
 
 _FORM = re.compile(r"(P[0-9]+)\.([a-z]+(?:-[a-z]+)*)(?:@(.+?))?(?:#([1-9][0-9]{0,8}))?", re.DOTALL)
-_STEP_BEFORE = {"prepared": "prepare", "branch committed": "commit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +116,18 @@ def die() -> None:
 class AtPoint:
     """An observer that acts, once, in the thread or task that reaches the point. What it does by default is to die.
 
-    `alone`: the other branches, which go on at the same time, wait at the step before, so that this one is caught
+    `hold`: resources whose branches, which go on at the same time, wait at the step before, so that this one is caught
     alone. They wait in their threads: for coordinators on asyncio, whose branches share one, it is not possible.
     """
 
-    def __init__(self, point: Point, act: Callable[[], None] = die, *, alone: bool = False) -> None:
+    def __init__(self, point: Point, act: Callable[[], None] = die, *, hold: Collection[str] = ()) -> None:
         self.point, self._act = point, act
         self._left = point.count
-        self._held_at = _STEP_BEFORE.get(point.what, "") if alone and point.on else ""
+        self._hold, self._held_at = frozenset(hold), STEP_BEFORE.get(point.what)
         self._lock = threading.Lock()
 
     def notice(self, notice: Notice) -> None:
-        if self._held_at and notice.what == self._held_at and _resource(notice) != self.point.on:
+        if notice.what == self._held_at and _resource(notice) in self._hold:
             threading.Event().wait(HOLD_MAX_S)
         if not self.point.fits(notice):
             return

@@ -70,10 +70,16 @@ class Play:
         return self.attempts.get(order.id) or ("" if listed is None else listed[0].attempt)
 
     def place_and_die(
-        self, order: Order, point: str, *, prepared: Collection[str], deadline: float | None = None
+        self,
+        order: Order,
+        point: str,
+        *,
+        prepared: Collection[str],
+        hold: tuple[str, ...] = (),
+        deadline: float | None = None,
     ) -> None:
         """A child places the order and is killed. `prepared`: where it must leave a prepared branch."""
-        job = Job(self.world, order, point, deadline)
+        job = Job(self.world, order, point, hold, deadline)
         with processes.start("nodoubt.demo.child") as child:
             try:
                 told, complaint = child.communicate(msgspec.json.encode(job), CHILD_S)
@@ -258,7 +264,7 @@ def two_prepares_at_once(play: Play) -> None:
         "Now the journal is a database of its own, so that no branch carries the decision. Both branches prepare at "
         "the same time. The shop's is done, the warehouse's is held back by a hair when the process dies."
     )
-    play.place_and_die(order, "P3.prepared@shop", prepared=["shop"])
+    play.place_and_die(order, "P3.prepared@shop", hold=("warehouse",), prepared=["shop"])
     play.recover()
     play.end(order)
 
@@ -285,7 +291,7 @@ def half_way_through_phase_two(play: Play) -> None:
     stage.act("Killed between two commits")
     order = play.order(CUPS, committed=True)
     stage.say("The warehouse has committed. The shop was just about to.")
-    play.place_and_die(order, "P7.branch-committed@warehouse", prepared=["shop"])
+    play.place_and_die(order, "P7.branch-committed@warehouse", hold=("shop",), prepared=["shop"])
     stage.say(
         "A reader of both databases sees half an order now; without the decision in the journal nobody could tell "
         "which half is right. Recovery can: it was decided."

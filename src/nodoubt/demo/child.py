@@ -19,11 +19,12 @@ from .world import Order, World, place_order
 
 
 class Job(msgspec.Struct, frozen=True):
-    """All that a child needs. `point`: where it dies, by its name in `points`; the branch that it names dies alone."""
+    """All that a child needs. `point`: where it dies, by its name in `points`. `hold`: as `points.AtPoint` has it."""
 
     world: World
     order: Order
     point: str
+    hold: tuple[str, ...] = ()
     deadline: float | None = None
 
 
@@ -50,7 +51,7 @@ class Teller(AtPoint):
 def main() -> None:
     """Place the order, as far as one gets."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    with job.world.coordinator(observer=Teller(Point.parse(job.point), alone=True)) as db:
+    with job.world.coordinator(observer=Teller(Point.parse(job.point), hold=job.hold)) as db:
         place_order(db, job.world, job.order, deadline=job.deadline)
 
 

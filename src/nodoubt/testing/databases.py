@@ -1,0 +1,101 @@
+"""Throw-away databases by kind: a SQLite file, or a fresh database on a server that this process shares.
+
+    with throw_away({"shop": "sqlite", "stock": "postgres"}, "sqlite") as at:
+        Coordinator(at.resources, journal=at.journal)
+
+Guarantees: a server is started when somebody first asks for its kind, and ends with this process; a database is gone
+when its block ends, with whatever was left prepared in it. A URL is taken as it is, and nothing of it is removed.
+
+Must not: import a driver.
+"""
+
+from __future__ import annotations
+
+import atexit
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from .servers import MariaDBServer, PostgresServer, Server
+
+_SERVERS: Mapping[str, type[Server]] = {
+    "postgres": PostgresServer,
+    "postgresql": PostgresServer,
+    "mariadb": MariaDBServer,
+}
+KINDS = ("sqlite", *_SERVERS)
+
+_started: dict[type[Server], Server] = {}
+_lock = threading.Lock()
+
+
+def shared_server(kind: str) -> Server:
+    """This process's server of a kind, `postgres` or `mariadb`, running. Raises `ServerNotInstalled`."""
+    which = _SERVERS[kind]
+    with _lock:
+        if which not in _started:
+            _started[which] = which().start()
+            atexit.register(_started[which].stop)
+        server = _started[which]
+        if not server.running:
+            server.restart()  # whoever has killed it is done
+        return server
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """URLs by resource's name, and what to give as `journal=`."""
+
+    resources: dict[str, str]
+    journal: str | None
+
+
+@contextmanager
+def throw_away(resources: Mapping[str, str], journal: str | None = None) -> Iterator[Places]:
+    """Fresh databases for those that are given as a kind. `journal`: a resource's name, a kind, or a URL."""
+    require_places(resources, journal)
+    with ExitStack() as stack:
+        made = {name: stack.enter_context(fresh(given)) for name, given in resources.items()}
+        if journal is not None and journal not in resources:
+            journal = stack.enter_context(fresh(journal))
+        yield Places(made, journal)
+
+
+def require_places(resources: Mapping[str, str], journal: str | None) -> None:
+    """Raise `UsageError` for what is neither a kind nor a URL."""
+    given = {f"the resource {name!r}": one for name, one in resources.items()}
+    if journal is not None and journal not in resources:
+        given["the journal"] = journal
+    for what, one in given.items():
+        if one not in KINDS and "://" not in one:
+            raise UsageError(f"{what} is a kind of throw-away database ({', '.join(KINDS)}) or a URL, not {one!r}")
+
+
+@contextmanager
+def fresh(given: str) -> Iterator[str]:
+    """The URL of a fresh database of that kind; a URL is given back as it is."""
+    if "://" in given:
+        yield given
+    elif given == "sqlite":
+        with tempfile.TemporaryDirectory(prefix="nodoubt-") as folder:
+            yield f"sqlite:///{Path(folder).resolve()}/{secrets.token_hex(4)}.db"
+    else:
+        server = shared_server(given)
+        name = f"t_{secrets.token_hex(8)}"
+        try:
+            yield server.url(name)
+        finally:
+            _quietly(lambda: server.drop(name))
+
+
+def _quietly(drop: Callable[[], None]) -> None:
+    """A server that its test has killed takes its databases along in the end."""
+    try:
+        drop()
+    except Exception:
+        return
