@@ -15,13 +15,13 @@ import atexit
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from .servers import MariaDBServer, PostgresServer, Server
+from .servers import MariaDBServer, PostgresServer, Server, ServerError
 
 _SERVERS: Mapping[str, type[Server]] = {
     "postgres": PostgresServer,
@@ -39,11 +39,10 @@ def shared_server(kind: str) -> Server:
     which = _SERVERS[kind]
     with _lock:
         if which not in _started:
-            _started[which] = which().start()
+            _started[which] = which()
             atexit.register(_started[which].stop)
-        server = _started[which]
-        if not server.running:
-            server.restart()  # whoever has killed it is done
+        server = _started[which].start()  # also again: somebody may have killed it
+        server.thaw()
         return server
 
 
@@ -81,7 +80,10 @@ def fresh(given: str) -> Iterator[str]:
     """The URL of a fresh database of that kind; a URL is given back as it is."""
     if "://" in given:
         yield given
-    elif given == "sqlite":
+        return
+    if given not in KINDS:
+        raise UsageError(f"a kind of throw-away database is one of {', '.join(KINDS)}, not {given!r}")
+    if given == "sqlite":
         with tempfile.TemporaryDirectory(prefix="nodoubt-") as folder:
             yield f"sqlite:///{Path(folder).resolve()}/{secrets.token_hex(4)}.db"
     else:
@@ -90,12 +92,6 @@ def fresh(given: str) -> Iterator[str]:
         try:
             yield server.url(name)
         finally:
-            _quietly(lambda: server.drop(name))
-
-
-def _quietly(drop: Callable[[], None]) -> None:
-    """A server that its test has killed takes its databases along in the end."""
-    try:
-        drop()
-    except Exception:
-        return
+            # What cannot be dropped, the server's end takes along.
+            with suppress(ServerError):
+                shared_server(given).drop(name)
