@@ -1,5 +1,5 @@
-"""Public aids for tests: real servers that can be killed, connections that can be cut, and a transaction of the user's
-own that is killed at every point of the protocol.
+"""Public aids for tests: real servers that can be killed, connections that can be cut, a transaction of the user's own
+that is killed at every point of the protocol, and a fake coordinator for tests that want none of this.
 
 Guarantees: importing this package starts nothing and imports no driver.
 
@@ -14,17 +14,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..points import Point
     from .crashes import Crash, CrashPointFailed, Exploration, crash_points, explore
+    from .fakes import AsyncFakeCoordinator, FakeCoordinator
+    from .memory import Statement
 
 _FROM = {
+    "AsyncFakeCoordinator": ".fakes",
     "Crash": ".crashes",
     "CrashPointFailed": ".crashes",
     "Exploration": ".crashes",
+    "FakeCoordinator": ".fakes",
     "Point": "..points",
+    "Statement": ".memory",
     "crash_points": ".crashes",
     "explore": ".crashes",
 }
 
-__all__ = ["Crash", "CrashPointFailed", "Exploration", "Point", "crash_points", "explore"]
+__all__ = [
+    "AsyncFakeCoordinator",
+    "Crash",
+    "CrashPointFailed",
+    "Exploration",
+    "FakeCoordinator",
+    "Point",
+    "Statement",
+    "crash_points",
+    "explore",
+]
 
 
 def __getattr__(name: str) -> Any:

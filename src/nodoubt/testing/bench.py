@@ -85,8 +85,9 @@ class ThreadBench(Bench):
         self._connect = connect
 
     def session(self) -> Session:
-        self.sessions.append(self._connect())
-        return self.sessions[-1]
+        session = self._connect()
+        self.sessions.append(session)
+        return session
 
     def start(self, script: Script[R]) -> Future[R]:
         return self.executor.submit(drive, script, executor=self.executor, watch=Watch())
