@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from cli.conftest import ENVIRONMENT
+from nodoubt.points import KNOWN
 from nodoubt.protocol.diagram import inserted
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +22,8 @@ def test_the_diagram_is_drawn_from_the_table() -> None:
 
 
 def test_every_file_that_a_document_names_exists() -> None:
-    for name in ("README.md", "ARCHITECTURE.md", "TESTING.md"):
-        for path in re.findall(r"\b(?:tests|src)/[\w./]*\w", (ROOT / name).read_text()):
+    for name in ("README.md", "ARCHITECTURE.md", "TESTING.md", "docs/testing-your-code.md"):
+        for path in re.findall(r"\b(?:tests|src|examples)/[\w./]*\w", (ROOT / name).read_text()):
             assert (ROOT / path).exists(), f"{name} names {path}"
 
 
@@ -40,3 +44,28 @@ def test_the_readme_s_examples_on_sqlite_run(tmp_path: Path, monkeypatch: pytest
     assert list(stock.execute("select * from products")) == [(7, 0)]
     shop.close()
     stock.close()
+
+
+TESTING_PAGE = ROOT / "docs" / "testing-your-code.md"
+
+
+def test_the_page_on_testing_is_made_of_tests_that_pass(tmp_path: Path) -> None:
+    """Each of its examples begins with the name of its file."""
+    examples = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TESTING_PAGE.read_text(), re.DOTALL)
+    assert len(examples) == TESTING_PAGE.read_text().count("```python") == 4
+    for name, code in examples:
+        (tmp_path / name).write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "5 passed" in done.stdout and done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_on_testing_lists_every_point() -> None:
+    listed = re.findall(r"^\| `(P\d+)\.([a-z-]+)` \| (.*) \|$", TESTING_PAGE.read_text(), re.MULTILINE)
+    assert {(number, what.replace("-", " ")): meaning for number, what, meaning in listed} == KNOWN

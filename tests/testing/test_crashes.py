@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from kit import Database
 from nodoubt import Coordinator, State, UsageError
 from nodoubt.points import Point
-from nodoubt.testing import Crash, CrashPointFailed, crash_points, explore
+from nodoubt.testing import Crash, CrashPointFailed, crash_points, explore, run_sql
 from nodoubt.testing.crashes import Ending, _broken
 from nodoubt.testing.nursery import Life, Nursery, Task
 from testing import crashing
@@ -96,6 +97,14 @@ def test_on_servers_each_run_has_databases_of_its_own() -> None:
         )
     )
     assert list(states.values()) == ["committed", "aborted", "aborted", "committed", "committed"]
+
+
+def test_sql_is_run_past_any_transaction_or_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    run_sql(url, "create table t (id int); insert into t values (1)")
+    with pytest.raises(UsageError, match="the SQL is refused: .*tabel"):
+        run_sql(url, "create tabel u (id int)")
+    assert Database("x", url).query("select id from t") == [(1,)]
 
 
 # ---- what must be found, and how it is told -------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..points import Point
     from .crashes import Crash, CrashPointFailed, Exploration, crash_points, explore
+    from .databases import run_sql
     from .fakes import AsyncFakeCoordinator, FakeCoordinator
     from .memory import Statement
 
@@ -27,6 +28,7 @@ _FROM = {
     "Statement": ".memory",
     "crash_points": ".crashes",
     "explore": ".crashes",
+    "run_sql": ".databases",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Statement",
     "crash_points",
     "explore",
+    "run_sql",
 ]
 
 

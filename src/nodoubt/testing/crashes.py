@@ -32,14 +32,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from .. import wiring
 from ..coordinator import AsyncCoordinator, Coordinator
 from ..engine.context import Settings
 from ..engine.questions import State
 from ..errors import NoDoubtError, UnknownTransaction, UsageError
 from ..points import STEP_BEFORE, Point
-from ..ports import StatementFailed
-from .databases import Places, require_places, throw_away
+from .databases import Places, require_places, run_sql, throw_away
 from .nursery import Address, Life, Nursery, Task
 
 POINT_VARIABLE = "NODOUBT_POINT"
@@ -269,15 +267,11 @@ class _Explorer:
             return life, self._judged(at, point, life)
 
     def _furnish(self, at: Places) -> None:
-        with wiring.onlooker(at.resources, at.journal) as (ctx, _):
-            for name, statements in self.tables.items():
-                session = ctx.participants[name].pool.acquire()
-                try:
-                    session.run(statements)
-                except StatementFailed as error:
-                    raise UsageError(f"the tables of {name} cannot be made: {error}") from error
-                finally:
-                    ctx.participants[name].pool.release(session)
+        for name, statements in self.tables.items():
+            try:
+                run_sql(at.resources[name], statements)
+            except UsageError as error:
+                raise UsageError(f"the tables of {name} cannot be made: {error}") from error
         with self._coordinator(at) as db:
             db.setup()
         if self.before is not None:

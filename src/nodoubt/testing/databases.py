@@ -6,7 +6,7 @@
 Guarantees: a server is started when somebody first asks for its kind, and ends with this process; a database is gone
 when its block ends, with whatever was left prepared in it. A URL is taken as it is, and nothing of it is removed.
 
-Must not: import a driver.
+Must not: import a driver before SQL is to be run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..ports import StatementFailed
 from .servers import MariaDBServer, PostgresServer, Server, ServerError
 
 _SERVERS: Mapping[str, type[Server]] = {
@@ -73,6 +74,21 @@ def require_places(resources: Mapping[str, str], journal: str | None) -> None:
     for what, one in given.items():
         if one not in KINDS and "://" not in one:
             raise UsageError(f"{what} is a kind of throw-away database ({', '.join(KINDS)}) or a URL, not {one!r}")
+
+
+def run_sql(url: str, statements: str) -> None:
+    """Run SQL on a database past any transaction of nodoubt's, to make its tables. Raises `UsageError` if it fails."""
+    from .. import wiring
+
+    with wiring.onlooker(url, None) as (ctx, _):
+        pool = ctx.participants[wiring.ONLY].pool
+        session = pool.acquire()
+        try:
+            session.run(statements)
+        except StatementFailed as error:
+            raise UsageError(f"the SQL is refused: {error}") from error
+        finally:
+            pool.release(session)
 
 
 @contextmanager
