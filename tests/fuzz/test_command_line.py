@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cli.conftest import Shop, nodoubt
-from nodoubt import Coordinator
+from nodoubt import Coordinator, UsageError
 from nodoubt.cli.databases import databases
 from nodoubt.cli.outcome import Exit
-from nodoubt.cli.words import masked, printable, seconds_of
+from nodoubt.cli.words import masked, printable
+from nodoubt.config import load, seconds_of
 from nodoubt.url import parse_url
 
 anything = st.text(st.characters(), max_size=30)
@@ -31,7 +32,10 @@ def test_databases_are_understood_or_a_usage_error_without_a_password(given_: li
         patch.delenv("NODOUBT_RESOURCES", raising=False)
         patch.delenv("NODOUBT_JOURNAL", raising=False)
         try:
-            found = databases(given_, journal)
+            flags = {"resources": given_} | ({} if journal is None else {"journal": journal})
+            found = databases(load(flags=flags, environ={}))
+        except UsageError as error:
+            told = str(error)
         except click.UsageError as error:
             told = error.message
         else:

@@ -69,11 +69,26 @@ class ListsStrangers(Mutant):
         self.clusters.add(work.xid.cluster)
         yield from self.sound.begin(session, work, **more)
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         found: list[Prepared] = []
         for one in sorted({*self.clusters, cluster}):
-            found += yield from self.sound.prepared(session, one)
+            found += yield from self.sound.prepared(session, one, xid)
         return tuple(found)
+
+
+class FindsWhatWasCommitted(Mutant):
+    """Asked for one branch, it says what the caller hopes for."""
+
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
+        found: tuple[Prepared, ...] = yield from self.sound.prepared(session, cluster)
+        return found if xid is None else (Prepared(xid),)
+
+
+class NeverLeaves(Mutant):
+    """Once a participant, always one."""
+
+    def leave(self, session: Session) -> Script[None]:
+        yield from ()
 
 
 class BelievesInReceipts(Mutant):
@@ -198,6 +213,8 @@ CAUGHT: Sequence[tuple[type[Mutant], Claim]] = (
     (CommitsAtOnce, SUITE.test_a_promise_is_listed_and_nothing_of_it_is_seen),
     (CannotTakeBack, SUITE.test_work_that_is_rolled_back_leaves_nothing_and_a_session_that_is_clean_or_gone),
     (ListsStrangers, SUITE.test_only_branches_of_the_cluster_that_is_asked_for_are_listed),
+    (FindsWhatWasCommitted, SUITE.test_several_promises_stand_beside_each_other),
+    (NeverLeaves, SUITE.test_what_leaves_has_no_identity_and_keeps_its_receipts),
     (BelievesInReceipts, SUITE.test_where_nothing_was_committed_there_is_no_receipt),
     (FencesByLooking, fence_before_prepare),
     (FencesByLooking, fence_before_commit),

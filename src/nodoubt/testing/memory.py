@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from ..journals.memory import MemoryStore
+from ..journals.memory import MemoryStore, MemoryTables
 from ..points import Point
 from ..ports import (
     Bound,
@@ -30,6 +30,7 @@ from ..ports import (
     Traits,
     Unclear,
     UnknownXid,
+    Version,
     Work,
 )
 from ..protocol.records import Epoch, Verdict
@@ -142,6 +143,7 @@ class FakeDatabase:
 
     def __init__(self, name: str, world: World) -> None:
         self.name, self.world = name, world
+        self._has_tables = False
         self._identity: Identity | None = None
         self._open: dict[Xid, _Open] = {}
         self._prepared: dict[Xid, _Open] = {}
@@ -155,10 +157,17 @@ class FakeDatabase:
     # ---- registration
 
     def do_setup(self, resource_id: str, cluster: str) -> None:
+        self._has_tables = True
         self._identity = self._identity or Identity(resource_id, cluster, "", 0)
 
     def do_identity(self) -> Identity | None:
         return self._identity
+
+    def do_has_tables(self) -> bool:
+        return self._has_tables
+
+    def do_leave(self) -> None:
+        self._identity = None
 
     def do_adopt(self, identity: Identity) -> None:
         self._identity = identity
@@ -236,9 +245,13 @@ class FakeDatabase:
             raise UnknownXid(f"no prepared branch {xid.gid}")
         return self._prepared[xid]
 
-    def do_prepared(self, cluster: str) -> tuple[Prepared, ...]:
+    def do_prepared(self, cluster: str, only: Xid | None) -> tuple[Prepared, ...]:
         now = time.monotonic()
-        return tuple(Prepared(xid, now - one.since) for xid, one in self._prepared.items() if xid.cluster == cluster)
+        return tuple(
+            Prepared(xid, now - one.since)
+            for xid, one in self._prepared.items()
+            if xid.cluster == cluster and only in (None, xid)
+        )
 
     # ---- receipts
 
@@ -264,10 +277,19 @@ class FakeDatabase:
         return len(gone)
 
 
+class FakeTables(MemoryTables):
+    """Of one version, as those of the journal in memory."""
+
+    def version(self, session: Session) -> Script[Version | None]:
+        there = yield Do(session, "apply", ("has_tables",))
+        return Version(1, 1) if there else None
+
+
 class FakeResource:
     """`ports.Resource` over sessions of a `FakeDatabase`."""
 
     traits = Traits(kind="sqlite")  # in whose dialect the query verbs are compiled
+    tables = FakeTables()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -300,6 +322,9 @@ class FakeResource:
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         return self._apply(session, "adopt", identity)
+
+    def leave(self, session: Session) -> Script[None]:
+        return self._apply(session, "leave")
 
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
         return self._apply(session, "begin", work.xid, work.epoch)
@@ -338,8 +363,8 @@ class FakeResource:
     def rollback_prepared(self, session: Session, prepared: Prepared) -> Script[None]:
         return self._apply(session, "rollback_prepared", prepared.xid)
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
-        return self._apply(session, "prepared", cluster)
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
+        return self._apply(session, "prepared", cluster, xid)
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         yield from ()

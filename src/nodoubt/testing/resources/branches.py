@@ -122,7 +122,11 @@ class BranchClaims:
         one = place.prepared(1, work=place.work(attempt=attempt, branch=0))
         other = place.prepared(2, work=place.work(attempt=attempt, branch=1), apart=True)
         assert set(place.listed()) == {one.xid, other.xid}
+        for xid in (one.xid, other.xid):
+            (only,) = place.run(place.resource.prepared(place.bench.main, place.cluster, xid))
+            assert only.xid == xid
         place.finish("commit_prepared", other)
+        assert place.run(place.resource.prepared(place.bench.main, place.cluster, other.xid)) == ()
         assert place.seen() == {2} and set(place.listed()) == {one.xid}
         place.finish("rollback_prepared", one)
         assert place.seen() == {2}

@@ -26,6 +26,24 @@ class RegistrationClaims:
     def test_a_place_that_can_keep_a_promise_is_admitted_with_warnings_at_most(self, bare: Place) -> None:
         assert all(isinstance(one, str) for one in bare.run(bare.resource.check(bare.bench.main)))
 
+    def test_tables_have_the_version_that_this_release_knows_and_stay_as_they_are(self, bare: Place) -> None:
+        tables, session = bare.resource.tables, bare.bench.main
+        assert bare.run(tables.version(session)) is None
+        bare.setup()
+        first = self.identity(bare)
+        for _ in range(2):
+            version = bare.run(tables.version(session))
+            assert version.stands == tables.known and not tables.shuts_out(version)
+            bare.run(tables.migrate(session))
+        assert self.identity(bare) == first
+
+    def test_what_leaves_has_no_identity_and_keeps_its_receipts(self, place: Place) -> None:
+        prepared = place.prepared(1)
+        place.finish("commit_prepared", prepared)
+        place.run(place.resource.leave(place.bench.main))
+        assert place.run(place.resource.identity(place.bench.main)) is None
+        assert place.receipt(prepared.xid) is True and place.seen() == {1}
+
     def test_the_first_identity_stays_and_so_does_everything_else(self, bare: Place) -> None:
         bare.setup()
         bare.run(bare.resource.witness(bare.bench.main, Epoch(3, "m3")))
