@@ -12,6 +12,7 @@ import pytest
 from cli.conftest import ENVIRONMENT
 from nodoubt.points import KNOWN
 from nodoubt.protocol.diagram import inserted
+from nodoubt.testing.nursery import Address
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +45,17 @@ def test_the_readme_s_examples_on_sqlite_run(tmp_path: Path, monkeypatch: pytest
     assert list(stock.execute("select * from products")) == [(7, 0)]
     shop.close()
     stock.close()
+
+
+def test_the_readme_s_example_of_a_test_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (
+        c for c in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "crash_" in c
+    )
+    monkeypatch.setenv("NODOUBT_POINT", "P7.branch-committed@stock")  # all of them take their time
+    order, _ = Address.parse(f"{ROOT}/examples/order.py:process_order").load()
+    given = {name: getattr(order, name) for name in ("process_order", "TABLES", "check")}
+    exec(compile(code, "README.md", "exec"), given)
+    given["test_an_order_is_all_or_nothing_whatever_dies"]()
 
 
 TESTING_PAGE = ROOT / "docs" / "testing-your-code.md"
