@@ -25,7 +25,7 @@ words = st.lists(st.sampled_from(["a", "=", "shop", "journal", " "]) | urls | an
 
 @given(st.lists(words, max_size=3), st.none() | words)
 @example(["postgresql://\udcff@host/db"], None)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_databases_are_understood_or_a_usage_error_without_a_password(given_: list[str], journal: str | None) -> None:
     told = ""
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +46,7 @@ def test_databases_are_understood_or_a_usage_error_without_a_password(given_: li
 
 
 @given(anything | st.from_regex(r"\A[0-9]{1,3}(\.[0-9])? ?[smhdw]?( ?[0-9]+[smhd])*\Z"))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_time_is_a_number_of_seconds_or_refused(text: str) -> None:
     try:
         seconds = seconds_of(text)
@@ -56,7 +56,7 @@ def test_a_time_is_a_number_of_seconds_or_refused(text: str) -> None:
 
 
 @given(anything, st.lists(st.text(min_size=1, max_size=6), max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_what_is_printed_steers_no_terminal_and_holds_no_secret(text: str, secrets: list[str]) -> None:
     shown = printable(text)
     assert all(c.isprintable() or c == "\n" for c in shown)

@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(texts)
 @example('[resources]\norders = "postgresql://me:s3cr3t@host/db"\n[settings]\ngrace = "1s"')
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_file_is_a_configuration_or_a_list_of_mistakes(place: Path, text: str) -> None:
     place.write_text(text, "utf-8")
     assert "s3cr3t" not in told(place, environ=SECRET)
@@ -73,7 +73,7 @@ words = values.map(lambda text: text.strip('"')) | anything | st.sampled_from(["
 
 
 @given(st.dictionaries(variables, words.filter(lambda text: "\0" not in text), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_environment_is_understood_or_a_mistake(tmp_path_factory: pytest.TempPathFactory, environ: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.getbasetemp())
@@ -88,6 +88,6 @@ flags = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from(["resources", "journal", "nonsense", *SETTINGS]), flags, max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_flags_are_understood_or_a_mistake(given_: dict[str, Any]) -> None:
     assert "s3cr3t" not in told(None, flags=given_, environ={})

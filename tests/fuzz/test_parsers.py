@@ -158,7 +158,7 @@ urls = st.builds(
 @example("postgresql://%41/db")
 @example("sqlite:///a%2541.db")
 @example("sqlite:///\udcff.db")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_url_is_read_as_it_would_be_written_or_refused(text: str) -> None:
     try:
         found = parse_url(text)
@@ -245,7 +245,7 @@ def accepted(stored: bytes) -> None:
 
 @given(bent_records)
 @example({"gid": GID, "tables": [], "sequences": [("t", 2**63)]})
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_record_is_one_that_we_would_have_written_or_unreadable(bent: dict[str, Any]) -> None:
     accepted(sealed(msgspec.msgpack.encode(bent)))
 
@@ -328,7 +328,7 @@ def test_a_row_reads_back_as_what_was_written(decision: Decision, staging: Stagi
 
 
 @given(decisions, st.integers(0, 9), junk)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_decision_that_was_damaged_is_refused_or_still_one(decision: Decision, at: int, value: Any) -> None:
     row = decision_row(decision)
     row[at] = value
@@ -343,7 +343,7 @@ def test_a_decision_that_was_damaged_is_refused_or_still_one(decision: Decision,
 
 
 @given(stagings, st.integers(0, 8), junk)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_name_that_was_damaged_is_refused_or_still_one(staging: Staging, at: int, value: Any) -> None:
     row = staging_row(staging)
     row[at] = value
@@ -363,7 +363,7 @@ statements = st.lists(st.sampled_from(SQL) | anything, max_size=12).map("".join)
 
 
 @given(statements)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_text_of_a_statement_is_looked_at_without_an_accident(text: str) -> None:
     looks = postgres_statements.shape(text)
     assert isinstance(looks.control, str)
