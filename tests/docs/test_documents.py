@@ -1,11 +1,9 @@
-"""The documents say what the code does: the diagram is current, the README's examples run, the rooms exist."""
+"""The documents say what the code does: the diagram is current, what they name exists. Snippets: test_pages.py."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import pytest
 
 from nodoubt.protocol.diagram import inserted
 
@@ -18,25 +16,6 @@ def test_the_diagram_is_drawn_from_the_table() -> None:
 
 
 def test_every_file_that_a_document_names_exists() -> None:
-    for name in ("README.md", "ARCHITECTURE.md", "TESTING.md"):
-        for path in re.findall(r"\b(?:tests|src)/[\w./]*\w", (ROOT / name).read_text()):
-            assert (ROOT / path).exists(), f"{name} names {path}"
-
-
-def test_the_readme_s_examples_on_sqlite_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    first, verbs = (example for example in examples if "sqlite:///shop.db" in example)
-    monkeypatch.chdir(tmp_path)
-    import apsw
-
-    shop, stock = apsw.Connection("shop.db"), apsw.Connection("stock.db")
-    shop.execute("create table orders (id integer primary key, total int)")
-    stock.execute("create table products (id integer primary key, stock int); insert into products values (7, 3)")
-    exec(compile(first, "README.md", "exec"), {})
-    assert list(shop.execute("select * from orders")) == [(42, 99)]
-    assert list(stock.execute("select * from products")) == [(7, 2)]
-    exec(compile(verbs, "README.md", "exec"), {})
-    assert list(shop.execute("select * from orders")) == [(42, 99), (43, 20), (44, 5)]
-    assert list(stock.execute("select * from products")) == [(7, 0)]
-    shop.close()
-    stock.close()
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for path in re.findall(r"\b(?:tests|src|docs|examples|benchmarks)/[\w./-]*\w", document.read_text()):
+            assert (ROOT / path).exists(), f"{document.name} names {path}"
