@@ -56,9 +56,12 @@ class World:
 
     folder: Path
     places: Mapping[str, Database] = field(default_factory=dict)  # "app@db1/orders" is that database
+    databases: Mapping[str, Database] = field(default_factory=dict)  # "-- on shop", above SQL
     names: dict[str, Any] = field(default_factory=dict)  # what Python snippets find, and leave to the next
     attempt: str = ""
+    cluster: str = ""
     told: list[str] = field(default_factory=list)  # what each command has printed
+    rows: list[Any] = field(default_factory=list)  # what each SQL snippet has answered
     environment: dict[str, str] = field(default_factory=dict)
     after: Callable[[str], None] = lambda _: None  # called with each snippet that has run
 
@@ -67,7 +70,8 @@ class World:
             there = database.url.partition("://")[2]
             there = there if password else re.sub(r":\w+@", "@", there)
             text = re.sub(rf"\b\w+@{re.escape(place)}", there, text)
-        return re.sub(r"\bATTEMPT\b", self.attempt or "ATTEMPT", text)
+        text = re.sub(r"\bATTEMPT\b", self.attempt or "ATTEMPT", text)
+        return re.sub(r"\bCLUSTER\b", self.cluster or "CLUSTER", text)
 
     def run(self, snippet: Snippet) -> None:
         text = self.put_in(snippet.text, password=snippet.language != "toml")  # a file keeps it elsewhere
@@ -77,6 +81,9 @@ class World:
             case "sh":
                 for line in text.splitlines():
                     self._shell(line)
+            case "sql":
+                first, _, statement = text.partition("\n")
+                self.rows.append(self.databases[first.removeprefix("-- on ")].query(statement))
             case "diff":
                 self.told.append(text)
             case "toml":

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from crash.test_coordinator_killed import killed_at
 from docs.pages import ROOT, World
-from kit import QUICK, Database, until
-from nodoubt import Coordinator
+from kit import Database, until
 from nodoubt.url import parse_url
-from traps.test_lineage import Backup, start_often
+from rules.mutants import coordinator
+from traps.test_lineage import Backup, commit_and_leave, start_often
 
 Make = Callable[[str, str], Database]  # a fresh database, by kind and name
 Stage = Callable[[World, Make], Iterator[None]]
@@ -40,11 +40,9 @@ def file(world: World, name: str) -> Database:
     return Database(name, f"sqlite:///{world.folder}/{name}.db")
 
 
-def set_up(*databases: Database, journal: str | None = None) -> Coordinator:
-    db = Coordinator({one.name: one.url for one in databases}, journal=journal, recovery=False, settings=QUICK)
-    with db:
+def set_up(*databases: Database, journal: str | None = None) -> None:
+    with coordinator(databases, journal) as db:
         db.setup()
-    return db
 
 
 def configure(world: World, *databases: Database, journal: str = "") -> None:
@@ -94,12 +92,11 @@ def killed_after_its_decision(a: Database, b: Database) -> str:
     return found[0]
 
 
-def staged(*databases: Database, name: str = "order-42") -> str:
-    db = Coordinator({one.name: one.url for one in databases}, recovery=False, settings=QUICK)
-    with db, db.begin_distributed(name) as tx:
+def staged(*databases: Database, journal: str | None = None) -> None:
+    db = coordinator(databases, journal)
+    with db, db.begin_distributed("order-42") as tx:
         for one in databases:
             tx[one.name].execute("update accounts set balance = 0 where id = 0")
-        return tx.attempt
 
 
 class Base(DeclarativeBase):
@@ -301,7 +298,7 @@ def heuristic(world: World, make: Make) -> Iterator[None]:
     set_up(a, b)
     world.attempt = killed_after_its_decision(a, b)
     b.query(f"rollback prepared '{b.prepared()[0]}'")
-    with Coordinator({one.name: one.url for one in (a, b)}, recovery=False, settings=QUICK) as db:
+    with coordinator([a, b]) as db:
         until(lambda: bool(db.recover(grace=0) and db.quarantined()))
     configure(world, a, b)
     yield
@@ -341,17 +338,21 @@ def unreachable(world: World, make: Make) -> Iterator[None]:
 
 @stage("operations.md", "The journal is gone")
 def journal_gone(world: World, make: Make) -> Iterator[None]:
-    shop, stock = shop_and_stock(world)
+    """In the middle of a phase two: one branch has committed, the other is prepared."""
+    shop, stock = make("postgres", "a"), make("postgres", "b")
     own = file(world, "journal").url
     set_up(shop, stock, journal=own)
-    Path(world.folder / "journal.db").unlink()
-    (world.folder / "journal.db-wal").unlink(missing_ok=True)
-    configure(world, shop, stock, journal=own)
+    with coordinator([shop, stock], own) as db:
+        commit_and_leave(db)
+    _, world.cluster, world.attempt, _ = stock.prepared()[0].split(".")
+    world.databases = {"shop": shop, "stock": stock}
+    for tail in ("", "-wal", "-shm"):
+        (world.folder / f"journal.db{tail}").unlink(missing_ok=True)
+    configure(world, replace(shop, name="shop"), replace(stock, name="stock"), journal=own)
     yield
-    db = Coordinator({one.name: one.url for one in (shop, stock)}, journal=own, settings=QUICK)
-    with db, db.transaction() as tx:
-        tx["shop"].execute("insert into orders values (1, 1)")
-        tx["stock"].execute("update products set stock = 0")
+    assert len(world.rows[0]) == 1
+    assert (shop.balance(), stock.balance(), stock.prepared()) == (70, 130, [])
+    staged(shop, stock, journal=own)
 
 
 @stage("operations.md", "A database leaves for good")
@@ -364,7 +365,7 @@ def leaving(world: World, make: Make) -> Iterator[None]:
     configure(world, shop, stock)
     yield
     assert stock.query("select * from products") == [(7, 3)]
-    with Coordinator({"shop": shop.url}, recovery=False) as db:
+    with coordinator([shop]) as db:
         assert db.transactions() == []
 
 
