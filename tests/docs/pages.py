@@ -55,6 +55,7 @@ class World:
     """A working directory, and where the documents' databases really are."""
 
     folder: Path
+    heading: str = ""  # that of the snippets which run here
     places: Mapping[str, Database] = field(default_factory=dict)  # "app@db1/orders" is that database
     databases: Mapping[str, Database] = field(default_factory=dict)  # "-- on shop", above SQL
     names: dict[str, Any] = field(default_factory=dict)  # what Python snippets find, and leave to the next

@@ -305,23 +305,12 @@ def heuristic(world: World, make: Make) -> Iterator[None]:
     assert world.attempt in world.told[0] and "need a human" not in world.told[-1]
 
 
-@stage("operations.md", "A database was restored from a backup, or cloned")
+@stage("operations.md", "A database was restored from a backup, or cloned", "The journal was restored from a backup")
 def set_back(world: World, make: Make) -> Iterator[None]:
+    """To before the newest epoch. The journal is in the shop's."""
     shop, stock = shop_and_stock(world)
     set_up(shop, stock)
-    backup = Backup(stock.url)
-    start_often([shop, stock])
-    backup.restore()
-    configure(world, shop, stock)
-    yield
-    set_up(shop, stock)
-
-
-@stage("operations.md", "The journal was restored from a backup")
-def journal_set_back(world: World, make: Make) -> Iterator[None]:
-    shop, stock = shop_and_stock(world)
-    set_up(shop, stock)
-    backup = Backup(shop.url)
+    backup = Backup((shop if "journal" in world.heading else stock).url)
     start_often([shop, stock])
     backup.restore()
     configure(world, shop, stock)

@@ -42,7 +42,7 @@ def test_the_snippets_under_this_heading_run(
     def make(kind: str, name: str) -> Database:
         return make_database(kind, name, request, tmp_path)
 
-    world = World(tmp_path)
+    world = World(tmp_path, heading)
     with contextmanager(STAGES[page, heading])(world, make):
         for name, value in world.environment.items():
             monkeypatch.setenv(name, value)
