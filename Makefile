@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench reap-10k servers clean
+.PHONY: help demo demo-servers test lint bench reap-10k docs servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint          the part of it that needs no servers"
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make reap-10k      10,000 staged transactions past their deadline, three reapers at once: rate and memory"
+	@echo "make docs          the documents as a site, in site/"
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run
@@ -39,6 +40,9 @@ bench: $(VENV)/.dev servers benchmarks/node_modules
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks profile
 
+docs: $(VENV)/.dev
+	$(BIN)/zensical build --strict
+
 # Bun is a peer; without npm it is left out, which the benchmarks say.
 benchmarks/node_modules: benchmarks/package.json
 	@npm install --prefix benchmarks --no-package-lock --no-audit --no-fund --loglevel=error && touch $@ || \
@@ -51,9 +55,9 @@ servers:
 	@.ci/servers
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf benchmarks/node_modules benchmarks/results
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

@@ -91,8 +91,8 @@ class _Base(Scripts):
         if self._not_ready is not None:
             return
         yield from ends.flush_or_keep(self._ctx)
-        yield from reaper.reap(self._ctx)
-        yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True)
+        reaped = yield from reaper.reap(self._ctx)
+        yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True, reaped=reaped)
         yield from cautions.look(self._ctx)
         yield from self._now_and_then()
 

@@ -117,7 +117,8 @@ class Scripts:
         ctx = self._writable()
         yield from ends.flush_or_keep(ctx)
         reaped = yield from reaper.reap(ctx)
-        report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
+        patience_s = ctx.settings.grace_s if grace_s is None else grace_s
+        report = yield from sweep.sweep(ctx, grace_s=patience_s, reaped=reaped)
         report.reaped = reaped.reaped
         report.prepared, report.rolled_back = (
             count + reaped.rolled_back for count in (report.prepared, report.rolled_back)

@@ -39,7 +39,7 @@ UNDOING: list[tuple[str, list[str] | str]] = [
     ("in the compensation, before its effect", "refund: before"),
     ("in the compensation, after its effect", "refund: after"),
     ("after the compensation, before its record", ["S6", "undone"]),
-    ("after its record", ["S7", "undone, recorded"]),
+    ("after its record", ["S7", "undo recorded"]),
 ]
 WAYS = ("once", "staged", "run")
 # run_distributed is made of the staged verbs: it is killed where it could do something of its own.

@@ -11,6 +11,7 @@ from .configuring import config
 from .deciding import commit, rollback, settle
 from .desk import config_option, journal_option, resource_option, set_option
 from .examining import doctor
+from .exploring import explore
 from .initiating import init
 from .leaving import drop
 from .recovering import recover
@@ -40,7 +41,8 @@ def root(resources: tuple[str, ...], journal: str | None, file: str | None, sets
 
 
 COMMANDS = (
-    demo, init, config, ls, show, commit, rollback, settle, resolve, recover, reap, steps, doctor, schema, drop, bench,
+    demo, init, config, ls, show, commit, rollback, settle, resolve, recover, reap, steps, doctor, schema, drop,
+    explore, bench,
 )  # fmt: skip
 for command in COMMANDS:
     root.add_command(command)

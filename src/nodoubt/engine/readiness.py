@@ -46,7 +46,10 @@ def answer(
     standing = yield from _decided(ctx, staging)
     if standing is not None:
         _require_agreement(name, standing, said)
-    ctx.notice("P4", staging.attempt, said.value, who=who)
+    if said is Readiness.CONFIRMED:
+        ctx.notice("P4", staging.attempt, "confirmed", who=who)
+    else:
+        ctx.notice("P4", staging.attempt, "refused", who=who)
     return staging
 
 

@@ -31,11 +31,15 @@ REFUSED = "somebody who was asked refused it"
 
 @dataclass(slots=True)
 class ReapReport:
-    """What a reaper did. `reaped`: whose ABORT it has written. `trouble`: what it could not do, with the reason."""
+    """What a reaper did. `reaped`: whose ABORT it has written. `trouble`: what it could not do, with the reason.
+
+    `silent`: the resources that gave no answer when it began.
+    """
 
     reaped: int = 0
     rolled_back: int = 0  # branches
     trouble: dict[str, str] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
 
 
 def reap(ctx: Context) -> Script[ReapReport]:
@@ -46,7 +50,7 @@ def reap(ctx: Context) -> Script[ReapReport]:
         if not first:
             return report  # without a look at the databases, of which one may be frozen
         lineage = yield from start.lineage(ctx)
-        report.trouble = lineage.trouble
+        report.trouble, report.silent = lineage.trouble, lineage.silent
         if lineage.restored:
             return report
         middle = _somewhere_after(first[0].attempt)

@@ -185,11 +185,15 @@ def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
 
 @dataclass(slots=True)
 class Lineage:
-    """What a look at every participant has shown. `restored`: by this journal nothing may be decided (I15)."""
+    """What a look at every participant has shown. `restored`: by this journal nothing may be decided (I15).
+
+    `silent`: those of the troubled that gave no answer.
+    """
 
     reached: int = 0
     restored: bool = False
     trouble: dict[str, str] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
 
 
 def lineage(ctx: Context) -> Script[Lineage]:
@@ -208,6 +212,8 @@ def lineage(ctx: Context) -> Script[Lineage]:
         found.restored |= isinstance(outcome.error, JournalRestored)
         if isinstance(outcome.error, LineageBroken):
             participant.barred = str(outcome.error)
+        if _is_outage(outcome.error):
+            found.silent |= {participant.name}
         found.trouble[participant.name] = str(outcome.error)
     return found
 

@@ -22,6 +22,7 @@ from ..xid import Xid
 from . import ends, register, start
 from .branches import End, carry_out
 from .context import Context, Participant, asked, chunks, log
+from .reaper import ReapReport
 
 PAGE_MAX = 500
 AT_ONCE_MAX = 16
@@ -61,13 +62,21 @@ class _Found:
         return None if owner is None else _Found(owner, self.prepared, self.listers)
 
 
-def sweep(ctx: Context, *, grace_s: float, courteous: bool = False) -> Script[SweepReport]:
-    """One sweep. `courteous`: leave alone what this very process is at work on."""
+def sweep(
+    ctx: Context, *, grace_s: float, courteous: bool = False, reaped: ReapReport | None = None
+) -> Script[SweepReport]:
+    """One sweep. `courteous`: leave alone what this very process is at work on. `reaped`: what the reaper saw just now.
+
+    Who gave the reaper no answer is not asked again: each look at a frozen server takes as long as it may.
+    """
     report = SweepReport()
-    listings = yield from every([_list(ctx, p) for p in ctx.participants.values()])
+    if reaped is not None:
+        report.trouble = {name: reaped.trouble[name] for name in reaped.silent}
+    to_ask = [p for p in ctx.participants.values() if p.name not in report.trouble]
+    listings = yield from every([_list(ctx, p) for p in to_ask])
     by_xid: dict[Xid, _Found] = {}
     reached: set[str] = set()
-    for participant, outcome in zip(ctx.participants.values(), listings, strict=True):
+    for participant, outcome in zip(to_ask, listings, strict=True):
         if isinstance(outcome.error, LineageBroken):
             participant.barred = str(outcome.error)
         if isinstance(outcome.error, SchemaMismatch):

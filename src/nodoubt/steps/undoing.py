@@ -193,7 +193,7 @@ def _run(
     ctx.notice("S6", call.attempt, "undone", step=call.undo)
     yield from ledger.change(ctx, claimed, Undone())
     hand.report.undone += 1
-    ctx.notice("S7", call.attempt, "undone, recorded", step=call.undo)
+    ctx.notice("S7", call.attempt, "undo recorded", step=call.undo)
     return _After.NEXT
 
 

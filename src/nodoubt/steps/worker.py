@@ -42,24 +42,29 @@ class _Page:
 def turn(hand: Hand) -> Script[Undoing]:
     """One look at every attempt that has steps which are neither undone nor parked. Raises `JournalUnavailable`."""
     ctx, report = hand.ctx, hand.report
+    attempts = yield from _page(ctx, "")
+    if not attempts:
+        ctx.unclaimed = {}
+        return report  # without a look at the databases, of which one may be frozen
     lineage = yield from start.lineage(ctx)
     if lineage.restored or not lineage.reached:
         # A journal that has forgotten a COMMIT would have it undone (I15): somebody must vouch for it.
         log.warning("no steps are undone: %s", "; ".join(lineage.trouble.values()))
         return report
     ctx.journal_clock = None  # looked at anew
-    after = ""
     while True:
-
-        def page(session: Session, after: str = after) -> Script[list[str]]:
-            return ctx.journal.unfinished_calls(session, after, PAGE_MAX)
-
-        attempts = yield from questions.ask(ctx, page)
         yield from _look_after_page(hand, [attempt for attempt in attempts if attempt not in ctx.holding])
         if len(attempts) < PAGE_MAX:
             ctx.unclaimed = {which: since for which, since in ctx.unclaimed.items() if which in hand.lacking}
             return report
-        after = attempts[-1]
+        attempts = yield from _page(ctx, attempts[-1])
+
+
+def _page(ctx: Context, after: str) -> Script[list[str]]:
+    def body(session: Session) -> Script[list[str]]:
+        return ctx.journal.unfinished_calls(session, after, PAGE_MAX)
+
+    return questions.ask(ctx, body)
 
 
 def _look_after_page(hand: Hand, attempts: Sequence[str]) -> Script[None]:
