@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+import nodoubt
 from nodoubt import AsyncCoordinator, Coordinator, State
 from nodoubt.testing import Crash
 
@@ -62,6 +64,23 @@ def pay_differently_each_time(db: Coordinator, marker: str) -> None:
 def pay_and_lose_a_database(db: Coordinator) -> None:
     pay(db)
     os.unlink(db._ctx.participants["b"].pool.acquire().run("pragma database_list")[0].rows[0][2])
+
+
+@nodoubt.step("tests.crashing.send")
+def send(path: str) -> None:
+    Path(path).touch()
+
+
+@nodoubt.compensation("tests.crashing.call_back")
+def call_back(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def pay_and_send(db: Coordinator, path: str) -> None:
+    with db.transaction("pay") as tx:
+        tx["a"].execute(TAKE)
+        tx["b"].execute(GIVE)
+        tx.call(send, path, undo=call_back)
 
 
 def fail(db: Coordinator) -> None:

@@ -86,6 +86,21 @@ def test_staged_work_that_the_work_itself_rolls_back_has_broken_no_promise() -> 
     assert states == {"no kill": "aborted", "P4.staged": "prepared", "P6.aborted": "aborted"}
 
 
+def test_a_step_is_undone_wherever_its_process_is_killed_before_the_decision(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+
+    def as_one(db: Coordinator, crash: Crash) -> None:
+        check(db, crash)
+        assert sent.exists() is (crash.state is State.COMMITTED)
+        sent.unlink(missing_ok=True)
+
+    points = ["S1.calling", "S2.intended", "S3.answered", "S4.recorded", "P5.deciding", "P6.committed"]
+    states = told(
+        crash_points(crashing.pay_and_send, check=as_one, journal="sqlite", args=[str(sent)], points=points, **ON)
+    )
+    assert list(states.values()) == ["committed", *["aborted"] * 5, "committed"]
+
+
 def test_on_servers_each_run_has_databases_of_its_own() -> None:
     states = told(
         crash_points(
