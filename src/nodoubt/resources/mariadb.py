@@ -190,11 +190,15 @@ class MariaDBResource:
         """XA START, always: in a plain transaction a DDL would commit the work behind our back."""
         invariant(not before, "I4", "no row can be left unforced on InnoDB")
         handle = XaXid(work.xid, session.connection_id, session.server_started)
-        try:
-            yield from self._run(session, f"XA START {handle.sql}")
-        except StatementFailed as error:
-            session.kill()  # whatever it is in, it is not clean
-            raise refusal(error, "XA START was refused") from error
+        start = f"XA START {handle.sql}"
+        if work.lazy and hasattr(session, "execute_after"):
+            work.opening = (start,)
+        else:
+            try:
+                yield from self._run(session, start)
+            except StatementFailed as error:
+                session.kill()  # whatever it is in, it is not clean
+                raise refusal(error, "XA START was refused") from error
         work.handle = handle
         self._notes[session] = _Notes()
 
@@ -215,19 +219,40 @@ class MariaDBResource:
                 work.wrote = True
             elif not work.wrote and notes.writes is None:
                 notes.writes = yield from self._writes(session)
-            reply: Reply = yield from do(session, "execute", statement, params)
+            reply: Reply
+            if work.opening:
+                reply = yield from self._execute_first(session, work, statement, params)
+            else:
+                reply = yield from do(session, "execute", statement, params)
             return reply
         except BaseException as error:
             work.doomed = error
             raise
+
+    def _execute_first(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """XA START and the statement in one packet. While `work.opening` stands, nothing has been answered."""
+        try:
+            *_, reply = yield from do(session, "execute_after", work.opening, statement, params)
+        except StatementFailed as error:
+            session.kill()  # as in `begin`
+            raise refusal(error, "XA START was refused") from error
+        except SessionLost:
+            raise
+        except BaseException:
+            work.opening = ()  # the user's own error, after a start that was answered
+            raise
+        work.opening = ()
+        return reply  # type: ignore[no-any-return]
 
     def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
         """InnoDB undoes all of a deadlock's victim, its savepoints with it: going back to one is an error then (1305).
 
         After any other error of a statement the savepoint is there, and so is what was done before it.
         """
+        statements = (*work.opening, *step.statements(name))
+        work.opening = ()  # whatever becomes of it, there may be something to roll back now
         try:
-            yield from self._run(session, *step.statements(name))
+            yield from self._run(session, *statements)
         except StatementFailed as error:
             raise refusal(error, f"savepoint {name} on {self.name}") from error
 
@@ -244,6 +269,8 @@ class MariaDBResource:
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False if nothing was run, or only reads were and the session's own counters show no row written since."""
         notes = self._notes.get(session)
+        if work.opening:
+            return False
         if work.wrote or notes is None:
             return True
         if not notes.ran and not work.statements:
@@ -264,6 +291,9 @@ class MariaDBResource:
 
     def end_reader(self, session: Session, work: Work) -> Script[None]:
         """End a branch that wrote nothing. What goes wrong is a refusal: there was nothing to commit."""
+        if work.opening:
+            self._finished(session, work)
+            return
         handle = _handle(work)
         try:
             yield from self._run(session, f"XA END {handle.sql}", f"XA COMMIT {handle.sql} ONE PHASE")
@@ -276,7 +306,9 @@ class MariaDBResource:
 
     def rollback(self, session: Session, work: Work) -> Script[None]:
         """Undo; a session that does not say that it did is ended, which undoes it, too."""
-        if work.handle is not None:
+        if work.opening:
+            self._finished(session, work)
+        elif work.handle is not None:
             yield from self._undo(session, work)
 
     def _undo(self, session: Session, work: Work) -> Script[bool]:

@@ -270,11 +270,11 @@ class PostgresResource:
         """Also in a failed transaction: rolling back to a savepoint is what mends one. The tags say what was done."""
         doing = f"savepoint {name} on {self.name}"
         statements = (*work.opening, *step.statements(name))
+        work.opening = ()  # whatever becomes of it, there may be something to roll back now
         try:
             replies = yield from do(session, "run", "; ".join(statements))
         except StatementFailed as error:
             raise refusal(error, doing) from error
-        work.opening = ()
         if [reply.tag for reply in replies] != [statement.split()[0] for statement in statements]:
             session.kill()
             raise Unclear(f"{doing}: the server answered {[reply.tag for reply in replies]}")
