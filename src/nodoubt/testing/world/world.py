@@ -1,0 +1,355 @@
+"""A world: servers, processes, a network between them, and a schedule of what goes wrong.
+
+Guarantees: single-threaded, and deterministic to the byte for one seed: nothing in it reads a clock, draws randomness
+or depends on a hash. Nothing is checked but by the checker, and it after every step.
+
+Must not: be used by production code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...engine.context import Settings, log
+from ...journals.memory import MemoryJournal, MemoryStore, State
+from ...ports import Journal, Notice, Resource
+from ...resources.memory import (
+    MemoryMariaDB,
+    MemoryMariaDBResource,
+    MemoryPostgres,
+    MemoryPostgresResource,
+    MemoryServer,
+    MemorySqlite,
+    MemorySqliteResource,
+    Tables,
+)
+from ...resources.memory.server import Promise
+from .checker import Checker, Violated
+from .faults import (
+    ClockJump,
+    CrashServer,
+    Cut,
+    Fault,
+    Faults,
+    Freeze,
+    FullDisk,
+    Restore,
+    Stop,
+    TimedFault,
+    from_here,
+)
+from .kernel import Kernel
+from .machine import Machine
+from .network import LATENCY_S, Network, Partition
+from .process import EPOCH_S, Process
+from .trace import Trace
+
+QUICK = Settings(
+    connect_s=1,
+    acquire_s=2,
+    prepare_s=1,
+    decide_s=3,
+    apply_s=2,
+    begin_s=10,
+    answer_s=1,
+    grace_s=3,
+    sweep_s=1,
+    deadline_s=30,
+    retention_s=60,
+)
+SERVERS: Mapping[str, type[MemoryServer]] = {
+    "postgres": MemoryPostgres,
+    "mariadb": MemoryMariaDB,
+    "sqlite": MemorySqlite,
+}
+RESOURCES: Mapping[str, Callable[[str], Resource]] = {
+    "postgres": MemoryPostgresResource,
+    "mariadb": MemoryMariaDBResource,
+    "sqlite": MemorySqliteResource,
+}
+SETUP_S = 60.0
+STATES_KEPT = 64
+STRANGERS = ("order-7", "nd1.feedfeedfeedfeed.00000000000070008000000000000000.0", "nd1.x")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which servers there are, by name and kind; where the journal is: on one of them, or on a server of its own."""
+
+    servers: tuple[tuple[str, str], ...] = (("a", "postgres"), ("b", "postgres"))
+    journal: str = "a"
+    journal_kind: str = "postgres"  # of a server of its own
+    settings: Settings = QUICK
+
+    def __str__(self) -> str:
+        servers = ", ".join(f"{name}={kind}" for name, kind in self.servers)
+        own = self.journal not in dict(self.servers)
+        return f"{servers}; the journal {f'on a {self.journal_kind} of its own' if own else f'on {self.journal}'}"
+
+
+@dataclass(slots=True)
+class History:
+    """What each machine had on disk, for those that lie about it and for backups."""
+
+    states: dict[str, deque[Tables]] = field(default_factory=dict)
+    backups: dict[tuple[str, float], Tables] = field(default_factory=dict)
+
+    def keep(self, machine: Machine) -> None:
+        states = self.states.setdefault(machine.name, deque(maxlen=STATES_KEPT))
+        if not states or states[-1] is not machine.server.durable:
+            states.append(machine.server.durable)
+
+    def older(self, machine: Machine, lose: int) -> Tables | None:
+        """What was on disk so many flushes ago; None: nothing is to be lost."""
+        states = self.states.get(machine.name)
+        if lose <= 0 or not states or len(states) < 2:
+            return None
+        return states[max(len(states) - 1 - lose, 0)]
+
+
+class World:
+    """See the module. `resources` and `journal`: other scripts over the same servers, such as a mutant's."""
+
+    def __init__(
+        self,
+        seed: int | str = 0,
+        layout: Layout | None = None,
+        faults: Iterable[Fault] = (),
+        *,
+        resources: Mapping[str, Callable[[str], Resource]] = RESOURCES,
+        journal: Journal | None = None,
+    ) -> None:
+        self.seed, self.layout = seed, layout or Layout()
+        self.kernel = Kernel()
+        self.trace = Trace(self.kernel)
+        self.faults = Faults()
+        self.network = Network(self)
+        self.machines: dict[str, Machine] = {}
+        self.processes: dict[str, Process] = {}
+        self.history = History()
+        self.checker = Checker(self)
+        self.cluster = ""
+        self.restored: set[str] = set()  # machines that have forgotten what was on disk
+        self.set_back = ""  # the one of which epochs can tell it, until an operator has adopted it
+        self.staged: dict[str, list[str]] = {}  # name -> attempts that were told to be staged, in that order
+        self.alarms: list[Violated] = []
+        self.began_s = 0.0  # when the founding was over
+        self.watchers: list[Callable[[Process, Notice], None]] = []
+        self._resources, self._journal = resources, journal or MemoryJournal()
+        self._notices: dict[tuple[str, str, str], int] = {}
+        self._keeps_history = False
+        self._build()
+        self._found()
+        self.add(faults)
+
+    # ---- how it begins
+
+    def _build(self) -> None:
+        kinds = dict(self.layout.servers)
+        if self.layout.journal not in kinds:
+            kinds[self.layout.journal] = self.layout.journal_kind
+        for name, kind in kinds.items():
+            guest = MemoryStore(self._now) if name == self.layout.journal else None
+            self.machines[name] = Machine(self, SERVERS[kind](name, now=self._now, guest=guest))
+
+    def _now(self) -> float:
+        return EPOCH_S + self.kernel.now
+
+    @property
+    def journal_at(self) -> str:
+        return self.layout.journal
+
+    def journal_view(self, tables: Tables) -> State:
+        """The journal's tables in these."""
+        return tables.guest if tables.guest is not None else State()
+
+    def last_deadline(self) -> float:
+        """Of the staged names that nobody has decided, by whatever clock they were given it."""
+        journal = self.journal_view(self.machines[self.journal_at].server.tables)
+        return max(
+            (one.deadline for one in journal.names.values() if one.attempt not in journal.decisions), default=0.0
+        )
+
+    def _found(self) -> None:
+        """Set everything up, and leave some strangers' prepared transactions about."""
+        founder = self.start("setup")
+        founder.run_alone(founder.db.setup(), SETUP_S)
+        self.cluster = founder.ctx.cluster
+        founder.crash()
+        self.run(1.0)
+        for machine in self.machines.values():
+            self._leave_strangers(machine)
+            machine.arrived = 0
+        self.checker.look()
+        self.began_s = self.kernel.now
+
+    def _leave_strangers(self, machine: Machine) -> None:
+        server = machine.server
+        strange = {gid: Promise((), (), 0, server.now()) for gid in STRANGERS}
+        connection = server.connect()
+        server.write(replace(server.tables, prepared={**server.tables.prepared, **strange}), connection, forced=True)
+        server.log.flush(server.log.end)
+        server.disconnect(connection)
+
+    def start(self, name: str) -> Process:
+        """A process that has not opened its coordinator yet."""
+        process = Process(
+            self,
+            name,
+            resources={n: self._resources[kind](n) for n, kind in self.layout.servers},
+            journal=self._journal,
+            journal_at=self.journal_at,
+            settings=self.layout.settings,
+        )
+        self.processes[name] = process
+        return process
+
+    # ---- how it goes on
+
+    def run(self, within_s: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Let it go on for so long, or until then; whether that has come."""
+        end = self.kernel.now + within_s
+        while not until():
+            more = self.kernel.step(end)
+            if self.alarms:
+                raise self.alarms[0]
+            if not more:
+                return until()
+        return True
+
+    def look(self) -> None:
+        """Something may have changed."""
+        if self._keeps_history:
+            for machine in self.machines.values():
+                self.history.keep(machine)
+        self.checker.look()
+
+    def jitter(self, process: Process) -> float:
+        """How long a message of this process takes now."""
+        if self.faults.salt is None:
+            return LATENCY_S
+        # A multiplicative hash of salt, process and the count of its messages: no state, the same everywhere.
+        mixed = (self.faults.salt * 1_000_003 + sum(map(ord, process.name)) * 10_007 + process.messages) * 2654435761
+        return LATENCY_S * (0.2 + (mixed >> 7) % 1024 / 256)
+
+    def noticed(self, process: Process, notice: Notice) -> None:
+        """A process has come to a point of the protocol."""
+        what = " ".join(filter(None, [notice.what, str(notice.fields.get("resource", ""))]))
+        self.trace.note(process.name, f"{notice.point} {what} {notice.attempt}")
+        for watcher in self.watchers:
+            watcher(process, notice)
+        key = (process.name, notice.point, notice.what)
+        self._notices[key] = self._notices.get(key, 0) + 1
+        for one in self.faults.on_notices:
+            if (one.process, one.point, one.what, one.nth) == (*key, self._notices[key]):
+                self.add([from_here(one.fault, messages=process.messages, now=self.kernel.now - self.began_s)])
+
+    def crashed(self, machine: Machine, before: Tables, *, honest: bool) -> None:
+        """A server is down."""
+        self.faults.note("server crashed")
+        self.trace.note(machine.name, "crashes")
+        if not honest:
+            self._excuse_lost(machine, before)
+            self.set_back = machine.name if self._epochs_tell(machine, before) else self.set_back
+        self.look()
+
+    def _excuse_lost(self, machine: Machine, before: Tables) -> None:
+        """Its disk has lied, or it was set back: whatever it has forgotten is beyond the contract, and nothing else."""
+        self.restored.add(machine.name)
+        now = machine.server.tables
+        lost = {key.partition("/")[2] for key in _changed(before.rows, now.rows) if key.startswith("paid/")}
+        lost |= {gid.split(".")[2] for gid in before.prepared.keys() ^ now.prepared.keys() if gid.count(".") == 3}
+        lost |= {attempt for attempt, _ in before.receipts.keys() ^ now.receipts.keys()}
+        if machine.name == self.journal_at:
+            was, is_now = self.journal_view(before), self.journal_view(now)
+            lost |= _changed(was.decisions, is_now.decisions)
+            lost |= {one.attempt for name in _changed(was.names, is_now.names) for one in _rows(name, was, is_now)}
+        self.checker.excuse(sorted(lost), f"{machine.name} has lost what it had written")
+
+    def _epochs_tell(self, machine: Machine, before: Tables) -> bool:
+        """Whether an epoch that has been witnessed is missing now."""
+        was, now = before.identity, machine.server.tables.identity
+        if machine.name != self.journal_at:
+            return was is not None and now is not None and self._registered(now.resource_id) > now.epoch
+        epochs = self.journal_view(machine.server.tables).epochs
+        witnessed = [m.server.tables.identity for m in self.machines.values() if m is not machine]
+        return any(one is not None and one.epoch > (epochs[-1].number if epochs else 0) for one in witnessed)
+
+    def _registered(self, resource_id: str) -> int:
+        resources = self.journal_view(self.machines[self.journal_at].server.tables).resources
+        return resources[resource_id][1].epoch if resource_id in resources else 0
+
+    # ---- faults
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Let these happen, too."""
+        every = list(faults)
+        self._keeps_history |= any(isinstance(fault, CrashServer) and fault.lose for fault in every)
+        for fault in self.faults.add(every):
+            self.kernel.at(self.began_s + fault.at_s, self._bring_about, fault)
+            if isinstance(fault, Restore):
+                self.kernel.at(self.began_s + fault.backup_s, self._back_up, fault)
+
+    def _back_up(self, fault: Restore) -> None:
+        self.history.backups[fault.machine, fault.backup_s] = self.machines[fault.machine].server.durable
+
+    def _bring_about(self, fault: TimedFault) -> None:
+        now = self.kernel.now
+        self.trace.note("", str(fault))
+        self.faults.note(type(fault).__name__.lower())
+        match fault:
+            case Freeze(machine=name, for_s=for_s):
+                self.machines[name].frozen_until = max(self.machines[name].frozen_until, now + for_s)
+            case Cut(process=process, machine=name, for_s=for_s):
+                self.network.partitions.append(Partition(process, name, now + for_s))
+            case Stop(process=process, for_s=for_s):
+                if process in self.processes:
+                    self.processes[process].stopped_until = now + for_s
+            case ClockJump(process=process, by_s=by_s):
+                if process in self.processes:
+                    self.processes[process].clock.off_s += by_s
+            case FullDisk(machine=name, for_s=for_s):
+                self.machines[name].server.full = True
+                self.kernel.after(for_s, self._make_room, name)
+            case Restore(machine=name, down_s=down_s, backup_s=backup_s):
+                crash = CrashServer(machine=name, message=0, down_s=down_s)
+                self.machines[name].crash(crash, backup=self.history.backups[name, backup_s])
+
+    def _make_room(self, machine: str) -> None:
+        self.machines[machine].server.full = False
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+
+
+def _rows(name: str, *states: State) -> list[Any]:
+    return [state.names[name] for state in states if name in state.names]
+
+
+class Silenced:
+    """While worlds run, what the engine logs goes nowhere but into their traces."""
+
+    def __init__(self, world: World) -> None:
+        self._handler = _IntoTrace(world)
+
+    def __enter__(self) -> None:
+        self._propagate, log.propagate = log.propagate, False
+        log.addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        log.removeHandler(self._handler)
+        log.propagate = self._propagate
+
+
+class _IntoTrace(logging.Handler):
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._world.trace.note("log", record.getMessage())
