@@ -35,6 +35,7 @@ from .server import (
     Blocked,
     Change,
     Connection,
+    Key,
     MemoryServer,
     Promise,
     Receipt,
@@ -62,9 +63,13 @@ class MemorySqlite(MemoryServer):
         """BEGIN IMMEDIATE of a call that commits before it returns."""
         if connection.transaction is not None:
             raise Refused("the session is inside another transaction")
-        for other in self.connections.values():
-            if other.transaction is not None:
-                raise Blocked(FILE, LOCK_WAIT_S)
+        if self.holder(FILE, but=connection):
+            raise Blocked(FILE, LOCK_WAIT_S)
+
+    def holder(self, key: Key, but: Connection | None = None) -> bool:
+        """There is one lock: the file's."""
+        others = (other for other in self.connections.values() if other is not but)
+        return any(other.transaction is not None for other in others)
 
     def _promised(self, gid: str) -> Promise:
         if gid not in self.tables.prepared:
@@ -85,7 +90,7 @@ class MemorySqlite(MemoryServer):
             raise Refused(f"the table is locked by a prepared branch of {self.name}; nothing was done", retry=True)
         return super()._execute(connection, statement, params)
 
-    def lock(self, connection: Connection, key: tuple[str, ...], within_s: float = LOCK_WAIT_S) -> None:
+    def lock(self, connection: Connection, key: Key, within_s: float = LOCK_WAIT_S) -> None:
         """No row needs a lock where there is one writer."""
 
     def _at_work(self, connection: Connection, gid: str) -> Transaction:

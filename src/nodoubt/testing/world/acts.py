@@ -35,7 +35,7 @@ from .driver import Cancelled
 if TYPE_CHECKING:
     from .process import Process, Work
 
-LATEST_S = 20.0  # nothing is begun after that: a process may have opened late
+LATEST_S = 14.0  # nothing is begun after that: a process may have opened late
 
 Parts = tuple[tuple[str, str, int], ...]  # server, account, amount
 
@@ -89,7 +89,7 @@ class Recover:
     process: str
     at_s: float
     every_s: float = 1.0
-    until_s: float = 20.0
+    until_s: float = LATEST_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,7 @@ def work_of(
     def work(process: Process, attempt: Attempt) -> Script[None]:
         ctx, checker = process.ctx, process.world.checker
         mine.append(attempt.id)
+        process.world.attempts[attempt.id] = attempt
         for server in reads:
             yield from attempts.execute(ctx, attempt, server, "read", ("total",))
         for server, account, amount in parts:
@@ -232,7 +233,7 @@ def _finish(process: Process, act: Finish) -> Script[None]:
 
 
 def _recover(process: Process, act: Recover) -> Script[None]:
-    while process.world.kernel.now < process.world.began_s + act.until_s:
+    while process.world.kernel.now < act.until_s:
         yield Pause(act.every_s)
         yield from _quietly(process, process.db.turn())
 
@@ -265,12 +266,13 @@ def opening(process: Process, acts: Sequence[Act], at_s: float) -> Script[None]:
         except NoDoubtError as error:
             process.told(f"{type(error).__name__}: {error}")
         yield Pause(1.0)
+    process.messages = 0
     for act in acts:
         process.act(_later(process, act))
 
 
 def _later(process: Process, act: Act) -> Script[None]:
     world = process.world
-    yield Pause(max(world.began_s + act.at_s - world.kernel.now, 0.0))
-    if world.kernel.now < world.began_s + LATEST_S:
+    yield Pause(max(act.at_s - world.kernel.now, 0.0))
+    if world.kernel.now < LATEST_S:
         yield from script_of(process, act)

@@ -255,6 +255,8 @@ class Checker:
         """A name has changed (I10)."""
         if old is None or new is None or old.attempt == new.attempt or self.deed(old.attempt).excused:
             return
+        if not self.world.machines[self.world.journal_at].up:
+            return  # a crash has taken an unflushed row, and the one that it had replaced is there again
         if old.attempt not in journal.decisions:
             raise self.violated("I10", f"the name {name!r} went to {new.attempt} before {old.attempt} was decided")
 
@@ -356,13 +358,20 @@ class Checker:
     def _journal(self, tables: Tables) -> State:
         return self.world.journal_view(tables)
 
+    def memory(self) -> list[tuple[object, ...]]:
+        """What it holds against what is still to come."""
+        return sorted(
+            (d.attempt, sorted(d.writes), d.doomed, str(d.told), str(d.decided), d.ended, d.excused)
+            for d in self.deeds.values()
+        )
+
     # ---- at the end
 
     def rest(self) -> None:
         """Everything is up, and two sweeps have passed since the last grace and deadline (I8, I17, I23)."""
         self.look()
         journal = self._journal(self.world.machines[self.world.journal_at].server.tables)
-        if "clockjump" in self.world.faults.came:
+        if "clock jumped" in self.world.faults.came:
             # A clock that is wrong by more than the retention can raise the floor above what lives: loud, and safe.
             beyond = [entry.attempt for entry in journal.quarantine.values() if entry.attempt < journal.floor]
             self.excuse([attempt for attempt in beyond if self.deed(attempt).decided is None], "below the floor")

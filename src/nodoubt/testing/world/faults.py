@@ -8,7 +8,7 @@ n-th message of a server, a moment), so that a schedule can be shrunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -38,20 +38,25 @@ class Kill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoseRequest:
-    """It never arrives, and its link is cut. `told`: the client sees that at once, not when it stops waiting."""
+    """It never arrives, and its link is cut. `told`: the client sees that at once, not when it stops waiting.
+
+    `half_open_s`: how long the server takes its side for alive.
+    """
 
     process: str
     message: int
     told: bool = True
+    half_open_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoseReply:
-    """The server has done it; the client never hears, and the link is cut."""
+    """The server has done it; the client never hears, and the link is cut. The rest as in `LoseRequest`."""
 
     process: str
     message: int
     told: bool = True
+    half_open_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +105,26 @@ class CrashServer:
     message: int
     when: When = When.BEFORE
     down_s: float = 0.5
+    writing_s: float = 0.0  # how long it had been writing what it was to flush, for all to see, when it died
     keep: int = 0
     lose: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillAt:
+    """A process dies at that moment, whatever it is at."""
+
+    process: str
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashAt:
+    """A server dies at that moment, whatever it is at."""
+
+    machine: str
+    at_s: float = 0.0
+    down_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +174,16 @@ class FullDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlowDisk:
+    """Each flush of a server takes so long, for a while."""
+
+    machine: str
+    at_s: float
+    for_s: float
+    flush_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """A server dies, and comes back with the backup that was made at `backup_s`.
 
@@ -174,7 +207,7 @@ class Jitter:
 class OnNotice:
     """When a process notices a point of the protocol for the nth time, this fault.
 
-    Its message counts from there (1: the next one), its time too.
+    Its message counts from there (1: the next one, of the process or the server), its time too.
     """
 
     process: str
@@ -185,7 +218,7 @@ class OnNotice:
 
 
 MessageFault = Kill | LoseRequest | LoseReply | LateRequest | LateReply | Twice | CancelCallers
-TimedFault = Freeze | Cut | Stop | ClockJump | FullDisk | Restore
+TimedFault = KillAt | CrashAt | Freeze | Cut | Stop | ClockJump | FullDisk | SlowDisk | Restore
 Fault = MessageFault | CrashServer | TimedFault | Jitter | OnNotice
 
 
@@ -198,6 +231,7 @@ class Mishap:
     request_lost: bool = False
     reply_lost: bool = False
     told: bool = True
+    half_open_s: float = 0.0
     late_s: float = 0.0
     reply_late_s: float = 0.0
     twice: bool = False
@@ -229,10 +263,10 @@ class Faults:
                     self.salt = salt
                 case OnNotice():
                     self.on_notices.append(fault)
-                case Freeze() | Cut() | Stop() | ClockJump() | FullDisk() | Restore():
-                    timed.append(fault)
-                case _:
+                case Kill() | LoseRequest() | LoseReply() | LateRequest() | LateReply() | Twice() | CancelCallers():
                     _mark(self.on_messages.setdefault((fault.process, fault.message), Mishap()), fault)
+                case _:
+                    timed.append(fault)
         return timed
 
     def on_message(self, process: Process, number: int) -> Mishap:
@@ -245,15 +279,34 @@ class Faults:
         """One of this kind has come to pass."""
         self.came[kind] = self.came.get(kind, 0) + 1
 
+    def note_request(self, mishap: Mishap) -> None:
+        if mishap is NONE:
+            return
+        marks = {
+            "request lost": mishap.request_lost,
+            "request late": mishap.late_s > 0,
+            "message twice": mishap.twice,
+            "callers cancelled": mishap.cancel,
+        }
+        for kind, came in marks.items():
+            if came:
+                self.note(kind)
+
+    def note_reply(self, mishap: Mishap) -> None:
+        if mishap.reply_lost:
+            self.note("reply lost")
+        if mishap.reply_late_s > 0:
+            self.note("reply late")
+
 
 def _mark(mishap: Mishap, fault: MessageFault) -> None:
     match fault:
         case Kill(when=when, silent_s=silent_s):
             mishap.crash, mishap.silent_s = when, silent_s
-        case LoseRequest(told=told):
-            mishap.request_lost, mishap.told = True, told
-        case LoseReply(told=told):
-            mishap.reply_lost, mishap.told = True, told
+        case LoseRequest():
+            mishap.request_lost, mishap.told, mishap.half_open_s = True, fault.told, fault.half_open_s
+        case LoseReply():
+            mishap.reply_lost, mishap.told, mishap.half_open_s = True, fault.told, fault.half_open_s
         case LateRequest(by_s=by_s):
             mishap.late_s += by_s
         case LateReply(by_s=by_s):
@@ -264,10 +317,12 @@ def _mark(mishap: Mishap, fault: MessageFault) -> None:
             mishap.cancel = True
 
 
-def from_here(fault: Fault, *, messages: int, now: float) -> Fault:
+def from_here(fault: Fault, *, messages: int, arrived: Mapping[str, int], now: float) -> Fault:
     """The same fault, counted from a point that a process has reached."""
     if isinstance(fault, MessageFault):
         return replace(fault, message=messages + fault.message)
+    if isinstance(fault, CrashServer):
+        return replace(fault, message=arrived[fault.machine] + fault.message)
     if isinstance(fault, TimedFault):
         return replace(fault, at_s=now + fault.at_s)
     return fault

@@ -44,6 +44,7 @@ class Machine:
         self.world, self.server = world, server
         self.up = True
         self.frozen_until = 0.0
+        self.flush_s = FLUSH_S
         self.links: list[Link] = []
         self._jobs: list[_Job] = []
         self.arrived = 0
@@ -99,10 +100,14 @@ class Machine:
                 return
             self.world.look()
             if job.crash is not None and job.crash.when is When.DURING:
-                self.crash(job.crash)
-                return
-            self.world.kernel.after(FLUSH_S, self._go, job)
+                self.world.kernel.after(job.crash.writing_s, self._die_writing, job)
+            else:
+                self.world.kernel.after(self.flush_s, self._go, job)
         self._wake()
+
+    def _die_writing(self, job: _Job) -> None:
+        if job in self._jobs and job.crash is not None:
+            self.crash(job.crash)
 
     def _finish(self, job: _Job, outcome: Outcome[Any]) -> None:
         self._jobs.remove(job)

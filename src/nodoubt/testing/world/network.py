@@ -19,7 +19,7 @@ from ...ports import SessionLost
 from ...resources.memory.server import Connection
 from ...script import Outcome
 from .driver import Answer, Answering
-from .faults import When
+from .faults import Mishap, When
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -39,7 +39,8 @@ class Link(Answering):
         self.connection_id = connection.number
         self.server_started = machine.server.started
         self.usable = True
-        self.ended = False  # by this side
+        self.killed = False  # by this side
+        self.ended = False  # the server has been told, or will find out
         self.broken = False  # by the other, or on the way
         self.arrived_at = 0.0  # when the last message gets there: the next one comes no earlier
         self.busy = 0
@@ -49,14 +50,14 @@ class Link(Answering):
         if verb == "close":
             self.kill()
             return self.process.after(0.0, answer, Outcome(None)).cancel
-        if self.ended or self.broken:
+        if self.killed or self.broken:
             self.usable = False
             return self.process.after(0.0, answer, Outcome(None, self._gone())).cancel
         self.busy += 1
 
         def answered(outcome: Outcome[Any]) -> None:
             self.busy -= 1
-            if not self.ended and self.process.alive:
+            if not self.killed and self.process.alive:
                 answer(outcome)
 
         self.network.request(self, verb, args, answered)
@@ -65,6 +66,7 @@ class Link(Answering):
     def kill(self) -> None:
         """End it at once; the server learns of it after what was sent before."""
         self.usable = False
+        self.killed = True
         if not self.ended and self.process.alive:
             self.ended = True
             self.network.end(self)
@@ -163,6 +165,7 @@ class Network:
         if fault.crash is When.BEFORE:
             process.crash(fault.silent_s)
             return
+        world.faults.note_request(fault)
         arrives = kernel.now + world.jitter(process) + fault.late_s
         arrives = max(self.passes_at(process.name, link.machine.name, arrives), link.arrived_at)
         link.arrived_at = arrives
@@ -171,7 +174,7 @@ class Network:
         if fault.cancel:
             process.after(0.0, process.cancel_callers)
         if fault.request_lost:
-            self._break(link, answer, told=fault.told)
+            self._break(link, answer, fault)
         else:
             kernel.at(arrives, self._arrive, link, verb, args, answer, number)
             if fault.twice and verb in _TWICE:
@@ -186,33 +189,33 @@ class Network:
         world.trace.answered(link.machine.name, process.name, number, outcome)
         if answer is _nobody:
             return
+        world.faults.note_reply(fault)
         if fault.crash is When.DONE:
             kernel.after(0.0, process.crash, fault.silent_s)
             return
         if fault.reply_lost:
-            self._break(link, answer, told=fault.told)
+            self._break(link, answer, fault)
             return
         arrives = kernel.now + world.jitter(process) + fault.reply_late_s
         arrives = self.passes_at(process.name, link.machine.name, arrives)
         process.after(arrives - kernel.now, answer, outcome)
 
-    def _break(self, link: Link, answer: Answer, *, told: bool) -> None:
-        """The link is cut. The client is told at once, or when it stops waiting."""
-        link.broken = True
-        link.process.after(LATENCY_S if told else FOREVER_S, self._reset, link, answer)
-        self.end(link)
+    def _break(self, link: Link, answer: Answer, mishap: Mishap) -> None:
+        """The link is cut. The client is told at once, or when it stops waiting; the server after a while."""
+        link.broken = link.ended = True
+        link.process.after(LATENCY_S if mishap.told else FOREVER_S, self._reset, link, answer)
+        self.end(link, mishap.half_open_s)
 
     def _reset(self, link: Link, answer: Answer) -> None:
         link.usable = False
         answer(Outcome(None, SessionLost(f"the connection to {link.machine.name} was lost")))
 
-    def end(self, link: Link) -> None:
-        """Tell the server that the client has gone, after what it has sent."""
+    def end(self, link: Link, silent_s: float = 0.0) -> None:
+        """Tell the server that the client has gone, after what it has sent; or let it find out by itself."""
         kernel = self.world.kernel
-        # A process that dies with its machine says nothing; it is missed some day.
         arrives = self.passes_at(link.process.name, link.machine.name, kernel.now + LATENCY_S)
         link.arrived_at = max(arrives, link.arrived_at)
-        kernel.at(link.arrived_at + link.process.silent_s, link.machine.hang_up, link)
+        kernel.at(link.arrived_at + silent_s, link.machine.hang_up, link)
 
 
 def _nobody(outcome: Outcome[Any]) -> None: ...

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 EPOCH_S = 1_800_000_000.0  # what every clock shows at the beginning
 JOURNAL_SESSIONS = 4
 TASKS_KEPT = 256
+OPENING = 40  # messages, at most, of a coordinator that opens at the first try
 
 Work = Callable[["Process", Attempt], Script[Any]]
 
@@ -81,6 +82,10 @@ class Coordinator(_Base):
 
     def open(self) -> Script[None]:
         yield from plainly(self._open_script())
+        self._opened = True
+
+    def take_for_open(self) -> None:
+        """For a world that begins with coordinators that are open."""
         self._opened = True
 
     def setup(self) -> Script[None]:
@@ -169,8 +174,7 @@ class Process:
         self.world, self.name = world, name
         self.alive = True
         self.stopped_until = 0.0
-        self.silent_s = 0.0  # how long after its death servers take it for alive
-        self.messages = 0
+        self.messages = -OPENING  # those of its opening come before the first
         self.links: list[Link] = []
         self._acts: list[Task] = []
         self.clock = Clock(world)
@@ -241,6 +245,11 @@ class Process:
         self.after(0.0, task.go)
         return task
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way in it."""
+        return any(not task.over for task in self._tasks)
+
     def act(self, script: Script[Any]) -> None:
         """Run a caller's script."""
         self._acts.append(self.spawn(script, _only_cancelled))
@@ -278,11 +287,11 @@ class Process:
         if not self.alive:
             return
         self.world.trace.note(self.name, "is killed")
-        self.alive, self.silent_s = False, silent_s
+        self.alive = False
         for link in self.links:
             if not link.ended:
                 link.ended = True
-                self.world.network.end(link)
+                self.world.network.end(link, silent_s)
         self.drop()
         self.world.faults.note("process killed")
 

@@ -47,10 +47,10 @@ def run(schedule: Schedule, variant: Variant = SOUND) -> Ran:
     """Run it. Never raises for what the world under it does wrong."""
     world = World(schedule.seed, schedule.layout, resources=variant.resources, journal=variant.journal)
     ran = Ran(schedule, world)
-    with Silenced(world), _no_broken_invariant_goes_unseen(world):
+    with Silenced(world), no_broken_invariant_goes_unseen(world):
         try:
-            _live(world, schedule)
-            _come_to_rest(world, schedule)
+            live(world, schedule)
+            come_to_rest(world)
         except Violated as violated:
             ran.violated = violated
         except Exception as error:
@@ -62,18 +62,19 @@ def run(schedule: Schedule, variant: Variant = SOUND) -> Ran:
     return ran
 
 
-def _live(world: World, schedule: Schedule) -> None:
+def live(world: World, schedule: Schedule) -> None:
+    """Until the last fault has come to pass."""
     world.add(schedule.faults)
     for name, at_s in schedule.opens:
         process = world.start(name)
         acts: list[Act] = [act for act in schedule.acts if act.process == name]
-        process.spawn(opening(process, acts, world.began_s + at_s), _raise)
+        process.spawn(opening(process, acts, at_s), _raise)
     world.run(HORIZON_S)
 
 
-def _come_to_rest(world: World, schedule: Schedule) -> None:
+def come_to_rest(world: World) -> None:
     """What is under way comes to its end; then recovery, by a process whose clock is right."""
-    settings = schedule.layout.settings
+    settings = world.layout.settings
     world.faults.on_messages.clear()
     world.faults.crashes.clear()
     world.run(SETTLE_S)
@@ -120,7 +121,7 @@ def _swept(process: Process) -> Script[None]:
 
 
 @contextlib.contextmanager
-def _no_broken_invariant_goes_unseen(world: World) -> Iterator[None]:
+def no_broken_invariant_goes_unseen(world: World) -> Iterator[None]:
     """The engine stops the work where an invariant of its own does not hold, which can look like a lost answer."""
 
     def seen(self: InvariantViolated, *args: object) -> None:

@@ -27,17 +27,26 @@ from .faults import (
     LateRequest,
     LoseReply,
     LoseRequest,
+    OnNotice,
     Restore,
+    SlowDisk,
     Stop,
     Twice,
     When,
 )
+from .process import OPENING
 from .world import Layout
 
 KINDS = ("postgres", "mariadb", "sqlite")
 HORIZON_S = LATEST_S  # after that nothing goes wrong any more
-CALLERS_MAX, RECOVERERS_MAX, FAULTS_MAX, ACCOUNTS = 3, 5, 12, 3
-CALLER_MESSAGES, RECOVERER_MESSAGES, SERVER_MESSAGES = 110, 160, 160
+CALLERS_MAX, RECOVERERS_MAX, FAULTS_MAX, ACCOUNTS = 3, 5, 10, 3
+CALLER_MESSAGES, RECOVERER_MESSAGES, SERVER_MESSAGES = 50, 150, 150
+OPENING_MESSAGES = 18
+# Where most of what can go wrong goes wrong: faults are tied to these more often than to any other moment.
+POINTS = (
+    ("P2", "work"), ("P3", "prepare"), ("P3", "prepared"), ("P4", "all prepared"), ("P4", "staged"), ("P5", "deciding"),
+    ("P6", "committed"), ("P6", "aborted"), ("P8", "commit"), ("P7", "branch committed"), ("P9", "every branch proved"),
+)  # fmt: skip
 
 Item = Act | Fault
 
@@ -110,26 +119,35 @@ class _Drawing:
         self.servers = [name for name, _ in self.layout.servers]
         self.machines = sorted({*self.servers, self.layout.journal})
         self.callers = [f"p{n + 1}" for n in range(self.random.randint(1, CALLERS_MAX))]
-        self.recoverers = [f"r{n + 1}" for n in range(self.random.randint(1, RECOVERERS_MAX))]
+        self.recoverers = [f"r{n + 1}" for n in range(self.random.choice([1, 2, 2, 2, 3, RECOVERERS_MAX]))]
         self.names = [f"order-{n + 1}" for n in range(2)]
 
     def schedule(self) -> Schedule:
         rnd = self.random
-        opens = [(name, rnd.choice([0.0, rnd.uniform(0, 1), rnd.uniform(0, 8)])) for name in self.callers]
-        opens += [(name, rnd.uniform(0, 12)) for name in self.recoverers]
+        opens = [(name, round(rnd.choice([0.0, 0.0, rnd.uniform(0, 4)]), 3)) for name in self.callers]
+        opens += [(name, round(rnd.choice([0.0, rnd.uniform(0, 1), rnd.uniform(0, 6)]), 3)) for name in self.recoverers]
         acts: list[Item] = []
         for _ in range(rnd.randint(1, 5)):
             acts += self._staging() if rnd.random() < self.focus.staged else self._payment()
+        for name in self.callers:
+            if rnd.random() < 0.6:
+                acts.append(Recover(process=name, at_s=0.0, every_s=rnd.choice([1.0, 2.5, 4.0])))
         for name in self.recoverers:
-            if rnd.random() < 0.7:
-                acts.append(Recover(process=name, at_s=0.0, every_s=rnd.choice([1.0, 2.5]), until_s=HORIZON_S))
+            if rnd.random() < 0.5:
+                acts.append(Recover(process=name, at_s=0.0, every_s=rnd.choice([1.0, 2.5, 4.0])))
             else:
-                acts += [Sweep(process=name, at_s=self._when(), grace_s=rnd.choice([None, 0.0])) for _ in range(3)]
+                acts += self._sweeps(name, [act.at_s for act in acts if isinstance(act, Pay | Stage | Finish)])
         if rnd.random() < self.focus.clean_ups:
             acts += [CleanUp(process=rnd.choice(self.recoverers), at_s=self._when()) for _ in range(2)]
         faults = [self._fault() for _ in range(rnd.randint(0, FAULTS_MAX))]
         items = (*acts, *faults, Jitter(salt=rnd.randrange(1 << 20)))
         return Schedule(self.seed, self.layout, tuple(opens), items, tuple(range(len(items))))
+
+    def _sweeps(self, process: str, busy_s: list[float]) -> list[Item]:
+        """Most of them just when somebody is at work, and sparing nothing."""
+        rnd = self.random
+        at_s = [rnd.choice([rnd.choice(busy_s) + rnd.uniform(0, 0.04), self._when()]) for _ in range(3)]
+        return [Sweep(process=process, at_s=round(one, 4), grace_s=rnd.choice([None, 0.0, 0.0])) for one in at_s]
 
     def _layout(self) -> Layout:
         rnd = self.random
@@ -140,7 +158,7 @@ class _Drawing:
         return Layout(servers, journal, rnd.choice(KINDS))
 
     def _when(self) -> float:
-        return round(self.random.choice([self.random.uniform(0, 3), self.random.uniform(0, 14)]), 3)
+        return round(self.random.choice([self.random.uniform(0, 3), self.random.uniform(0, 9)]), 3)
 
     def _parts(self) -> Parts:
         rnd = self.random
@@ -203,9 +221,20 @@ class _Drawing:
     # ---- what goes wrong
 
     def _fault(self) -> Fault:
+        rnd = self.random
         weights = self.focus.weights or WEIGHTS
-        kind = self.random.choices(list(weights), weights=list(weights.values()))[0]
-        return self._of_message(kind) or self._of_server(kind) or self._of_time(kind)
+        kind = rnd.choices(list(weights), weights=list(weights.values()))[0]
+        if kind == "restore" or rnd.random() < 0.4:
+            return self._any(kind, self._process(), near=False)
+        process, (point, what) = rnd.choice(self.callers), rnd.choice(POINTS)
+        fault = self._any(kind, process, near=True)
+        return OnNotice(process=process, point=point, what=what, fault=fault, nth=rnd.choice([1, 1, 1, 2, 3]))
+
+    def _any(self, kind: str, process: str, *, near: bool) -> Fault:
+        """A fault of this kind; `near`: to be counted from a notice."""
+        return (
+            self._of_message(kind, process, near) or self._of_server(kind, near) or self._of_time(kind, process, near)
+        )
 
     def _for_s(self) -> float:
         return round(self.random.choice([self.random.uniform(0, 0.5), self.random.uniform(0.5, 6)]), 3)
@@ -213,18 +242,25 @@ class _Drawing:
     def _process(self) -> str:
         return self.random.choice([*self.callers, *self.callers, *self.recoverers])
 
-    def _of_message(self, kind: str) -> Fault | None:
+    def _message(self, process: str, near: bool) -> int:
         rnd = self.random
-        process = rnd.choice(self.callers) if kind == "cancel" else self._process()
-        message = rnd.randint(1, CALLER_MESSAGES if process in self.callers else RECOVERER_MESSAGES)
+        if near:
+            return rnd.choice([1, 1, 1, 2, 3])
+        if rnd.random() < 0.1:
+            return rnd.randint(-OPENING, -OPENING + OPENING_MESSAGES)
+        return rnd.randint(1, CALLER_MESSAGES if process in self.callers else RECOVERER_MESSAGES)
+
+    def _of_message(self, kind: str, process: str, near: bool) -> Fault | None:
+        rnd = self.random
+        message, told, half_open_s = self._message(process, near), rnd.random() < 0.7, rnd.choice([0.0, 0.0, 8.0])
         match kind:
             case "kill":
                 when = rnd.choice([When.BEFORE, When.SENT, When.DONE])
-                return Kill(process=process, message=message, when=when, silent_s=rnd.choice([0.0, 0.0, 0.0, 8.0]))
+                return Kill(process=process, message=message, when=when, silent_s=half_open_s)
             case "lose request":
-                return LoseRequest(process=process, message=message, told=rnd.random() < 0.7)
+                return LoseRequest(process=process, message=message, told=told, half_open_s=half_open_s)
             case "lose reply":
-                return LoseReply(process=process, message=message, told=rnd.random() < 0.7)
+                return LoseReply(process=process, message=message, told=told, half_open_s=half_open_s)
             case "late request":
                 return LateRequest(process=process, message=message, by_s=self._for_s())
             case "late reply":
@@ -235,21 +271,25 @@ class _Drawing:
                 return CancelCallers(process=process, message=message)
         return None
 
-    def _of_server(self, kind: str) -> Fault | None:
+    def _of_server(self, kind: str, near: bool) -> Fault | None:
         rnd = self.random
-        machine, message = rnd.choice(self.machines), rnd.randint(1, SERVER_MESSAGES)
+        machine = rnd.choice(self.machines)
+        message = rnd.choice([1, 1, 2, 3]) if near else rnd.randint(1, SERVER_MESSAGES)
         match kind:
             case "crash":
                 when = rnd.choice([When.BEFORE, When.DURING, When.DURING, When.DONE])
                 down_s, keep = rnd.choice([0.01, 0.5, self._for_s()]), rnd.choice([0, 0, 1, 2])
-                return CrashServer(machine=machine, message=message, when=when, down_s=down_s, keep=keep)
+                writing_s = rnd.choice([0.0, 0.002, 0.4])
+                return CrashServer(
+                    machine=machine, message=message, when=when, down_s=down_s, writing_s=writing_s, keep=keep
+                )
             case "lie":
                 return CrashServer(machine=machine, message=message, lose=rnd.randint(1, 3))
         return None
 
-    def _of_time(self, kind: str) -> Fault:
+    def _of_time(self, kind: str, process: str, near: bool) -> Fault:
         rnd = self.random
-        process, machine, at_s = self._process(), rnd.choice(self.machines), self._when()
+        machine, at_s = rnd.choice(self.machines), 0.0 if near else self._when()
         match kind:
             case "freeze":
                 return Freeze(machine=machine, at_s=at_s, for_s=self._for_s())
@@ -262,6 +302,9 @@ class _Drawing:
                 return ClockJump(process=process, at_s=at_s, by_s=round(by_s, 3))
             case "full":
                 return FullDisk(machine=machine, at_s=at_s, for_s=self._for_s())
+            case "slow disk":
+                flush_s = rnd.choice([0.02, 0.3, 1.5])
+                return SlowDisk(machine=machine, at_s=at_s, for_s=self._for_s(), flush_s=flush_s)
             case "restore":
                 return Restore(machine=machine, at_s=at_s + 2, backup_s=round(max(at_s - rnd.uniform(0, 6), 0.0), 3))
         raise ValueError(f"there is no fault of the kind {kind!r}")
@@ -282,6 +325,7 @@ WEIGHTS = {
     "stop": 8,
     "jump": 6,
     "full": 4,
+    "slow disk": 6,
     "lie": 1,
     "restore": 1,
 }

@@ -114,8 +114,26 @@ class Pool(Answering):
 
     def start(self, verb: str, args: tuple[Any, ...], answer: Answer) -> Callable[[], None]:
         assert verb == "acquire", verb
-        task = self._process.spawn(self._acquire(), answer)
-        return task.cancel
+        if self._count < self.size and not self._waiting and self._idle and self._fresh(self._idle[-1][1]):
+            return self._hand_out(answer)
+        return self._process.spawn(self._acquire(), answer).cancel
+
+    def _fresh(self, idle_since: float) -> bool:
+        return self._process.clock.elapsed() - idle_since <= CHECK_AFTER_IDLE_S
+
+    def _hand_out(self, answer: Answer) -> Callable[[], None]:
+        """The short way: a place is free, and a session that nobody needs to ask whether it lives."""
+        self._count += 1
+        link, idle_since = self._idle.pop()
+        come = self._process.after(0.0, answer, Outcome(link))
+
+        def give_back() -> None:
+            if come.call is not None:
+                come.cancel()
+                self._idle.append((link, idle_since))
+                self._leave_place()
+
+        return give_back
 
     def _acquire(self) -> Script[Link]:
         yield Do(_Place(self), "take")
@@ -125,9 +143,7 @@ class Pool(Answering):
                 if link is None:
                     opened: Link = yield Do(_Connecting(self._connect), "connect")
                     return opened
-                if self._process.clock.elapsed() - idle_since <= CHECK_AFTER_IDLE_S:
-                    return link
-                if (yield from self._alive(link)):
+                if self._fresh(idle_since) or (yield from self._alive(link)):
                     return link
         except BaseException:
             self._leave_place()

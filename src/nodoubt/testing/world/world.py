@@ -8,12 +8,14 @@ Must not: be used by production code.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...engine.attempt import Attempt
 from ...engine.context import Settings, log
 from ...journals.memory import MemoryJournal, MemoryStore, State
 from ...ports import Journal, Notice, Resource
@@ -31,19 +33,23 @@ from ...resources.memory.server import Promise
 from .checker import Checker, Violated
 from .faults import (
     ClockJump,
+    CrashAt,
     CrashServer,
     Cut,
     Fault,
     Faults,
     Freeze,
     FullDisk,
+    KillAt,
+    OnNotice,
     Restore,
+    SlowDisk,
     Stop,
     TimedFault,
     from_here,
 )
 from .kernel import Kernel
-from .machine import Machine
+from .machine import FLUSH_S, Machine
 from .network import LATENCY_S, Network, Partition
 from .process import EPOCH_S, Process
 from .trace import Trace
@@ -111,6 +117,31 @@ class History:
         return states[max(len(states) - 1 - lose, 0)]
 
 
+@dataclass(frozen=True, slots=True)
+class Founding:
+    """What every world of a layout begins with: all is set up, and some strangers' transactions are prepared."""
+
+    cluster: str
+    tables: Mapping[str, Tables]
+
+
+NOTHING = Founding("", {})
+
+
+@functools.cache
+def founded(layout: Layout) -> Founding:
+    """`setup()`, by the product itself, on empty servers."""
+    world = World("founding", layout, founding=NOTHING)
+    founder = world.start("setup")
+    founder.run_alone(founder.db.setup(), SETUP_S)
+    tables = {}
+    for name, machine in world.machines.items():
+        strange = {gid: Promise((), (), 0, EPOCH_S) for gid in STRANGERS}
+        tables[name] = replace(machine.server.durable, prepared=strange)
+    founder.drop()
+    return Founding(founder.ctx.cluster, tables)
+
+
 class World:
     """See the module. `resources` and `journal`: other scripts over the same servers, such as a mutant's."""
 
@@ -122,6 +153,7 @@ class World:
         *,
         resources: Mapping[str, Callable[[str], Resource]] = RESOURCES,
         journal: Journal | None = None,
+        founding: Founding | None = None,
     ) -> None:
         self.seed, self.layout = seed, layout or Layout()
         self.kernel = Kernel()
@@ -136,14 +168,19 @@ class World:
         self.restored: set[str] = set()  # machines that have forgotten what was on disk
         self.set_back = ""  # the one of which epochs can tell it, until an operator has adopted it
         self.staged: dict[str, list[str]] = {}  # name -> attempts that were told to be staged, in that order
+        self.attempts: dict[str, Attempt] = {}  # at work on, by their ids
         self.alarms: list[Violated] = []
-        self.began_s = 0.0  # when the founding was over
         self.watchers: list[Callable[[Process, Notice], None]] = []
         self._resources, self._journal = resources, journal or MemoryJournal()
         self._notices: dict[tuple[str, str, str], int] = {}
         self._keeps_history = False
         self._build()
-        self._found()
+        if founding is None:
+            founding = founded(self.layout)
+        self.cluster = founding.cluster
+        for name, tables in founding.tables.items():
+            self.machines[name].server.restore(tables)
+        self.checker.look()
         self.add(faults)
 
     # ---- how it begins
@@ -173,27 +210,6 @@ class World:
         return max(
             (one.deadline for one in journal.names.values() if one.attempt not in journal.decisions), default=0.0
         )
-
-    def _found(self) -> None:
-        """Set everything up, and leave some strangers' prepared transactions about."""
-        founder = self.start("setup")
-        founder.run_alone(founder.db.setup(), SETUP_S)
-        self.cluster = founder.ctx.cluster
-        founder.crash()
-        self.run(1.0)
-        for machine in self.machines.values():
-            self._leave_strangers(machine)
-            machine.arrived = 0
-        self.checker.look()
-        self.began_s = self.kernel.now
-
-    def _leave_strangers(self, machine: Machine) -> None:
-        server = machine.server
-        strange = {gid: Promise((), (), 0, server.now()) for gid in STRANGERS}
-        connection = server.connect()
-        server.write(replace(server.tables, prepared={**server.tables.prepared, **strange}), connection, forced=True)
-        server.log.flush(server.log.end)
-        server.disconnect(connection)
 
     def start(self, name: str) -> Process:
         """A process that has not opened its coordinator yet."""
@@ -246,7 +262,12 @@ class World:
         self._notices[key] = self._notices.get(key, 0) + 1
         for one in self.faults.on_notices:
             if (one.process, one.point, one.what, one.nth) == (*key, self._notices[key]):
-                self.add([from_here(one.fault, messages=process.messages, now=self.kernel.now - self.began_s)])
+                arrived = {machine.name: machine.arrived for machine in self.machines.values()}
+                self.add([from_here(one.fault, messages=process.messages, arrived=arrived, now=self.kernel.now)])
+
+    def reached(self, fault: OnNotice) -> bool:
+        """Whether the process has come to that point, so often."""
+        return self._notices.get((fault.process, fault.point, fault.what), 0) >= fault.nth
 
     def crashed(self, machine: Machine, before: Tables, *, honest: bool) -> None:
         """A server is down."""
@@ -290,9 +311,9 @@ class World:
         every = list(faults)
         self._keeps_history |= any(isinstance(fault, CrashServer) and fault.lose for fault in every)
         for fault in self.faults.add(every):
-            self.kernel.at(self.began_s + fault.at_s, self._bring_about, fault)
+            self.kernel.at(fault.at_s, self._bring_about, fault)
             if isinstance(fault, Restore):
-                self.kernel.at(self.began_s + fault.backup_s, self._back_up, fault)
+                self.kernel.at(fault.backup_s, self._back_up, fault)
 
     def _back_up(self, fault: Restore) -> None:
         self.history.backups[fault.machine, fault.backup_s] = self.machines[fault.machine].server.durable
@@ -300,8 +321,15 @@ class World:
     def _bring_about(self, fault: TimedFault) -> None:
         now = self.kernel.now
         self.trace.note("", str(fault))
-        self.faults.note(type(fault).__name__.lower())
+        if not isinstance(fault, KillAt | CrashAt):  # counted where they come to pass
+            self.faults.note(_NAMES[type(fault)])
         match fault:
+            case KillAt(process=process):
+                if process in self.processes:
+                    self.processes[process].crash()
+            case CrashAt(machine=name, down_s=down_s):
+                if self.machines[name].up:
+                    self.machines[name].crash(CrashServer(machine=name, message=0, down_s=down_s))
             case Freeze(machine=name, for_s=for_s):
                 self.machines[name].frozen_until = max(self.machines[name].frozen_until, now + for_s)
             case Cut(process=process, machine=name, for_s=for_s):
@@ -315,12 +343,29 @@ class World:
             case FullDisk(machine=name, for_s=for_s):
                 self.machines[name].server.full = True
                 self.kernel.after(for_s, self._make_room, name)
+            case SlowDisk(machine=name, for_s=for_s, flush_s=flush_s):
+                self.machines[name].flush_s = flush_s
+                self.kernel.after(for_s, self._fast_again, name)
             case Restore(machine=name, down_s=down_s, backup_s=backup_s):
                 crash = CrashServer(machine=name, message=0, down_s=down_s)
                 self.machines[name].crash(crash, backup=self.history.backups[name, backup_s])
 
+    def _fast_again(self, machine: str) -> None:
+        self.machines[machine].flush_s = FLUSH_S
+
     def _make_room(self, machine: str) -> None:
         self.machines[machine].server.full = False
+
+
+_NAMES: Mapping[type[TimedFault], str] = {
+    Freeze: "server frozen",
+    Cut: "way cut",
+    Stop: "process stopped",
+    ClockJump: "clock jumped",
+    FullDisk: "disk full",
+    SlowDisk: "disk slow",
+    Restore: "server set back",
+}
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
