@@ -12,7 +12,7 @@ from nodoubt.testing.world.matrix import Cell
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("cell", matrix.cells(), ids=str)
+@pytest.mark.parametrize("cell", list(matrix.cells()), ids=str)
 def test_cell(cell: Cell) -> None:
     assert matrix.result(cell).violated == ""
 

@@ -3,7 +3,7 @@
 Each flavour is a server, which answers messages as the real one does (tags, error codes, locks, what a crash takes),
 and the scripts over it, which send the messages that the real resource sends, in the same order, and read the answers
 as warily. Whoever drives a server decides how long a message waits for a lock or for the disk, and when the server
-dies: `nodoubt.testing.world` does, and `MemorySession`, which never waits.
+dies: `nodoubt.testing.world` does.
 
 A journal in memory can be the server's guest: then a decision rides in the very transaction that carries the work.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 from .mariadb import MemoryMariaDB, MemoryMariaDBResource
 from .postgres import MemoryPostgres, MemoryPostgresResource
 from .server import Guest, Locked, MemoryServer, Tables, Writing
-from .session import MemorySession
 from .sqlite import MemorySqlite, MemorySqliteResource
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "MemoryPostgres",
     "MemoryPostgresResource",
     "MemoryServer",
-    "MemorySession",
     "MemorySqlite",
     "MemorySqliteResource",
     "Tables",

@@ -20,6 +20,7 @@ from ...ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -44,7 +45,7 @@ class MemoryMariaDB(MemoryServer):
 
     kind = "mariadb"
     visible_first = True
-    duplicate, no_floor, lock_timeout, disk_full = "1062", "1048", "1205", "1114"
+    duplicate, no_floor, lock_timeout, disk_full, no_savepoint = "1062", "1048", "1205", "1114", "1305"
 
     def _statement(self, connection: Connection, name: str, args: Sequence[Any]) -> Any:
         if connection.bound and name not in _BOUND:
@@ -219,6 +220,12 @@ class MemoryMariaDBResource:
         work.wrote = work.wrote or statement != "read"
         return reply
 
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        try:
+            yield from do(session, "send", ("savepoint", step, name))
+        except StatementFailed as error:
+            raise refusal(error, f"savepoint {name} on {self.name}") from error
+
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         if work.wrote:
             return True
@@ -388,8 +395,10 @@ class MemoryMariaDBResource:
             yield from self._clear(session)
             raise Unclear(f"the outcome of {xid.gid} on {self.name} can't be settled now: {error}") from error
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        return (yield from self._own(session, ("forget", tuple(xids), older_than))).count
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
+        return (yield from self._own(session, ("forget", tuple(xids), older_than, below))).count
 
     # ---- the parts
 

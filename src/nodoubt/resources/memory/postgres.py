@@ -19,6 +19,7 @@ from ...ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -41,11 +42,12 @@ class MemoryPostgres(MemoryServer):
 
     kind = "postgres"
     unforced_rows = True
-    duplicate, no_floor, lock_timeout, disk_full = "23505", "23502", "55P03", "53100"
+    duplicate, no_floor, lock_timeout, disk_full, no_savepoint = "23505", "23502", "55P03", "53100", "3B001"
 
     def _statement(self, connection: Connection, name: str, args: Sequence[Any]) -> Any:
         transaction = connection.transaction
-        if transaction is not None and transaction.failed and name not in _ENDING:
+        mends = name == "savepoint" and args[0] is SavepointStep.BACK
+        if transaction is not None and transaction.failed and name not in _ENDING and not mends:
             raise StatementFailed("25P02", "current transaction is aborted, commands ignored until end of transaction")
         return super()._statement(connection, name, args)
 
@@ -213,6 +215,16 @@ class MemoryPostgresResource:
         work.wrote = work.wrote or reply.tag == "UPDATE 1"
         return reply
 
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        doing = f"savepoint {name} on {self.name}"
+        try:
+            (reply,) = yield from do(session, "send", ("savepoint", step, name))
+        except StatementFailed as error:
+            raise self._refusal(error, doing) from error
+        if not self._accepts(reply.tag, step.statements(name)[-1].split()[0]):
+            session.kill()
+            raise Unclear(f"{doing}: the server answered {reply.tag!r}")
+
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         if work.wrote:
             return True
@@ -281,8 +293,10 @@ class MemoryPostgresResource:
                 raise Unclear(str(error)) from error
         raise Unclear(f"the row in the place of the receipt of {xid.gid} comes and goes")
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        return (yield from self._own(session, ("forget", tuple(xids), older_than))).count
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
+        return (yield from self._own(session, ("forget", tuple(xids), older_than, below))).count
 
     # ---- the parts
 

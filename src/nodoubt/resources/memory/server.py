@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
-from ...ports import BelowFloor, Conflict, Identity, Reply, StatementFailed
+from ...ports import BelowFloor, Conflict, Identity, Reply, SavepointStep, StatementFailed
 from ...protocol.records import Epoch, Verdict
 from ...xid import Xid
 
@@ -147,6 +147,7 @@ class Transaction:
     gid: str = ""  # SQLite: the branch
     failed: bool = False  # PostgreSQL: an error has made it fail
     changes: list[Change] = field(default_factory=list)
+    savepoints: dict[str, int] = field(default_factory=dict)  # name -> how many changes came before it
     locks: set[Key] = field(default_factory=set)
 
 
@@ -170,6 +171,7 @@ class MemoryServer:
     no_floor: ClassVar[str]
     lock_timeout: ClassVar[str]
     disk_full: ClassVar[str]
+    no_savepoint: ClassVar[str]
 
     def __init__(self, name: str, *, now: Callable[[], float], guest: Guest | None = None) -> None:
         self.name, self.now, self.guest = name, now, guest
@@ -356,6 +358,22 @@ class MemoryServer:
                 return Reply("SELECT 1", 1, ("number",), ((self.tables.rows.get(key, 0) + mine,),))
         raise StatementFailed("42601", f"{statement!r} is no statement")
 
+    def _savepoint(self, connection: Connection, step: SavepointStep, name: str) -> Reply:
+        """A name is set once at a time: the engine sees to that."""
+        transaction = connection.transaction
+        if step is SavepointStep.SET and transaction is not None:
+            transaction.savepoints[name] = len(transaction.changes)
+        elif transaction is None or name not in transaction.savepoints:
+            raise StatementFailed(self.no_savepoint, f"there is no savepoint {name}")
+        else:
+            changes, names = transaction.savepoints[name], list(transaction.savepoints)
+            for later in names[names.index(name) :]:
+                del transaction.savepoints[later]
+            if step is SavepointStep.BACK:
+                del transaction.changes[changes:]
+                transaction.failed = False
+        return Reply(step.statements(name)[-1].split()[0])
+
     def _ping(self, connection: Connection) -> Reply:
         return Reply(rows=((1,),))
 
@@ -432,14 +450,15 @@ class MemoryServer:
         self.store(connection, [Change("receipts", key, marker)])
         return Reply("INSERT 0 1", 1)
 
-    def _forget(self, connection: Connection, xids: Sequence[Xid], older_than: float | None) -> Reply:
-        """Delete these receipts, and those of one-phase commits from before."""
+    def _forget(self, connection: Connection, xids: Sequence[Xid], older_than: float | None, below: str) -> Reply:
+        """Delete these receipts, those of one-phase commits from before, and what two phases left below the floor."""
         named = {(xid.attempt, xid.branch) for xid in xids}
-        kept = {
-            key: receipt
-            for key, receipt in self.tables.receipts.items()
-            if key not in named and not (receipt.alone and older_than is not None and receipt.at < older_than)
-        }
+
+        def goes(key: tuple[str, int], receipt: Receipt) -> bool:
+            old = receipt.alone and older_than is not None and receipt.at < older_than
+            return key in named or old or (not receipt.alone and key[0] < below)
+
+        kept = {key: receipt for key, receipt in self.tables.receipts.items() if not goes(key, receipt)}
         gone = len(self.tables.receipts) - len(kept)
         if gone:
             self.write(replace(self.tables, receipts=kept), connection, forced=True)

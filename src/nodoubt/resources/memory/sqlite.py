@@ -18,6 +18,7 @@ from ...ports import (
     Prepared,
     Refused,
     Reply,
+    SavepointStep,
     Session,
     SessionLost,
     StatementFailed,
@@ -50,7 +51,7 @@ class MemorySqlite(MemoryServer):
     """The file. A crash is the machine's: every process that has it open loses its connection."""
 
     kind = "sqlite"
-    duplicate, no_floor, lock_timeout, disk_full = "1555", "1299", "5", "13"
+    duplicate, no_floor, lock_timeout, disk_full, no_savepoint = "1555", "1299", "5", "13", "1"
 
     def _statement(self, connection: Connection, name: str, args: Sequence[Any]) -> Any:
         if name == "apply" and connection.transaction is None:
@@ -188,9 +189,9 @@ class MemorySqlite(MemoryServer):
         assert self.tables.identity is not None
         return self.tables.identity.cluster
 
-    def _forget(self, connection: Connection, xids: Sequence[Xid], older_than: float | None) -> Reply:
+    def _forget(self, connection: Connection, xids: Sequence[Xid], older_than: float | None, below: str) -> Reply:
         self._writing(connection)
-        return super()._forget(connection, xids, older_than)
+        return super()._forget(connection, xids, older_than, below)
 
 
 class MemorySqliteResource:
@@ -242,6 +243,12 @@ class MemorySqliteResource:
             raise
         work.wrote = work.wrote or statement == "add"
         return reply
+
+    def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
+        try:
+            yield from do(session, "send", ("savepoint", step, name))
+        except StatementFailed as error:
+            raise refusal(error, f"savepoint {name} on {self.name}") from error
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         if work.wrote:
@@ -301,8 +308,11 @@ class MemorySqliteResource:
         reply = yield from self._settled(session, "fence", xid.attempt, xid.branch)
         return Verdict(reply.scalar())
 
-    def forget(self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None) -> Script[int]:
-        return (yield from self._call(session, "forget", tuple(xids), older_than)).count  # type: ignore[no-any-return]
+    def forget(
+        self, session: Session, xids: Sequence[Xid], *, older_than: float | None = None, below: str = ""
+    ) -> Script[int]:
+        answer = yield from self._call(session, "forget", tuple(xids), older_than, below)
+        return answer.count  # type: ignore[no-any-return]
 
     # ---- how it is asked
 

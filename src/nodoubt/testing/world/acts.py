@@ -28,6 +28,7 @@ from ...errors import (
     StillBeginning,
     UnknownTransaction,
 )
+from ...ports import SavepointStep
 from ...script import Pause, Script
 from .checker import LEDGER, Told
 from .driver import Cancelled
@@ -35,6 +36,7 @@ from .driver import Cancelled
 if TYPE_CHECKING:
     from .process import Process, Work
 
+UNDONE = 1_000_000  # an amount that nobody may ever find
 LATEST_S = 14.0  # nothing is begun after that: a process may have opened late
 
 Parts = tuple[tuple[str, str, int], ...]  # server, account, amount
@@ -42,7 +44,10 @@ Parts = tuple[tuple[str, str, int], ...]  # server, account, amount
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pay:
-    """A transaction at once. `reads`: servers it only reads from. `fails`: its last statement is an error."""
+    """A transaction at once. `reads`: servers it only reads from. `fails`: its last statement is an error.
+
+    `cured`: that statement, and a write before it, are behind a savepoint, to which the work goes back.
+    """
 
     process: str
     at_s: float
@@ -50,6 +55,7 @@ class Pay:
     reads: tuple[str, ...] = ()
     fails: bool = False
     swallowed: bool = False  # and its block goes on as if nothing had been
+    cured: bool = False
     timeout_s: float | None = None
     decided: bool = False  # wait="decided"
 
@@ -130,7 +136,7 @@ def script_of(process: Process, act: Act) -> Script[None]:
 
 
 def _pay(process: Process, act: Pay, mine: list[str]) -> Script[Result]:
-    work = work_of(act.parts, mine, reads=act.reads, fails=act.fails, swallowed=act.swallowed)
+    work = work_of(act.parts, mine, reads=act.reads, fails=act.fails, swallowed=act.swallowed, cured=act.cured)
     return process.db.transaction(process, work, timeout=act.timeout_s, wait="decided" if act.decided else "applied")
 
 
@@ -148,6 +154,7 @@ def work_of(
     reads: Sequence[str] = (),
     fails: bool = False,
     swallowed: bool = False,
+    cured: bool = False,
 ) -> Work:
     """The work of a payment. It notes down which attempt it was for."""
 
@@ -161,7 +168,9 @@ def work_of(
             checker.wrote(attempt.id, server)
             yield from attempts.execute(ctx, attempt, server, "add", (account, amount))
             yield from attempts.execute(ctx, attempt, server, "add", (LEDGER + attempt.id, 1))
-        if fails:
+        if fails and cured:
+            yield from _fail_and_go_back(process, attempt, parts[-1][0])
+        elif fails:
             checker.doomed(attempt.id)
             try:
                 yield from attempts.execute(ctx, attempt, parts[-1][0], "fail", ())
@@ -170,6 +179,16 @@ def work_of(
                     raise
 
     return work
+
+
+def _fail_and_go_back(process: Process, attempt: Attempt, server: str) -> Script[None]:
+    ctx = process.ctx
+    yield from attempts.savepoint(ctx, attempt, server, SavepointStep.SET, "s")
+    yield from attempts.execute(ctx, attempt, server, "add", ("account/0", UNDONE))
+    try:
+        yield from attempts.execute(ctx, attempt, server, "fail", ())
+    except Exception:  # of the statement, or of the network: then there is no way back, which is said here
+        yield from attempts.savepoint(ctx, attempt, server, SavepointStep.BACK, "s")
 
 
 def _told(process: Process, act: Pay | Stage) -> Script[None]:

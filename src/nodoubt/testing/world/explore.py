@@ -311,7 +311,7 @@ def _follow(
                 return
             seen.add(key)
             orderly = [name for name, _ in choices if name]
-            if not orderly or not way.steps.pending and not way.steps.hang_ups:
+            if not orderly or not (way.steps.pending or way.steps.hang_ups):
                 # Recovery begins anew, so only what the servers hold matters to it.
                 key = keys.of_servers(way.world)
                 if key not in ended:

@@ -85,14 +85,17 @@ FAULTS = (
     "kill coordinator", "kill participant", "lost request", "lost reply", "delayed reply", "disk full", "timeout",
     "called twice", "two recoverers",
 )  # fmt: skip
-# As in PROTOCOL.md. A: aborted everywhere. C: committed everywhere. =: whichever decision was stored. R: refused, or the
-# same answer and no new effect. S: stalls with an alarm, decision unchanged. –: cannot happen.
+# As in PROTOCOL.md. A: aborted everywhere. C: committed everywhere. =: whichever decision was stored. R: refused, or
+# the same answer and no new effect. S: stalls with an alarm, decision unchanged. –: cannot happen.
 EXPECTED = {
     "P1": ("A", "A", "A", "A", "A", "A", "A", "R", "A"),
     "P2": ("A", "A", "A", "A", "A", "A", "A", "R", "A"),
     "P3": ("A", "A", "A", "A", "A", "A", "A", "R", "A"),
     "P4": ("A (staged: stays)", "A or C after restart", "–", "–", "–", "A", "=", "R", "="),
-    "P5": ("=", "= after restart", "re-read, =", "re-read, =", "=", "re-read, =; S if unreadable", "=", "R", "= one winner"),
+    "P5": (
+        "=", "= after restart", "re-read, =", "re-read, =", "=", "re-read, =; S if unreadable", "=", "R",
+        "= one winner",
+    ),
     "P6": ("C", "C after restart", "–", "–", "–", "C", "C", "R", "C"),
     "P7": ("C", "C", "C", "C", "C", "C", "C", "R", "C"),
     "P8": ("C", "C", "C", "C by I7", "C", "C", "C", "R", "C"),
@@ -370,10 +373,17 @@ REAL: dict[tuple[str, str], str] = {
     **{(f"P{number}", "kill coordinator"): _KILLED for number in range(3, 10)},
     **{(f"P{number}", "kill participant"): _SERVER for number in range(3, 10)},
     **{(point, fault): _LOST for point in ("P3", "P5", "P8") for fault in ("lost request", "lost reply")},
-    **{("P5", "delayed reply"): _LOST, ("P8", "timeout"): _LOST},
-    **{("P3", "timeout"): _FROZEN, ("P4", "timeout"): _STALLED, ("P6", "timeout"): _AFTER},
-    **{("P4", "two recoverers"): _SWEPT, ("P5", "two recoverers"): _SWEPT, ("P6", "two recoverers"): _RACES},
-    **{("P7", "two recoverers"): _RACES, ("P5", "disk full"): _FULL, ("P10", "called twice"): _TWICE},
+    ("P5", "delayed reply"): _LOST,
+    ("P8", "timeout"): _LOST,
+    ("P3", "timeout"): _FROZEN,
+    ("P4", "timeout"): _STALLED,
+    ("P6", "timeout"): _AFTER,
+    ("P4", "two recoverers"): _SWEPT,
+    ("P5", "two recoverers"): _SWEPT,
+    ("P6", "two recoverers"): _RACES,
+    ("P7", "two recoverers"): _RACES,
+    ("P5", "disk full"): _FULL,
+    ("P10", "called twice"): _TWICE,
 }
 
 
@@ -384,11 +394,12 @@ def page() -> str:
         "",
         "Written by `python -m nodoubt.testing.world.matrix docs/fault-matrix.md`; a test holds that it is current.",
         "",
-        "What must come of a transaction when something goes wrong at a point of it, and what did: in the simulator, for",
-        "each flavour of database, with the journal on the first of two databases and on one of its own. A: aborted",
-        "everywhere. C: committed everywhere. =: whichever decision was stored. R: refused, or the same answer and no new",
-        "effect. S: stalls with an alarm, decision unchanged. –: cannot happen. In brackets, where the letter leaves it",
-        "open or speaks of something else: what came of the transaction.",
+        "What must come of a transaction when something goes wrong at a point of it, and what did: in the simulator,",
+        "for each flavour of database, with the journal on the first of two databases and on one of its own.",
+        "",
+        "A: aborted everywhere. C: committed everywhere. =: whichever decision was stored. R: refused, or the same",
+        "answer and no new effect. S: stalls with an alarm, decision unchanged. –: cannot happen. In square brackets,",
+        "where the letter leaves it open or speaks of something else: what came of the transaction.",
         "",
         "Each cell is a test: `tests/world/test_fault_matrix.py::test_cell[P5 lost reply staged mariadb]`. A number in",
         "brackets is the test of the same cell on real servers, listed below.",

@@ -183,6 +183,7 @@ class _Drawing:
                 reads=tuple(others) if rnd.random() < 0.3 else (),
                 fails=(fails := rnd.random() < self.focus.fails),
                 swallowed=fails and rnd.random() < 0.5,
+                cured=fails and rnd.random() < 0.5,
                 timeout_s=rnd.choice([None, None, 0.5, 5.0]),
                 decided=rnd.random() < 0.3,
             )

@@ -87,7 +87,7 @@ class Steps(Network):
     # ---- what processes ask for
 
     def connect(self, process: Process, machine: Machine, within_s: float, answer: Answer) -> Callable[[], None]:
-        """A session at once. Its number depends on its process alone, so that the order of connecting does not matter."""
+        """A session at once. Its number depends on its process alone, and not on who else has connected."""
         connection = machine.accept()
         place = list(self.world.processes).index(process.name)
         count = self._connections[process.name] = self._connections.get(process.name, 0) + 1

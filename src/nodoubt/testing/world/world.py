@@ -319,42 +319,43 @@ class World:
         self.history.backups[fault.machine, fault.backup_s] = self.machines[fault.machine].server.durable
 
     def _bring_about(self, fault: TimedFault) -> None:
-        now = self.kernel.now
         self.trace.note("", str(fault))
         if not isinstance(fault, KillAt | CrashAt):  # counted where they come to pass
             self.faults.note(_NAMES[type(fault)])
+        if isinstance(fault, KillAt | Stop | ClockJump):
+            if fault.process in self.processes:
+                self._befall(self.processes[fault.process], fault)
+        elif isinstance(fault, Cut):
+            until = self.kernel.now + fault.for_s
+            self.network.partitions.append(Partition(fault.process, fault.machine, until))
+        else:
+            self._strike(self.machines[fault.machine], fault)
+
+    def _befall(self, process: Process, fault: KillAt | Stop | ClockJump) -> None:
         match fault:
-            case KillAt(process=process):
-                if process in self.processes:
-                    self.processes[process].crash()
-            case CrashAt(machine=name, down_s=down_s):
-                if self.machines[name].up:
-                    self.machines[name].crash(CrashServer(machine=name, message=0, down_s=down_s))
-            case Freeze(machine=name, for_s=for_s):
-                self.machines[name].frozen_until = max(self.machines[name].frozen_until, now + for_s)
-            case Cut(process=process, machine=name, for_s=for_s):
-                self.network.partitions.append(Partition(process, name, now + for_s))
-            case Stop(process=process, for_s=for_s):
-                if process in self.processes:
-                    self.processes[process].stopped_until = now + for_s
-            case ClockJump(process=process, by_s=by_s):
-                if process in self.processes:
-                    self.processes[process].clock.off_s += by_s
-            case FullDisk(machine=name, for_s=for_s):
-                self.machines[name].server.full = True
-                self.kernel.after(for_s, self._make_room, name)
-            case SlowDisk(machine=name, for_s=for_s, flush_s=flush_s):
-                self.machines[name].flush_s = flush_s
-                self.kernel.after(for_s, self._fast_again, name)
-            case Restore(machine=name, down_s=down_s, backup_s=backup_s):
-                crash = CrashServer(machine=name, message=0, down_s=down_s)
-                self.machines[name].crash(crash, backup=self.history.backups[name, backup_s])
+            case KillAt():
+                process.crash()
+            case Stop(for_s=for_s):
+                process.stopped_until = self.kernel.now + for_s
+            case ClockJump(by_s=by_s):
+                process.clock.off_s += by_s
 
-    def _fast_again(self, machine: str) -> None:
-        self.machines[machine].flush_s = FLUSH_S
-
-    def _make_room(self, machine: str) -> None:
-        self.machines[machine].server.full = False
+    def _strike(self, machine: Machine, fault: CrashAt | Freeze | FullDisk | SlowDisk | Restore) -> None:
+        match fault:
+            case CrashAt(down_s=down_s):
+                if machine.up:
+                    machine.crash(CrashServer(machine=machine.name, message=0, down_s=down_s))
+            case Freeze(for_s=for_s):
+                machine.frozen_until = max(machine.frozen_until, self.kernel.now + for_s)
+            case FullDisk(for_s=for_s):
+                machine.server.full = True
+                self.kernel.after(for_s, setattr, machine.server, "full", False)
+            case SlowDisk(for_s=for_s, flush_s=flush_s):
+                machine.flush_s = flush_s
+                self.kernel.after(for_s, setattr, machine, "flush_s", FLUSH_S)
+            case Restore(down_s=down_s, backup_s=backup_s):
+                crash = CrashServer(machine=machine.name, message=0, down_s=down_s)
+                machine.crash(crash, backup=self.history.backups[machine.name, backup_s])
 
 
 _NAMES: Mapping[type[TimedFault], str] = {
