@@ -1,4 +1,4 @@
-"""What processes do in a world, as plain records: they open, pay, stage, finish by name, sweep, clean up.
+"""What processes do in a world, as plain records: they open, pay, stage, finish by name, settle, sweep, clean up.
 
 Every payment moves a number from one server to another and writes, on each of them, one row of its own
 (`checker.LEDGER`), so that what has become of it can be read in the data itself. Whoever is told an outcome passes it
@@ -27,6 +27,7 @@ from ...errors import (
     OutcomeConflict,
     StillBeginning,
     UnknownTransaction,
+    UsageError,
 )
 from ...ports import SavepointStep
 from ...script import Pause, Script
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .process import Process, Work
 
 UNDONE = 1_000_000  # an amount that nobody may ever find
+SETTLES_MAX = 5
 LATEST_S = 14.0  # nothing is begun after that: a process may have opened late
 
 Parts = tuple[tuple[str, str, int], ...]  # server, account, amount
@@ -58,6 +60,7 @@ class Pay:
     cured: bool = False
     timeout_s: float | None = None
     decided: bool = False  # wait="decided"
+    settles: bool = False  # a caller who is told "in doubt" asks how it ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class Stage:
     timeout_s: float | None = None
     reuse: bool = False
     undo: bool = False  # in an `except` block, roll back what failed
+    settles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,15 @@ class Finish:
     first: bool = False
     tries: int = 3
     decided: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Whatever was begun last, by whomever, is settled by its id, although it may be at work."""
+
+    process: str
+    at_s: float
+    tries: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +128,7 @@ class CleanUp:
     at_s: float
 
 
-Act = Pay | Stage | Finish | Recover | Sweep | CleanUp
+Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp
 
 
 def script_of(process: Process, act: Act) -> Script[None]:
@@ -127,6 +140,9 @@ def script_of(process: Process, act: Act) -> Script[None]:
             return _told(process, act)
         case Finish():
             return _finish(process, act)
+        case Settle(tries=tries):
+            last = next(reversed(process.world.attempts), "")
+            return _settle(process, last, tries)
         case Recover():
             return _recover(process, act)
         case Sweep():
@@ -200,6 +216,8 @@ def _told(process: Process, act: Pay | Stage) -> Script[None]:
         result = yield from block
     except InDoubt as error:
         process.told(f"in doubt: {error.attempt}")
+        if act.settles:
+            yield from _settle(process, error.attempt, SETTLES_MAX)
     except Cancelled:
         process.told("cancelled")
         raise
@@ -247,6 +265,22 @@ def _finish(process: Process, act: Finish) -> Script[None]:
         else:
             process.told(f"{result.state.value} {result.attempt}")
             process.tells(result.attempt, Told(result.state.value))
+            return
+        yield Pause(1.0)
+
+
+def _settle(process: Process, attempt: str, tries: int) -> Script[None]:
+    for _ in range(tries if attempt else 0):
+        try:
+            result = yield from process.db.settle(attempt)
+        except UsageError as error:  # it is staged, and for a verb with its name
+            process.told(f"UsageError: {error}")
+            return
+        except NoDoubtError as error:
+            process.told(f"{type(error).__name__}: {error}")
+        else:
+            process.told(f"settled: {result.state.value} {attempt}")
+            process.tells(attempt, Told(result.state.value))
             return
         yield Pause(1.0)
 

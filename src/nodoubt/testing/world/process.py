@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...coordinator import _Base
-from ...engine import start, verbs
+from ...engine import settle, start, verbs
 from ...engine.attempt import Attempt
 from ...engine.context import Context, Participant, Settings, plainly
 from ...engine.sweep import SweepReport
@@ -142,6 +142,9 @@ class Coordinator(_Base):
 
     def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Script[Result]:
         return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
+
+    def settle(self, attempt: str) -> Script[Result]:
+        return self._shell.shielded(settle.settle(self._writable(), attempt))
 
     def recover(self, *, grace: float | None = None) -> Script[SweepReport]:
         return plainly(self._sweep_script(grace))

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .acts import LATEST_S, Act, CleanUp, Finish, Parts, Pay, Recover, Stage, Sweep
+from .acts import LATEST_S, Act, CleanUp, Finish, Parts, Pay, Recover, Settle, Stage, Sweep
 from .faults import (
     CancelCallers,
     ClockJump,
@@ -102,6 +102,7 @@ class Focus:
     staged: float = 0.5
     fails: float = 0.1
     clean_ups: float = 0.2
+    settles: float = 0.2
 
 
 def drawn(seed: int, focus: Focus | None = None) -> Schedule:
@@ -137,6 +138,9 @@ class _Drawing:
                 acts.append(Recover(process=name, at_s=0.0, every_s=rnd.choice([1.0, 2.5, 4.0])))
             else:
                 acts += self._sweeps(name, [act.at_s for act in acts if isinstance(act, Pay | Stage | Finish)])
+        if rnd.random() < self.focus.settles:
+            at_s = rnd.choice([act.at_s for act in acts if isinstance(act, Pay | Stage)]) + rnd.uniform(0, 0.04)
+            acts.append(Settle(process=self._process(), at_s=round(at_s, 4)))
         if rnd.random() < self.focus.clean_ups:
             acts += [CleanUp(process=rnd.choice(self.recoverers), at_s=self._when()) for _ in range(2)]
         faults = [self._fault() for _ in range(rnd.randint(0, FAULTS_MAX))]
@@ -186,6 +190,7 @@ class _Drawing:
                 cured=fails and rnd.random() < 0.5,
                 timeout_s=rnd.choice([None, None, 0.5, 5.0]),
                 decided=rnd.random() < 0.3,
+                settles=rnd.random() < 0.5,
             )
         ]
 
@@ -203,6 +208,7 @@ class _Drawing:
                 timeout_s=rnd.choice([None, 3.0]),
                 reuse=rnd.random() < 0.3,
                 undo=rnd.random() < 0.5,
+                settles=rnd.random() < 0.5,
             )
         ]
         return acts + [self._finish(name, at_s) for _ in range(rnd.choice([0, 1, 1, 2, 3]))]
