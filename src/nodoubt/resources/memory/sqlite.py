@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import BranchDoomed, UsageError
 from ...ports import (
+    Conflict,
     Identity,
     Prepared,
     Refused,
@@ -124,15 +125,17 @@ class MemorySqlite(MemoryServer):
         changes = [Change("receipts", (xid.attempt, xid.branch), receipt)]
         return [*changes, Change("guest", "", tuple(riders))] if riders else changes
 
-    def _prepare(self, connection: Connection, gid: str, epoch: int, riders: Sequence[str]) -> None:
-        transaction = self._at_work(connection, gid)
+    def _prepare(self, connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
+        transaction = self._at_work(connection, xid.gid)
         connection.transaction = None
         self.refuse_if_full()
+        if (xid.attempt, xid.branch) in self.tables.receipts:
+            raise Conflict(f"{xid.gid} has been settled meanwhile: it can only be rolled back")
         if any(promise.changes for promise in self.tables.prepared.values()):
             raise Refused("a table that this transaction relies on is locked by a prepared branch", retry=True)
         promise = Promise(tuple(transaction.changes), (), epoch, self.now())
         rows = [Change("guest", "", tuple(riders))] if riders else []
-        self.store(connection, rows, prepared={**self.tables.prepared, gid: promise})
+        self.store(connection, rows, prepared={**self.tables.prepared, xid.gid: promise})
 
     def _commit_prepared(self, connection: Connection, xid: Xid, riders: Sequence[str]) -> None:
         self._writing(connection)
@@ -275,7 +278,7 @@ class MemorySqliteResource:
 
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         self._refuse_doomed(work)
-        yield from self._call(session, "prepare", work.xid.gid, work.epoch, tuple(riders))
+        yield from self._call(session, "prepare", work.xid, work.epoch, tuple(riders))
 
     def detach(self, session: Session) -> Script[None]:
         yield from ()
