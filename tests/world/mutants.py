@@ -1,31 +1,42 @@
-"""The product with one check taken out, each a small patch; which rule that breaks, and where to look for it."""
+"""The product with one check taken out, each a small patch; which rule that breaks, and where to look for it.
+
+What breaks on one server's own ground (proofs, tags and locks of the real ones) has its mutants in tests/postgres,
+tests/mariadb, tests/sqlite and tests/journals; phases that are not shielded, in tests/traps/test_cancellation.py.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from nodoubt.engine import branches, phases, register, sweep, verbs
+from nodoubt.engine import branches, ends, phases, register, settle, start, sweep, verbs
 from nodoubt.engine.attempt import Attempt, Branch
 from nodoubt.engine.branches import End, Ending
-from nodoubt.engine.context import Context, using
+from nodoubt.engine.context import Context, Participant, asked, using
 from nodoubt.engine.phases import Course
+from nodoubt.errors import NoDoubtError
 from nodoubt.journals.memory import MemoryStore
 from nodoubt.ports import Conflict, Prepared, Reply, Session, StatementFailed, Unclear, Work
+from nodoubt.protocol import recovery
 from nodoubt.protocol.commands import Ended, Ready
 from nodoubt.protocol.commit import TABLE, CommitMachine, Phase, Rule
 from nodoubt.protocol.events import Decided, Event, Undecided
-from nodoubt.protocol.records import Decision, Standing, Verdict
+from nodoubt.protocol.records import Decision, Staging, Standing, Verdict
+from nodoubt.protocol.recovery import Action, Known, Row
 from nodoubt.resources.memory import MemoryMariaDBResource, MemoryPostgresResource, MemorySqliteResource
-from nodoubt.script import Do, Script, do
-from nodoubt.testing.world import Focus, Variant
+from nodoubt.script import Do, Script, do, every
+from nodoubt.testing.world import Focus, Schedule, Variant
 from nodoubt.testing.world.shell import Pool
 from nodoubt.testing.world.world import RESOURCES
-from nodoubt.xid import Xid
+from nodoubt.xid import Xid, parse_gid
+
+from .kept import KEPT
 
 Patch = pytest.MonkeyPatch
 SOUND = Variant()
@@ -40,12 +51,13 @@ class Mutant:
     breaks: Sequence[str]
     focus: Focus = field(default_factory=Focus)
     schedules_max: int = 400
+    schedule: Schedule | None = None  # instead of all that can be drawn
 
     def __str__(self) -> str:
         return self.name
 
 
-def nothing(*_: object) -> None: ...
+def nothing(*_: object, **__: object) -> None: ...
 
 
 def handle_of(_: object, work: Work) -> Any:
@@ -120,6 +132,104 @@ def a_bare_commit_row_after_a_lost_reply(patch: Patch) -> Variant:
         return machine._decide()
 
     patch.setitem(TABLE, (Phase.POINTING, Undecided), Rule(again, frozenset(Phase)))
+    return SOUND
+
+
+def shape_decides(patch: Patch) -> Variant:
+    """Recovery finds an attempt prepared wherever it looks, and takes that for a vote."""
+    abort = sweep._abort
+
+    def wanted(ctx: Context, attempt: str, staging: Any, found: Sequence[Any], why: str) -> Decision:
+        decision: Decision = abort(ctx, attempt, staging, found, why)
+        return msgspec.structs.replace(decision, verdict=Verdict.COMMIT) if found else decision
+
+    patch.setattr(sweep, "_abort", wanted)
+    return SOUND
+
+
+def a_failed_begin_is_not_fenced(patch: Patch) -> Variant:
+    """What failed is taken for aborted, although its rows and prepares may still be on their way."""
+
+    def fence(ctx: Context, course: Course, why: str) -> Script[Event]:
+        yield from ()
+        return Decided(Verdict.ABORT, why)
+
+    patch.setattr(phases, "_fence", fence)
+    return SOUND
+
+
+def a_lost_reply_is_settled_by_a_look(patch: Patch) -> Variant:
+    """No receipt is there, so the one-phase commit did not happen; it is still on its way."""
+
+    def look(ctx: Context, branch: Branch) -> Script[Event]:
+        def body(session: Session) -> Script[bool]:
+            return branch.participant.resource.receipt(session, branch.work.xid)
+
+        try:
+            there = yield from using(branch.participant.reserve, body)
+        except NoDoubtError as error:
+            return Undecided(str(error))
+        return Decided(Verdict.COMMIT if there else Verdict.ABORT)
+
+    patch.setattr(phases, "_settle", look)
+    return SOUND
+
+
+def a_doubt_is_settled_by_a_look(patch: Patch) -> Variant:
+    """The verb `settle` asks for receipts, and fences none."""
+
+    def look(ctx: Context, participant: Participant, attempt: str, numbers: int) -> Script[Any]:
+        for number in range(numbers):
+            xid = Xid(ctx.cluster, attempt, number)
+
+            def body(session: Session, xid: Xid = xid) -> Script[bool]:
+                return participant.resource.receipt(session, xid)
+
+            if (yield from asked(ctx, participant.reserve, body)):
+                return settle._Fenced(Verdict.COMMIT)
+        return settle._Fenced(Verdict.ABORT)
+
+    patch.setattr(settle, "_fence", look)
+    return SOUND
+
+
+def a_name_passes_on_while_it_lives(patch: Patch) -> Variant:
+    """Whoever stages a name has it."""
+    stage = MemoryStore._stage
+
+    def take(store: MemoryStore, staging: Staging, old: str | None) -> None:
+        store.state.names.pop(staging.name, None)
+        stage(store, staging, old)
+
+    patch.setattr(MemoryStore, "_stage", take)
+    patch.setattr(MemoryStore, "_stage_unforced", take)
+    return SOUND
+
+
+def epochs_are_not_compared(patch: Patch) -> Variant:
+    """A journal or a database that was restored goes on as if it had not been."""
+    patch.setattr(start, "set_back", nothing)
+    return SOUND
+
+
+def what_was_aborted_is_left(patch: Patch) -> Variant:
+    """An abort is over when it was decided: what prepares after it stays."""
+    for known, seen, age in recovery._ACTIONS:
+        if known is Known.ABORT:
+            patch.setitem(recovery._ACTIONS, (known, seen, age), Row(known, frozenset({seen}), age, Action.LEAVE, ""))
+    return SOUND
+
+
+def receipts_go_before_the_end(patch: Patch) -> Variant:
+    """They are deleted, and then the end is written."""
+    flush_some = ends._flush_some
+
+    def some(ctx: Context) -> Script[None]:
+        xids = [xid for _, branches in ctx.ended for xid in branches]
+        yield from every([ends._forget(ctx, participant, xids) for participant in ctx.participants.values()])
+        yield from flush_some(ctx)
+
+    patch.setattr(ends, "_flush_some", some)
     return SOUND
 
 
@@ -213,7 +323,21 @@ class UncheckedPrepare(MemoryPostgresResource):
     """PREPARE as psycopg's tpc_prepare() sends it: alone, and whatever is answered without an error is a yes."""
 
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        with contextlib.suppress(StatementFailed):
+            yield from do(session, "send", self._receipt_row(work, alone=False))
         yield from do(session, "send", ("prepare", work.xid.gid))
+
+
+class _Greedy(MemoryPostgresResource):
+    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+        reply = yield from self._own(session, ("list",))
+        parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
+        return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None)
+
+
+def strangers_are_swept(patch: Patch) -> Variant:
+    """Whatever looks like ours is ours."""
+    return with_resource("postgres", _Greedy)
 
 
 def prepare_tag_unchecked(patch: Patch) -> Variant:
@@ -294,6 +418,24 @@ def dirty_session_returned(patch: Patch) -> Variant:
 
 
 MUTANTS = [
+    Mutant("the shape of its branches decides", shape_decides, ["I1", "I2", "I5"]),
+    Mutant("a failed begin is not fenced", a_failed_begin_is_not_fenced, ["I1", "I5"], Focus(staged=1.0), 1000),
+    Mutant(
+        "a lost reply is settled by a look", a_lost_reply_is_settled_by_a_look, ["I5"],
+        Focus(staged=0.0, weights={"late request": 10, "lose reply": 5, "cut": 5}), 2000,
+    ),
+    Mutant(
+        "a doubt is settled by a look", a_doubt_is_settled_by_a_look, ["I5", "I12"],
+        Focus(staged=0.0, settles=1.0), 2000,
+    ),
+    Mutant("a name passes on while it lives", a_name_passes_on_while_it_lives, ["I1", "I5", "I10"], Focus(staged=1.0)),
+    Mutant(
+        "epochs are not compared", epochs_are_not_compared, ["I15"],
+        schedule=KEPT["the journal is set back between a decision and its phase two"],
+    ),
+    Mutant("what was aborted is left", what_was_aborted_is_left, ["I8"], Focus(fails=0.5)),
+    Mutant("receipts go before the end", receipts_go_before_the_end, ["I6"]),
+    Mutant("strangers are swept", strangers_are_swept, ["I9"]),
     Mutant("no compare-and-set", no_compare_and_set, ["I1", "I3", "I5", "I12"]),
     Mutant("no fence", no_fence, ["I1", "I2", "I5", "I12", "I17"]),
     Mutant(
@@ -338,3 +480,15 @@ MUTANTS = [
     Mutant("nonce dropped", nonce_dropped, ["I1", "I2", "I3", "I5", "I10", "I12"]),
     Mutant("dirty session returned to its pool", dirty_session_returned, ["I18"]),
 ]  # fmt: skip
+
+# Seeds with which they are noticed, tried first; when the drawing changes, others are, a little later.
+NOTICED_WITH = {
+    "the shape of its branches decides": 27, "a failed begin is not fenced": 454,
+    "a lost reply is settled by a look": 224, "a doubt is settled by a look": 29, "a name passes on while it lives": 22,
+    "what was aborted is left": 2, "no compare-and-set": 95, "no fence": 113,
+    "acts on a decision that is visible and not flushed": 12, "confirms by a conflicting INSERT": 12,
+    "a bare COMMIT row after a lost reply": 59, "decision after commit": 13, "forgets early": 36,
+    "unknown is done": 136, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
+    "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15,
+    "an error does not doom its branch": 5, "nonce dropped": 9, "dirty session returned to its pool": 83,
+}  # fmt: skip

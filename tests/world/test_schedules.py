@@ -7,6 +7,8 @@ import pytest
 from nodoubt.testing.world import drawn, run
 from nodoubt.testing.world.hunt import Figures, report
 
+from .kept import KEPT
+
 SCHEDULES, PARTS = 240, 8  # in parts, so that several processes share them
 
 
@@ -19,3 +21,9 @@ def test_no_schedule_breaks_a_rule(part: int) -> None:
         assert ran.violated is None, report(ran)
     print(figures)
     assert figures.outcomes["committed"] > 0 and figures.outcomes["aborted"] > 0
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_once_broke_a_rule_or_could_breaks_none(name: str) -> None:
+    ran = run(KEPT[name])
+    assert ran.violated is None, report(ran)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from .checker import Violated
 from .running import Ran, Variant, run
-from .schedule import Focus, Schedule, drawn
+from .schedule import Focus, Schedule, drawn, scripted
 from .shrink import shrunk
 from .world import Layout, World
 
-__all__ = ["Focus", "Layout", "Ran", "Schedule", "Variant", "Violated", "World", "drawn", "run", "shrunk"]
+__all__ = ["Focus", "Layout", "Ran", "Schedule", "Variant", "Violated", "World", "drawn", "run", "scripted", "shrunk"]

@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> int:
     seconds = None if options.hours is None else options.hours * 3600
     figures = hunted(options.first, count=options.count, seconds=seconds, jobs=options.jobs)
     print(figures)
-    for seed in figures.failures[:1]:
+    for schedule in figures.failures[:1]:
         print()
-        print(report(run(drawn(seed))))
+        print(report(run(schedule)))
     return 1 if figures.failures else 0
 
 

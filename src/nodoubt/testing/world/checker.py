@@ -266,7 +266,7 @@ class Checker:
             raise self.violated("I3", f"{attempt} was decided {deed.decided} on disk, and now {verdict}")
         if verdict is Verdict.COMMIT and deed.told is Told.ABORTED and not deed.excused:
             raise self.violated("I5", f"{attempt} was told aborted, and is now decided commit")
-        deed.decided = verdict
+        deed.decided = deed.decided or verdict  # the first: a journal that was set back has forgotten it, we have not
         deed.ended = deed.ended or ended
 
     def _may_commit(self, decision: Decision) -> None:

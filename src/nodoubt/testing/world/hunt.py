@@ -14,7 +14,7 @@ from functools import partial
 
 from .diagram import diagram
 from .running import SOUND, Ran, Variant, run
-from .schedule import Focus, drawn
+from .schedule import Focus, Schedule, drawn
 from .shrink import shrunk
 
 BATCH = 50
@@ -31,7 +31,7 @@ class Figures:
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
-    failures: list[int] = field(default_factory=list)
+    failures: list[Schedule] = field(default_factory=list)
 
     def add(self, ran: Ran) -> None:
         """Count one run."""
@@ -43,7 +43,7 @@ class Figures:
         self.faults.update(world.faults.came)
         self.outcomes.update(str(deed.told or "not told") for deed in world.checker.deeds.values())
         if ran.violated is not None:
-            self.failures.append(ran.schedule.seed)
+            self.failures.append(ran.schedule)
 
     def merge(self, other: Figures) -> None:
         """Count another's."""

@@ -40,7 +40,7 @@ from .faults import (
 )
 from .process import Process
 from .running import Ran, come_to_rest, live, no_broken_invariant_goes_unseen
-from .schedule import Schedule
+from .schedule import scripted
 from .world import Layout, Silenced, World
 
 WAYS = ("once", "staged")
@@ -268,9 +268,7 @@ def result(cell: Cell) -> Result:
 def _run(cell: Cell, journal: str) -> Ran:
     its = scene(cell, journal)
     layout = Layout((("a", cell.flavour), ("b", cell.flavour)), journal, cell.flavour)
-    names = sorted({act.process for act in its.acts})
-    items = (*its.acts, *its.faults)
-    schedule = Schedule(0, layout, tuple((name, 0.0) for name in names), items, tuple(range(len(items))))
+    schedule = scripted(layout, dict.fromkeys(sorted({act.process for act in its.acts}), 0.0), *its.acts, *its.faults)
     world = World(str(cell), layout)
     if cell.fault == "called twice":
         world.watchers.append(_Intruder(its).notice)

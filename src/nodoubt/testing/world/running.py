@@ -45,7 +45,7 @@ class Ran:
 
 def run(schedule: Schedule, variant: Variant = SOUND) -> Ran:
     """Run it. Never raises for what the world under it does wrong."""
-    world = World(schedule.seed, schedule.layout, resources=variant.resources, journal=variant.journal)
+    world = World(schedule.seed or 0, schedule.layout, resources=variant.resources, journal=variant.journal)
     ran = Ran(schedule, world)
     with Silenced(world), no_broken_invariant_goes_unseen(world):
         try:

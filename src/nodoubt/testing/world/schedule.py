@@ -53,9 +53,9 @@ Item = Act | Fault
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """See the module. `opens`: when each process opens its coordinator."""
+    """See the module. `opens`: when each process opens its coordinator. `seed` None: it was written by hand."""
 
-    seed: int
+    seed: int | None
     layout: Layout
     opens: tuple[tuple[str, float], ...]
     items: tuple[Item, ...]
@@ -82,6 +82,8 @@ class Schedule:
     @property
     def command(self) -> str:
         """What replays it."""
+        if self.seed is None:
+            return "the test that has it"
         some = "" if len(self.keep) == len(self.items) else f" KEEP={','.join(map(str, self.keep))}"
         return f"make sim SEED={self.seed}{some}"
 
@@ -103,6 +105,11 @@ class Focus:
     fails: float = 0.1
     clean_ups: float = 0.2
     settles: float = 0.2
+
+
+def scripted(layout: Layout, opens: Mapping[str, float], *items: Item) -> Schedule:
+    """A schedule written by hand."""
+    return Schedule(None, layout, tuple(opens.items()), items, tuple(range(len(items))))
 
 
 def drawn(seed: int, focus: Focus | None = None) -> Schedule:
