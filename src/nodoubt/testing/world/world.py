@@ -275,7 +275,10 @@ class World:
         self.trace.note(machine.name, "crashes")
         if not honest:
             self._excuse_lost(machine, before)
-            self.set_back = machine.name if self._epochs_tell(machine, before) else self.set_back
+            if self._epochs_tell(machine, before):
+                self.set_back = machine.name
+            elif self.set_back == machine.name:
+                self.set_back = ""  # by another backup, which is new enough to look right
         self.look()
 
     def _excuse_lost(self, machine: Machine, before: Tables) -> None:
