@@ -328,6 +328,34 @@ def _follow(
     raise AssertionError(f"a way of more than {STEPS_MAX} steps: {way.taken}")
 
 
-SCENES: tuple[Scene, ...] = ()
+_P, _M = "postgres", "mariadb"
 
-__all__ = ["SCENES", "Explored", "Scene", "explored"]
+# What CI goes through, whole: all places for one fault with two branches and with three, at once and staged, where a
+# process is left only when it waits or dies; and, without a fault, all orders, or those of so many switches.
+SCENES = (
+    Scene((_P, _P), faults=0),
+    Scene((_P, _P), switches=0),
+    Scene((_P, _P), recoverers=2, switches=0),
+    Scene((_P, _P), recoverers=2, faults=0, switches=1),
+    Scene((_P, _P, _P), switches=0),
+    Scene((_P, _P, _P), recoverers=2, faults=0, switches=0),
+    Scene((_M, _M), switches=0),
+    Scene(("sqlite", _P), switches=0),
+    Scene((_P, _P), journal="j", switches=0),
+    Scene((_P, _P), staged=True, switches=0),
+    Scene((_P, _P), staged=True, recoverers=2, faults=0, switches=1),
+    Scene((_P, _P), staged=True, rival=True, faults=0, switches=1),
+    Scene((_P, _P, _P), staged=True, faults=0, switches=1),
+    Scene((_P, _P, _P), staged=True, recoverers=2, faults=0, switches=0),
+)
+
+# What a campaign goes through, the smaller first: all orders, and all places for one fault.
+LARGE = tuple(
+    Scene(servers, journal=journal, staged=staged, recoverers=recoverers, rival=staged)
+    for recoverers in (1, 2)
+    for servers in ((_P, _P), (_M, _M), (_P, _M), (_P, "sqlite"), (_P, _P, _P), (_P, _M, "sqlite"))
+    for staged in (False, True)
+    for journal in ("a", "j")
+)
+
+__all__ = ["LARGE", "SCENES", "Explored", "Scene", "explored"]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 from .diagram import diagram
 from .running import SOUND, Ran, Variant, run
-from .schedule import Focus, Schedule, drawn
+from .schedule import Schedule, drawn
 from .shrink import shrunk
 
 BATCH = 50
@@ -64,21 +64,17 @@ class Figures:
         )
 
 
-def tried(seeds: Iterable[int], variant: Variant = SOUND, focus: Focus | None = None) -> Iterator[Ran]:
+def batch(seeds: Iterable[int], variant: Variant = SOUND) -> Figures:
     """Run these seeds, one after the other."""
-    for seed in seeds:
-        yield run(drawn(seed, focus), variant)
-
-
-def batch(seeds: Iterable[int], focus: Focus | None = None) -> Figures:
-    """Run these seeds of the product itself."""
     figures = Figures()
-    for ran in tried(seeds, focus=focus):
-        figures.add(ran)
+    for seed in seeds:
+        figures.add(run(drawn(seed), variant))
     return figures
 
 
-def hunted(first: int, *, count: int | None = None, seconds: float | None = None, jobs: int = 2) -> Figures:
+def hunted(
+    first: int, *, count: int | None = None, seconds: float | None = None, jobs: int = 2, variant: Variant = SOUND
+) -> Figures:
     """Run seeds from `first` on: so many, or for so long."""
     began, figures = time.monotonic(), Figures()
 
@@ -93,7 +89,7 @@ def hunted(first: int, *, count: int | None = None, seconds: float | None = None
             next_one += jobs * 2 * BATCH
             last = next_one if count is None else min(next_one, first + count)
             parts = [range(start, min(start + BATCH, last)) for start in starts if start < last]
-            for part in executor.map(partial(batch), parts):
+            for part in executor.map(partial(batch, variant=variant), parts):
                 figures.merge(part)
     figures.seconds = time.monotonic() - began
     return figures
@@ -112,6 +108,6 @@ def report(ran: Ran, variant: Variant = SOUND, *, everything: bool = False) -> s
             "",
             diagram(small.world, everything=everything),
             "",
-            f"replay it: {small.schedule.command}",
+            f"replay it: {small.schedule.command}{f' VARIANT={variant.place}' if variant.place else ''}",
         ]
     )

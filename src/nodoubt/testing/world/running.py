@@ -25,10 +25,11 @@ ADOPTIONS_MAX = 3  # a coordinator that starts in the middle of one can make ano
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The product, or a mutant of it: other scripts over the same servers."""
+    """The product, or other scripts over the same servers: a mutant's, or your own. `place`: where it is imported from."""
 
     resources: Mapping[str, Callable[[str], Resource]] = field(default_factory=lambda: RESOURCES)
     journal: Journal | None = None
+    place: str = ""
 
 
 SOUND = Variant()

@@ -13,8 +13,10 @@ out of the product of all orders, and why nothing is lost by it:
   is another order of the same messages.
 
 The key of a state is made of the tables of all servers as shown and as on disk, what each connection is in the middle
-of, and, for each process, every answer it has been given, in order. A script is a function of its answers, so two
-worlds with one key go on alike. Left out of it: what nobody reads (the trail of events, how often a row was confirmed).
+of, and, for each process, every answer it has been given, session by session, in order. A script is a function of its
+answers, so two worlds with one key go on alike. In which order the answers of several sessions came is left out: what a
+script does at the same time (`Every`) it hears of together, in the order in which it gave it. Left out, too, is what
+nobody reads (the trail of events, how often a row was confirmed).
 
 Must not: choose.
 """
@@ -55,21 +57,30 @@ class Step:
     handling: Handling | None = None
     waits: Locked | None = None
     orphan: bool = False
+    progress: int = 0  # how often it has had to wait
 
     @property
     def name(self) -> str:
         return f"{self.link.process.name}#{self.number}{'?' if self.orphan else ''}"
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from another."""
+        waits = None if self.waits is None else self.waits.key
+        connection = self.link.connection.number
+        return self.link.process.name, connection, self.orphan, self.progress, str(waits), self.verb, repr(self.args)
+
 
 @dataclass(slots=True)
 class History:
-    """All that a process has been told, in order."""
+    """All that a process has been told, by connection, in order."""
 
-    digest: bytes = b""
+    digests: dict[int, bytes] = field(default_factory=dict)
 
-    def add(self, number: int, outcome: Outcome[Any]) -> None:
-        words = f"{number} {outcome.value!r} {type(outcome.error).__name__} {outcome.error}"
-        self.digest = hashlib.blake2b(self.digest + words.encode(), digest_size=16).digest()
+    def add(self, connection: int, outcome: Outcome[Any]) -> None:
+        words = f"{outcome.value!r} {type(outcome.error).__name__} {outcome.error}"
+        before = self.digests.get(connection, b"")
+        self.digests[connection] = hashlib.blake2b(before + words.encode(), digest_size=16).digest()
 
 
 class Steps(Network):
@@ -159,11 +170,13 @@ class Steps(Network):
                 self.answer(step, Outcome(None, error), reply=reply)
                 break
             if isinstance(wait, Locked):
+                step.progress += 1
                 if server.holder(wait.key, but=connection):
                     step.waits = wait
                     self.pending.append(step)
                     break
                 continue
+            step.progress += 1
             if not self.free and reply:
                 self.pending.append(step)  # it can be seen, and is being flushed
                 break
@@ -189,7 +202,7 @@ class Steps(Network):
             step.link.usable = False
             outcome = Outcome(None, SessionLost(f"the connection to {step.link.machine.name} was lost"))
         self.world.trace.answered(step.link.machine.name, process.name, step.number, outcome)
-        self.histories.setdefault(process.name, History()).add(step.number, outcome)
+        self.histories.setdefault(process.name, History()).add(step.link.connection.number, outcome)
         process.after(0.0, step.answer, outcome)
         if not reply and not step.link.ended:
             step.link.ended = True
@@ -258,8 +271,9 @@ class Keys:
         for name, process in world.processes.items():
             # What a process was told does not matter any more when it has nothing under way.
             busy = process.alive and process.busy
-            parts += [name, process.alive, steps.histories.get(name, History()).digest if busy else b""]
-        parts += sorted((s.name, s.handling is not None, s.waits is not None) for s in steps.pending)
+            told = sorted(steps.histories[name].digests.items()) if busy and name in steps.histories else []
+            parts += [name, process.alive, told]
+        parts += sorted((step.key for step in steps.pending), key=repr)
         parts += sorted((link.machine.name, link.connection.number) for link in steps.hang_ups)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
