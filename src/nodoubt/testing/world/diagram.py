@@ -1,6 +1,7 @@
 """A trace as a sequence diagram in text: a column for each process and server, an arrow for each message.
 
-What every coordinator asks again and again (who is who, which epoch it is) is left out, unless all is wanted.
+What every coordinator asks again and again (who is who, which epoch it is; what is prepared, where nothing is) is left
+out, unless all is wanted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ TEXT_MAX = 110
 _NOISE = re.compile(
     r"^(apply (registered|epoch|minted|cluster|register)|identity|server|run SELECT|witness|apply raise_epoch)"
 )
+_LOOK = re.compile(r"^(list|xa recover|apply (undecided|open_commits|floor|look|confirm|staged))")
+_ATTEMPT = re.compile(r"\bT\d+\b")
 _ENDED = re.compile(r"^session \d+ has ended$")
 
 
@@ -34,16 +37,25 @@ def diagram(world: World, *, everything: bool = False) -> str:
 def _told(trace: Trace, *, everything: bool) -> Iterator[tuple[Line, str]]:
     """The lines that matter, with their words."""
     asked = set[tuple[str, int]]()
-    for line, text in trace.texts():
+    lines = list(trace.texts())
+    answers = {(line.whom, line.number): text for line, text in lines if line.kind is Kind.ANSWERED}
+    for line, text in lines:
         if not everything:
             if line.who == "setup" or line.whom == "setup" or _ENDED.match(text):
                 continue
-            if line.kind is Kind.SENT and _NOISE.match(text):
+            if line.kind is Kind.SENT and (
+                _NOISE.match(text) or _idle(text, answers.get((line.who, line.number), "T0"))
+            ):
                 asked.add((line.who, line.number))
                 continue
             if line.kind is Kind.ANSWERED and (line.whom, line.number) in asked:
                 continue
         yield line, f"#{line.number} {text}" if line.number else text
+
+
+def _idle(question: str, answer: str) -> bool:
+    """Whether it asked what there is to do, and nothing was."""
+    return _LOOK.match(question) is not None and not _ATTEMPT.search(question + answer)
 
 
 def _picture(line: Line, places: dict[str, int]) -> str:

@@ -25,7 +25,7 @@ ADOPTIONS_MAX = 3  # a coordinator that starts in the middle of one can make ano
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The product, or other scripts over the same servers: a mutant's, or your own. `place`: where it is imported from."""
+    """The product, or other scripts over the same servers: a mutant's, or yours. `place`: where it is imported from."""
 
     resources: Mapping[str, Callable[[str], Resource]] = field(default_factory=lambda: RESOURCES)
     journal: Journal | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from .acts import LATEST_S, Act, CleanUp, Finish, Parts, Pay, Recover, Settle, Stage, Sweep
 from .faults import (
@@ -90,8 +90,15 @@ class Schedule:
     def __str__(self) -> str:
         opens = ", ".join(f"{name} at {at_s:.3g} s" for name, at_s in self.opens)
         return "\n".join(
-            [f"servers: {self.layout}", f"processes: {opens}", *(f"{n:3} {item}" for n, item in self.kept)]
+            [f"servers: {self.layout}", f"processes: {opens}", *(f"{n:3} {_brief(item)}" for n, item in self.kept)]
         )
+
+
+def _brief(item: Item) -> str:
+    """As it would be written by hand: what is as usual is left out."""
+    values = [(one.name, getattr(item, one.name)) for one in fields(item) if getattr(item, one.name) != one.default]
+    said = [f"{name}={_brief(value) if isinstance(value, Item) else repr(value)}" for name, value in values]
+    return f"{type(item).__name__}({', '.join(said)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

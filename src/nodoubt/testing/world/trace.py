@@ -9,7 +9,7 @@ Must not: change anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -46,10 +46,10 @@ class Line:
 
 
 class Trace:
-    """The lines, and how to read them."""
+    """The lines, and how to read them. `hidden`: whose rows are left out of the words: the strangers'."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: Kernel, hidden: Collection[object] = ()) -> None:
+        self._kernel, self._hidden = kernel, hidden
         self.lines: list[Line] = []
 
     def sent(self, process: str, machine: str, number: int, verb: str, args: tuple[Any, ...]) -> None:
@@ -74,8 +74,18 @@ class Trace:
             return names.setdefault(match[0], f"{kind}{sum(n[0] == kind for n in names.values()) + 1}")
 
         for line in self.lines:
-            text = _MARK.sub(name, _ATTEMPT.sub(name, _words(line)))
+            text = _MARK.sub(name, _ATTEMPT.sub(name, self._words(line)))
             yield line, text.replace("nd1.M1.", "")
+
+    def _words(self, line: Line) -> str:
+        match line.kind:
+            case Kind.SENT:
+                verb, args = line.what
+                return _message(verb, args)
+            case Kind.ANSWERED:
+                return _outcome(line.what, self._hidden)
+            case _:
+                return str(line.what)
 
     def text(self) -> str:
         """The whole trace."""
@@ -90,17 +100,6 @@ _ARROW = {Kind.SENT: "->", Kind.ANSWERED: "=>", Kind.NOTE: "  ", Kind.TOLD: "!!"
 
 def _numbered(line: Line) -> str:
     return f"#{line.number}" if line.number else ""
-
-
-def _words(line: Line) -> str:
-    match line.kind:
-        case Kind.SENT:
-            verb, args = line.what
-            return _message(verb, args)
-        case Kind.ANSWERED:
-            return _outcome(line.what)
-        case _:
-            return str(line.what)
 
 
 def _message(verb: str, args: tuple[Any, ...]) -> str:
@@ -131,7 +130,7 @@ def _value(value: Any) -> str:
     return str(value)[:TEXT_MAX]
 
 
-def _outcome(outcome: Outcome[Any]) -> str:
+def _outcome(outcome: Outcome[Any], hidden: Collection[object]) -> str:
     if outcome.error is not None:
         return f"{type(outcome.error).__name__}: {outcome.error}"[:TEXT_MAX]
     value = outcome.value
@@ -139,7 +138,13 @@ def _outcome(outcome: Outcome[Any]) -> str:
     words = []
     for reply in replies:
         if hasattr(reply, "tag"):
-            words.append(" ".join(filter(None, [reply.tag, _value(reply.rows)])) or "ok")
+            words.append(" ".join(filter(None, [reply.tag, _value(_ours(reply.rows, hidden))])) or "ok")
+        elif isinstance(reply, list):
+            words.append(_value(_ours(reply, hidden)) or "ok")
         else:
             words.append("ok" if reply is None else _value(reply))
     return ("; ".join(words) or "ok")[:TEXT_MAX]
+
+
+def _ours(rows: Sequence[Any], hidden: Collection[object]) -> list[Any]:
+    return [row for row in rows if not (isinstance(row, tuple) and row and row[0] in hidden)]

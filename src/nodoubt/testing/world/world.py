@@ -157,7 +157,7 @@ class World:
     ) -> None:
         self.seed, self.layout = seed, layout or Layout()
         self.kernel = Kernel()
-        self.trace = Trace(self.kernel)
+        self.trace = Trace(self.kernel, hidden=(*STRANGERS, None))
         self.faults = Faults()
         self.network = Network(self)
         self.machines: dict[str, Machine] = {}
