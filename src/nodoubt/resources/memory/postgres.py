@@ -143,6 +143,12 @@ class MemoryPostgres(MemoryServer):
         self.write(replace(self.tables, prepared=without(self.tables.prepared, gid)), connection, forced=True)
         return Reply("ROLLBACK PREPARED")
 
+    def _confirm(self, connection: Connection, attempt: str, branch: int) -> Reply:
+        """An UPDATE sees no row that is not committed, and waits for none."""
+        if (attempt, branch) not in self.tables.receipts:
+            return Reply("UPDATE 0", 0)
+        return super()._confirm(connection, attempt, branch)
+
     def _list(self, connection: Connection) -> Reply:
         rows = [(gid, self.now() - promise.at) for gid, promise in self.tables.prepared.items()]
         return Reply("SELECT", rows=tuple(rows))
