@@ -9,7 +9,7 @@ from nodoubt.testing.world.hunt import Figures, report
 
 from .kept import KEPT
 
-SCHEDULES, PARTS = 240, 8  # in parts, so that several processes share them
+SCHEDULES, PARTS = 160, 8  # in parts, so that several processes share them
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -343,7 +343,7 @@ SCENES = (
     Scene(("sqlite", _P), switches=0),
     Scene((_P, _P), journal="j", switches=0),
     Scene((_P, _P), staged=True, switches=0),
-    Scene((_P, _P), staged=True, recoverers=2, faults=0, switches=1),
+    Scene((_P, _P), staged=True, recoverers=2, faults=0, switches=0),
     Scene((_P, _P), staged=True, rival=True, faults=0, switches=1),
     Scene((_P, _P, _P), staged=True, faults=0, switches=1),
     Scene((_P, _P, _P), staged=True, recoverers=2, faults=0, switches=0),
