@@ -30,6 +30,7 @@ from nodoubt.protocol.events import Decided, Event, Undecided
 from nodoubt.protocol.records import Decision, Staging, Standing, Verdict
 from nodoubt.protocol.recovery import Action, Known, Row
 from nodoubt.resources.memory import MemoryMariaDBResource, MemoryPostgresResource, MemorySqliteResource
+from nodoubt.resources.memory.server import only
 from nodoubt.script import Do, Script, do, every
 from nodoubt.testing.world import Focus, Schedule, Variant
 from nodoubt.testing.world.shell import Pool
@@ -329,10 +330,10 @@ class UncheckedPrepare(MemoryPostgresResource):
 
 
 class _Greedy(MemoryPostgresResource):
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         reply = yield from self._own(session, ("list",))
         parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
-        return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None)
+        return only(xid, (Prepared(one, age_s) for one, age_s in parsed if one is not None))
 
 
 def strangers_are_swept(patch: Patch) -> Variant:

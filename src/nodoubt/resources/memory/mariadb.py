@@ -33,7 +33,18 @@ from ...protocol.records import Epoch, Verdict
 from ...script import Pause, Script, do
 from ...xid import XaXid, Xid
 from ..mariadb_failures import FAILURES, refusal
-from .server import Change, Connection, MemoryServer, Promise, Receipt, Transaction, receipt_lock, without
+from .server import (
+    Change,
+    Connection,
+    MemoryServer,
+    MemoryTables,
+    Promise,
+    Receipt,
+    Transaction,
+    only,
+    receipt_lock,
+    without,
+)
 
 KILL_POLLS_MAX = 10
 KILL_POLL_FIRST_S = 0.001
@@ -165,6 +176,7 @@ class MemoryMariaDB(MemoryServer):
 class MemoryMariaDBResource:
     """The scripts. See `ports.Resource`, and `resources.mariadb` for why each message is what it is."""
 
+    tables = MemoryTables()
     traits = Traits(kind="mariadb", holds_session=True)
 
     def __init__(self, name: str) -> None:
@@ -175,9 +187,6 @@ class MemoryMariaDBResource:
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         yield from ()
         return ()
-
-    def schema_sql(self) -> str:
-        return ""
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         yield from self._own(session, ("setup", resource_id, cluster))
@@ -196,6 +205,9 @@ class MemoryMariaDBResource:
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         yield from self._own(session, ("adopt", identity))
+
+    def leave(self, session: Session) -> Script[None]:
+        yield from self._own(session, ("leave",))
 
     # ---- one branch's work
 
@@ -339,7 +351,7 @@ class MemoryMariaDBResource:
 
     # ---- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         try:
             (reply,) = yield from do(session, "send", ("xa_recover",))
         except StatementFailed as error:
@@ -347,7 +359,7 @@ class MemoryMariaDBResource:
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
         found = [handle for (handle,) in reply.rows if isinstance(handle, XaXid)]
-        return tuple(Prepared(one.xid, None, one) for one in found if one.xid.cluster == cluster)
+        return only(xid, (Prepared(one.xid, None, one) for one in found if one.xid.cluster == cluster))
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         handle: XaXid = prepared.handle

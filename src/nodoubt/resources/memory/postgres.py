@@ -31,7 +31,19 @@ from ...protocol.records import Epoch, Verdict
 from ...script import Script, do
 from ...xid import Xid, parse_gid
 from ..postgres_answers import PROOF_TEXT, refusal
-from .server import Change, Connection, MemoryServer, Message, Promise, Receipt, Transaction, receipt_lock, without
+from .server import (
+    Change,
+    Connection,
+    MemoryServer,
+    MemoryTables,
+    Message,
+    Promise,
+    Receipt,
+    Transaction,
+    only,
+    receipt_lock,
+    without,
+)
 
 FENCE_TRIES_MAX = 3
 _ENDING = frozenset({"commit", "prepare", "rollback"})  # what a failed transaction still takes
@@ -157,6 +169,7 @@ class MemoryPostgres(MemoryServer):
 class MemoryPostgresResource:
     """The scripts. See `ports.Resource`, and `resources.postgres` for why each message is what it is."""
 
+    tables = MemoryTables()
     traits = Traits(kind="postgres", unforced_rows=True)
 
     def __init__(self, name: str) -> None:
@@ -167,9 +180,6 @@ class MemoryPostgresResource:
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         yield from ()
         return ()
-
-    def schema_sql(self) -> str:
-        return ""
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         yield from self._own(session, ("setup", resource_id, cluster))
@@ -188,6 +198,9 @@ class MemoryPostgresResource:
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         yield from self._own(session, ("adopt", identity))
+
+    def leave(self, session: Session) -> Script[None]:
+        yield from self._own(session, ("leave",))
 
     # ---- one branch's work
 
@@ -274,10 +287,10 @@ class MemoryPostgresResource:
 
     # ---- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         reply = yield from self._own(session, ("list",))
         parsed = ((parse_gid(gid), age_s) for gid, age_s in reply.rows)
-        return tuple(Prepared(xid, age_s) for xid, age_s in parsed if xid is not None and xid.cluster == cluster)
+        return only(xid, (Prepared(one, age_s) for one, age_s in parsed if one is not None and one.cluster == cluster))
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         yield from ()

@@ -15,8 +15,21 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
-from ...ports import BelowFloor, Conflict, Identity, Reply, SavepointStep, StatementFailed
+from ...ports import (
+    BelowFloor,
+    Conflict,
+    Identity,
+    Prepared,
+    Reply,
+    SavepointStep,
+    Session,
+    SessionLost,
+    StatementFailed,
+    Unclear,
+    Version,
+)
 from ...protocol.records import Epoch, Verdict
+from ...script import Script, do
 from ...xid import Xid
 
 LOCK_WAIT_S = 2.0  # for a row that somebody else has changed and neither committed nor rolled back
@@ -425,6 +438,10 @@ class MemoryServer:
         self.write(replace(self.tables, identity=identity, receipts=receipts), connection, forced=True)
         return Reply("UPDATE 1")
 
+    def _leave(self, connection: Connection) -> Reply:
+        self.write(replace(self.tables, identity=None), connection, forced=True)
+        return Reply("DELETE 1")
+
     def _confirm(self, connection: Connection, attempt: str, branch: int) -> Reply:
         """The verdict of a receipt, its row written again by force; no row: nothing."""
         key = (attempt, branch)
@@ -465,9 +482,33 @@ class MemoryServer:
         return Reply(f"DELETE {gone}", gone)
 
 
+class MemoryTables:
+    """`ports.Tables`. There is only one version: a server lives no longer than the program that made it."""
+
+    known = 1
+
+    def version(self, session: Session) -> Script[Version | None]:
+        try:
+            (reply,) = yield from do(session, "send", ("identity",))
+        except SessionLost as error:
+            raise Unclear(f"the database gave no answer: {error}") from error
+        return Version(1, 1) if reply.rows else None
+
+    def shuts_out(self, version: Version | None) -> bool:
+        return False
+
+    def migrate(self, session: Session) -> Script[None]:
+        yield from ()
+
+
 def receipt_lock(key: tuple[str, int]) -> Key:
     """The lock on the place of a receipt, whether or not it is there."""
     return ("receipt", key[0], str(key[1]))
+
+
+def only(xid: Xid | None, listed: Iterable[Prepared]) -> tuple[Prepared, ...]:
+    """That one, if it is asked for."""
+    return tuple(one for one in listed if xid is None or one.xid == xid)
 
 
 def row_lock(key: str) -> Key:

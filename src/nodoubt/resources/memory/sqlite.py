@@ -39,9 +39,11 @@ from .server import (
     Connection,
     Key,
     MemoryServer,
+    MemoryTables,
     Promise,
     Receipt,
     Transaction,
+    only,
     without,
 )
 
@@ -200,6 +202,7 @@ class MemorySqlite(MemoryServer):
 class MemorySqliteResource:
     """The scripts. See `ports.Resource`, and `resources.sqlite`."""
 
+    tables = MemoryTables()
     traits = Traits(kind="sqlite", riders_on_prepare=True)
 
     def __init__(self, name: str) -> None:
@@ -210,9 +213,6 @@ class MemorySqliteResource:
     def check(self, session: Session) -> Script[tuple[str, ...]]:
         yield from ()
         return ()
-
-    def schema_sql(self) -> str:
-        return ""
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         yield from self._call(session, "setup", resource_id, cluster)
@@ -229,6 +229,9 @@ class MemorySqliteResource:
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         yield from self._call(session, "adopt", identity)
+
+    def leave(self, session: Session) -> Script[None]:
+        yield from self._call(session, "leave")
 
     # ---- one branch's work
 
@@ -294,10 +297,10 @@ class MemorySqliteResource:
 
     # ---- recovery
 
-    def prepared(self, session: Session, cluster: str) -> Script[tuple[Prepared, ...]]:
+    def prepared(self, session: Session, cluster: str, xid: Xid | None = None) -> Script[tuple[Prepared, ...]]:
         rows = yield from self._call(session, "list")
         found = ((parse_gid(gid), age_s) for gid, age_s in rows)
-        return tuple(Prepared(xid, age_s) for xid, age_s in found if xid is not None and xid.cluster == cluster)
+        return only(xid, (Prepared(one, age_s) for one, age_s in found if one is not None and one.cluster == cluster))
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         yield from ()

@@ -89,7 +89,7 @@ class Coordinator(_Base):
         self._opened = True
 
     def setup(self) -> Script[None]:
-        return plainly(self._setup_script())
+        return plainly(self._setup_script(migrate=False))
 
     def transaction(
         self,
