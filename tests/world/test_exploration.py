@@ -14,6 +14,7 @@ from nodoubt.testing.world.explore import SCENES, Scene, explored
 from .mutants import MUTANTS
 
 
+@pytest.mark.timeout(900)  # ten seconds of one core, which a busy machine may not have for a while
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_no_order_of_messages_breaks_a_rule(scene: Scene, record_property: Callable[[str, object], None]) -> None:
     result = explored(scene)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nodoubt.testing.world import drawn, run, shrunk
 
 from .planted import ON_CONFLICT_DO_NOTHING
@@ -27,6 +29,7 @@ def made(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(600)
 def test_a_planted_bug_is_found_made_small_and_replayed_by_the_printed_line() -> None:
     hunt = made("sim", "HOURS=0.1", "JOBS=1", "VARIANT=world.planted:ON_CONFLICT_DO_NOTHING")
     assert hunt.returncode == 1, hunt.stdout + hunt.stderr
