@@ -4,7 +4,7 @@
 nobody waits for; `loop` comes again and again; `Batch` lets concurrent callers share one write; `Pool` hands out at
 most `size` sessions, first come first served, and takes back none that is not usable.
 
-The real shell and pools run in the world, too: see `loop`. Their mutants are caught there.
+The real shells and pools have their own tests (tests/engine), and their mutants: what is simulated here is not them.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ out of the product of all orders, and why nothing is lost by it:
 - *Answers travel in no time.* A late answer only delays its own process, which is the same as taking that process's
   next step later. (A lost one is a fault, and one that comes too late is lost.)
 - *A process does at once what needs no message.* Nobody else can see it.
-- *Some messages are carried out at once, without asking which comes first* (`FREE`): they read what nobody in the
+- *Some messages are carried out at once, without asking which comes first* (`FREE_…`): they read what nobody in the
   scene changes (who is who, which epoch it is, the floor), or touch only their own transaction, before it has
   prepared or committed anything. They commute with every other message.
 - *Time stands still while any message can be carried out.* Clocks only choose when to try (I14); a try at another time
@@ -292,10 +292,6 @@ class Keys:
         digest = hashlib.blake2b(repr(_plain(tables)).encode(), digest_size=16).digest()
         self._known[id(tables)] = (tables, digest)
         return digest
-
-    def forget(self) -> None:
-        """Of worlds that are over."""
-        self._known.clear()
 
 
 def _connections(machine: Machine) -> Iterator[object]:
