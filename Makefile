@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench docs servers clean
+.PHONY: help demo demo-servers test lint bench docs sim explore servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint          the part of it that needs no servers"
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make docs          the documents as a site, in site/"
+	@echo "make sim           the simulated world: SEED=... replays one schedule, HOURS=... hunts for one that fails"
+	@echo "make explore       every order of the messages of small scenes, for HOURS=..."
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run
@@ -41,6 +43,16 @@ bench: $(VENV)/.dev servers benchmarks/node_modules
 
 docs: $(VENV)/.dev
 	$(BIN)/zensical build --strict
+
+# make sim SEED=1809 [KEEP=1,15,17] [TRACE=1], make sim HOURS=8 [FIRST=...]; VARIANT=module:name for other scripts.
+WORLD := $(BIN)/python -m nodoubt.testing.world
+FIRST ?= 0
+sim: $(VENV)/.dev
+	@$(WORLD) $(if $(SEED),--seed $(SEED) $(if $(KEEP),--keep $(KEEP)) $(if $(TRACE),--trace),--hours $(or $(HOURS),0.05) \
+		--first $(FIRST) --jobs $(JOBS)) $(if $(VARIANT),--variant $(VARIANT))
+
+explore: $(VENV)/.dev
+	@$(WORLD) --explore $(if $(HOURS),--hours $(HOURS)) $(if $(VARIANT),--variant $(VARIANT))
 
 # Bun is a peer; without npm it is left out, which the benchmarks say.
 benchmarks/node_modules: benchmarks/package.json
