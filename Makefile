@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench servers clean
+.PHONY: help demo demo-servers test lint bench docs sim explore servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
@@ -16,6 +16,9 @@ help:
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
+	@echo "make docs          the documents as a site, in site/"
+	@echo "make sim           the simulated world: SEED=... replays one schedule, HOURS=... hunts for one that fails"
+	@echo "make explore       every order of the messages of small scenes, for HOURS=..."
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run
@@ -38,6 +41,19 @@ bench: $(VENV)/.dev servers benchmarks/node_modules
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks profile
 
+docs: $(VENV)/.dev
+	$(BIN)/zensical build --strict
+
+# make sim SEED=1809 [KEEP=1,15,17] [TRACE=1], make sim HOURS=8 [FIRST=...]; VARIANT=module:name for other scripts.
+WORLD := $(BIN)/python -m nodoubt.testing.world
+FIRST ?= 0
+sim: $(VENV)/.dev
+	@$(WORLD) $(if $(SEED),--seed $(SEED) $(if $(KEEP),--keep $(KEEP)) $(if $(TRACE),--trace),--hours $(or $(HOURS),0.05) \
+		--first $(FIRST) --jobs $(JOBS)) $(if $(VARIANT),--variant $(VARIANT))
+
+explore: $(VENV)/.dev
+	@$(WORLD) --explore $(if $(HOURS),--hours $(HOURS)) $(if $(VARIANT),--variant $(VARIANT))
+
 # Bun is a peer; without npm it is left out, which the benchmarks say.
 benchmarks/node_modules: benchmarks/package.json
 	@npm install --prefix benchmarks --no-package-lock --no-audit --no-fund --loglevel=error && touch $@ || \
@@ -47,9 +63,9 @@ servers:
 	@.ci/servers
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf benchmarks/node_modules benchmarks/results
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

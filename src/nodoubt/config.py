@@ -60,7 +60,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 def seconds_of(text: str) -> float:
     """`90`, `90s`, `5m`, `1h30m`, `2d` in seconds. Raises `ValueError`."""
     if not _DURATION.fullmatch(text.strip()):
-        raise ValueError(f"{text!r} is not a time: write 30s, 5m, 1h30m or 2d")
+        raise ValueError(f"{_shown(text)} is not a time: write 30s, 5m, 1h30m or 2d")
     return sum(float(number) * _UNITS[unit or "s"] for number, unit in _PART.findall(text))
 
 
@@ -517,11 +517,16 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _shown(value: Any) -> str:
+    """What stands where it should not may be a URL, and hold a password."""
+    return "a URL" if "://" in str(value) else repr(value)
+
+
 def _count(value: Any) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{value!r} is not a whole number from 1 on")
+        raise ValueError(f"{_shown(value)} is not a whole number from 1 on")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What the engine needs from outside: sessions, resources, a journal, a clock, an observer.
+"""What the engine needs from outside: sessions, resources, a journal, a clock, ids, an observer.
 
 A `Session` is one connection, from `drivers`. A `Resource` and a `Journal` are scripts over sessions: they
 say which statements, in which order, and what an answer means. Neither knows whether it runs sync or
@@ -566,6 +566,19 @@ class Clock(Protocol):
 
     def elapsed(self) -> float:
         """Seconds on a clock that never goes back."""
+        ...
+
+
+class Ids(Protocol):
+    """Fresh ids: random, and seeded in a simulated world. See `xid` for their forms."""
+
+    def attempt(self) -> str:
+        """An attempt, or a resource: rises with the clock."""
+        ...
+
+    def cluster(self) -> str: ...
+    def mark(self) -> str:
+        """What tells an epoch from another of the same number."""
         ...
 
 

@@ -38,7 +38,7 @@ class Url:
 
     def _text(self, password: str) -> str:
         if self.kind == "sqlite":
-            return f"sqlite:///{self.database}"
+            return "sqlite:///" + self.database.replace("%", "%25")
         login = quote(self.user, safe="") + (f":{password}" if self.password else "")
         host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
         place = host + (f":{self.port}" if self.port is not None else "")
@@ -59,6 +59,8 @@ def parse_url(text: str) -> Url:
         raise UsageError(
             f"not a database URL (scheme {scheme[:20]!r}): write postgresql://, mariadb://, mysql:// or sqlite:///path"
         )
+    if "\0" in unquote(text) or any("\ud800" <= c <= "\udfff" for c in text):
+        raise UsageError(f"the {base} URL holds a NUL, or bytes that are no text in UTF-8")
     kind = KINDS[base]
     if kind == "sqlite":
         path = text[len(scheme) + 3 :]
@@ -79,7 +81,7 @@ def parse_url(text: str) -> Url:
     return Url(
         kind,
         base,
-        host=unquote(parts.hostname or "localhost"),
+        host=unquote(parts.hostname or "localhost").lower(),
         port=port,
         user=unquote(parts.username or ""),
         password=unquote(parts.password or ""),

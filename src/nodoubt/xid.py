@@ -99,12 +99,14 @@ def parse_xa(format_id: int, gtrid: str, bqual: str) -> XaXid | None:
 def parse_xa_recover(line: Sequence[Any]) -> XaXid | None:
     """A line of XA RECOVER, if it is ours: (format id, length of gtrid, length of bqual, both in one)."""
     format_id, gtrid_length, bqual_length, data = line
-    raw = data.encode() if isinstance(data, str) else bytes(data)
     try:
+        raw = data.encode() if isinstance(data, str) else bytes(data)
+        if gtrid_length < 0 or len(raw) != gtrid_length + bqual_length:
+            return None
         gtrid, bqual = raw[:gtrid_length].decode("ascii"), raw[gtrid_length:].decode("ascii")
-    except UnicodeDecodeError:
+    except UnicodeError:
         return None
-    return parse_xa(format_id, gtrid, bqual) if len(raw) == gtrid_length + bqual_length else None
+    return parse_xa(format_id, gtrid, bqual)
 
 
 def new_attempt() -> str:

@@ -1,6 +1,6 @@
 """The process that is killed: ORM work that moves 30 from a to b, on engines of its own.
 
-`python child.py '{"urls": {…}, "drivers": {…}, "way": "once|staged", "kill": ["P8", "commit", 1]}'`
+`python child.py '{"urls": {…}, "drivers": {…}, "way": "once|staged", "kill": "P8.commit"}'`
 Prints, and flushes, what the caller was told.
 """
 
@@ -12,9 +12,10 @@ import sys
 from typing import Any
 
 from alchemy.world import Account, engine_over
-from crash.child import Killer, say
+from crash.child import say
 from kit import QUICK, Database
 from nodoubt import AsyncCoordinator, Coordinator, NoDoubtError
+from nodoubt.points import AtPoint, Point
 
 
 def engines(task: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ async def tasks(task: dict[str, Any], observer: Any) -> None:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    killer = Killer(*given["kill"])
+    killer = AtPoint(Point.parse(given["kill"]))
     try:
         if given["mode"] == "sync":
             threads(given, killer)

@@ -11,6 +11,7 @@ from alchemy.world import engine_over
 from crash.test_coordinator_killed import killed_at, outcome, recover
 from kit import QUICK, Database, make_database
 from nodoubt import Coordinator
+from nodoubt.points import Point
 
 POINTS = [
     ("once", "P3", "prepare", "aborted"),
@@ -42,7 +43,7 @@ def test_kill_9_in_orm_work_ends_one_way(
         "drivers": {name: driver for name, (_, driver) in zip("ab", places, strict=True)},
         "mode": mode,
         "way": way,
-        "kill": [point, what, 1],
+        "kill": str(Point(point, what)),
     }
     told = killed_at(task, Path(__file__).with_name("child.py"))
     with Coordinator(engines(pair), settings=QUICK, recovery=False) as db:

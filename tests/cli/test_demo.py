@@ -13,7 +13,6 @@ import pytest
 from nodoubt import wiring
 from nodoubt.demo import acts, payments, performance
 from nodoubt.demo.check import caught, check, settled
-from nodoubt.demo.child import Fate
 from nodoubt.demo.look import look
 from nodoubt.demo.world import Item, Order, World, place_order
 
@@ -81,7 +80,7 @@ def test_a_demo_with_a_wrong_sum_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_child_that_outlives_its_fate_fails_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     def harmless(play: acts.Play) -> None:
         play.stage.act("Nobody dies")
-        play.place_and_die(play.order(acts.CUPS, committed=True), Fate("no such point"), prepared=())
+        play.place_and_die(play.order(acts.CUPS, committed=True), "P3.prepare@nowhere", prepared=())
 
     monkeypatch.setattr(acts, "SHARED_JOURNAL", (harmless,))
     result = nodoubt("demo")

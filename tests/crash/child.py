@@ -1,6 +1,6 @@
 """The process that is killed: moves 30 from a to b, and dies by SIGKILL at the point it was told.
 
-`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "kill": ["P8", "commit", 1]}'`
+`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "kill": "P8.commit@a"}'`
 Prints, and flushes, what the caller was told: that is what must turn out to be true (I5).
 """
 
@@ -8,30 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import sys
-import threading
 from typing import Any
 
 from kit import QUICK, Database, Face
-from nodoubt import NoDoubtError, Notice
-
-
-class Killer:
-    """Kills this process at the `count`-th notice of a point; what other threads are at then is left as it is."""
-
-    def __init__(self, point: str, what: str, count: int) -> None:
-        self.point, self.what, self.count = point, what, count
-        self.lock = threading.Lock()
-
-    def notice(self, notice: Notice) -> None:
-        if (notice.point, notice.what) != (self.point, self.what):
-            return
-        with self.lock:
-            self.count -= 1
-            if self.count <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+from nodoubt import NoDoubtError
+from nodoubt.points import AtPoint, Point
 
 
 def say(word: str) -> None:
@@ -42,7 +24,7 @@ def say(word: str) -> None:
 async def main(task: dict[str, Any]) -> None:
     databases = [Database(name, url) for name, url in task["urls"].items()]
     kill = task.get("kill")
-    observer = Killer(*kill) if kill else None
+    observer = AtPoint(Point.parse(kill)) if kill else None
     face = Face(task["mode"], databases, journal=task.get("journal"), observer=observer, settings=QUICK)
     await face.open()
     try:

@@ -17,6 +17,7 @@ import pytest
 
 from kit import QUICK, Database, make_database, until
 from nodoubt import Coordinator, State, UnknownTransaction
+from nodoubt.points import Point
 
 PAIRS = [
     ("postgres", "postgres"),
@@ -112,7 +113,9 @@ def test_kill_9_of_the_coordinator_ends_one_way(
     mode = ("sync", "async")[hash_of(kinds, point, what, way) % 2]
     with Coordinator(urls, journal=at, recovery=False) as db:
         db.setup()
-    told = killed_at({"urls": urls, "journal": at, "way": way, "mode": mode, "kill": [point, what, count]})
+    told = killed_at(
+        {"urls": urls, "journal": at, "way": way, "mode": mode, "kill": str(Point(point, what, count=count))}
+    )
     with Coordinator(urls, journal=at, settings=QUICK, recovery=False) as db:
         recover(db, pair)
         came = outcome(db, pair)

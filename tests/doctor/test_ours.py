@@ -45,7 +45,7 @@ def test_a_branch_that_a_killed_coordinator_left_is_shown_with_its_decision_and_
     urls = {one.name: one.url for one in pair}
     with Coordinator(urls, recovery=False) as db:
         db.setup()
-    killed_at({"urls": urls, "journal": None, "way": "once", "mode": "sync", "kill": ["P6", "committed", 1]})
+    killed_at({"urls": urls, "journal": None, "way": "once", "mode": "sync", "kill": "P6.committed"})
     before = [one.prepared() for one in pair]
     assert before[0] == [] and len(before[1]) == 1
     young = prepared_of_ours(doctor(*options(pair), "--grace", "1h", code=0), "b", pair[1])
@@ -85,7 +85,7 @@ def test_what_was_never_decided_is_aborted_by_recovery_and_the_doctor_says_so(re
     at = f"sqlite:///{tmp_path}/journal.db"
     with Coordinator(urls, journal=at, recovery=False) as db:
         db.setup()
-    killed_at({"urls": urls, "journal": at, "way": "once", "mode": "sync", "kill": ["P4", "all prepared", 1]})
+    killed_at({"urls": urls, "journal": at, "way": "once", "mode": "sync", "kill": "P4.all-prepared"})
     arguments = [*options(pair), "--journal", at]
     undecided = prepared_of_ours(doctor(*arguments, "--grace", "0", code=3), "a", pair[0])
     assert undecided["decision"] == "none"

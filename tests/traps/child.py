@@ -1,7 +1,7 @@
 """A process that does one transaction, and stops itself (SIGSTOP) at the point it was told, for its parent to wake.
 
-`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "stop": […]}'`, where stop is
-a point, what happens there, and its occurrence: `["P5", "deciding", 1]`.
+`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "stop": "P5.deciding"}'`,
+where stop is the name of a point.
 Prints what its caller was told.
 """
 
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from kit import QUICK, Database, Face
-from nodoubt import NoDoubtError, Notice
+from nodoubt import NoDoubtError
+from nodoubt.points import AtPoint, Point
 from nodoubt.testing.processes import continue_tree, wait_for
 
 PATIENCE_S = 60
@@ -66,21 +67,10 @@ class Child:
         return out.split()
 
 
-class Stopper:
-    """Stops this process, all of its threads, at the `count`-th notice of a point."""
-
-    def __init__(self, point: str, what: str, count: int) -> None:
-        self.point, self.what, self.count = point, what, count
-        self.lock = threading.Lock()
-
-    def notice(self, notice: Notice) -> None:
-        if (notice.point, notice.what) != (self.point, self.what):
-            return
-        with self.lock:
-            self.count -= 1
-            if self.count == 0:
-                # To this thread: sent to the process, it may be taken by another, while this one goes on for a while.
-                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+def stop() -> None:
+    """Stop this process, all of its threads."""
+    # To this thread: sent to the process, it may be taken by another, while this one goes on for a while.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def say(word: str) -> None:
@@ -90,7 +80,13 @@ def say(word: str) -> None:
 
 async def main(task: dict[str, Any]) -> None:
     some = [Database(name, url) for name, url in task["urls"].items()]
-    face = Face(task["mode"], some, journal=task.get("journal"), observer=Stopper(*task["stop"]), settings=QUICK)
+    face = Face(
+        task["mode"],
+        some,
+        journal=task.get("journal"),
+        observer=AtPoint(Point.parse(task["stop"]), stop),
+        settings=QUICK,
+    )
     await face.open()
     try:
         if task["way"] == "once":

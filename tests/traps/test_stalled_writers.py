@@ -14,6 +14,7 @@ import pytest
 from kit import QUICK, Database, until
 from nodoubt import Coordinator, State, UnknownTransaction
 from nodoubt.engine import register
+from nodoubt.points import Point
 from nodoubt.protocol.records import Verdict
 from traps.child import Child
 from traps.scenes import UNTOUCHED, balances, databases, recovered
@@ -47,7 +48,7 @@ def test_a_writer_that_stalls_past_every_grace_is_told_that_it_was_aborted(
         count = 2  # stopped in the middle of its other prepare, it would keep the whole file locked: nobody can help
     with coordinator(pair, at) as db:
         db.setup()
-        with Child(pair, mode, way, journal=at, stop=[point, what, count]) as child:
+        with Child(pair, mode, way, journal=at, stop=str(Point(point, what, count=count))) as child:
             child.wait_stopped()
             prepared = sum(len(d.prepared()) for d in pair)
             assert prepared, "there is something for recovery to abort"
@@ -68,7 +69,7 @@ def test_a_commit_by_name_that_stalls_before_its_decision_loses_to_a_rollback(
     pair = databases(kinds, request, tmp_path)
     with coordinator(pair, None) as db:
         db.setup()
-        with Child(pair, mode, "staged", stop=["P5", "deciding", 1]) as child:
+        with Child(pair, mode, "staged", stop="P5.deciding") as child:
             child.wait_stopped()
             assert db.rollback_distributed("pay").state is State.ABORTED
             assert child.told() == ["staged", "OutcomeConflict"]
@@ -79,7 +80,7 @@ def test_a_commit_that_stalls_after_its_decision_is_carried_out_by_others(reques
     pair = databases("postgres+mariadb", request, tmp_path)
     with coordinator(pair, None) as db:
         db.setup()
-        with Child(pair, "sync", "once", stop=["P8", "commit", 1]) as child:
+        with Child(pair, "sync", "once", stop="P8.commit") as child:
             child.wait_stopped()
             # The branch on MariaDB is held by the stopped process; its session is ended, and the branch committed.
             assert recovered(db, pair) is True
@@ -103,7 +104,7 @@ def test_a_recoverer_that_presumes_abort_without_the_fence_breaks_a_writer_that_
     monkeypatch.setattr("nodoubt.engine.sweep.register.decide", presume)
     with coordinator(pair, None) as db:
         db.setup()
-        with Child(pair, "sync", "once", stop=["P5", "deciding", 1]) as child:
+        with Child(pair, "sync", "once", stop="P5.deciding") as child:
             child.wait_stopped()
             assert db.recover(grace=0).rolled_back == 1
             assert child.told() == ["committed"]

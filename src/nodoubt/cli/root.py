@@ -11,6 +11,7 @@ from .configuring import config
 from .deciding import commit, rollback, settle
 from .desk import config_option, journal_option, resource_option, set_option
 from .examining import doctor
+from .exploring import explore
 from .initiating import init
 from .leaving import drop
 from .recovering import recover
@@ -37,5 +38,5 @@ def root(resources: tuple[str, ...], journal: str | None, file: str | None, sets
     """
 
 
-for command in (demo, init, config, ls, show, commit, rollback, settle, recover, doctor, schema, drop, bench):
+for command in (demo, init, config, ls, show, commit, rollback, settle, recover, doctor, schema, drop, explore, bench):
     root.add_command(command)

@@ -15,11 +15,11 @@ import msgspec
 from ..engine.context import Settings
 from ..engine.sweep import SweepReport
 from ..errors import InDoubt, NoDoubtError
-from ..ports import Notice
+from ..points import AtPoint, Point
 from . import processes
 from .check import DATABASES as BOTH
 from .check import Check, caught, check, settled
-from .child import Fate, Job, Report
+from .child import Job, Report
 from .look import Moment, look
 from .payments import PaymentFailed
 from .stage import Stage
@@ -70,10 +70,16 @@ class Play:
         return self.attempts.get(order.id) or ("" if listed is None else listed[0].attempt)
 
     def place_and_die(
-        self, order: Order, fate: Fate, *, prepared: Collection[str], deadline: float | None = None
+        self,
+        order: Order,
+        point: str,
+        *,
+        prepared: Collection[str],
+        hold: tuple[str, ...] = (),
+        deadline: float | None = None,
     ) -> None:
         """A child places the order and is killed. `prepared`: where it must leave a prepared branch."""
-        job = Job(self.world, order, fate, deadline)
+        job = Job(self.world, order, point, hold, deadline)
         with processes.start("nodoubt.demo.child") as child:
             try:
                 told, complaint = child.communicate(msgspec.json.encode(job), CHILD_S)
@@ -173,7 +179,7 @@ def between_two_prepares(play: Play) -> None:
     stage.act("Killed between two prepares")
     order = play.order(CUPS, committed=False)
     stage.say("The warehouse has promised that it can commit; the shop has not been asked yet.")
-    play.place_and_die(order, Fate("prepared", on="warehouse"), prepared=["warehouse"])
+    play.place_and_die(order, "P3.prepared@warehouse", prepared=["warehouse"])
     stage.say(
         "The warehouse holds the cups for a process that no longer exists. Recovery writes ABORT into the journal "
         "first, so that the order can never be committed by anybody, and then rolls the branch back."
@@ -188,7 +194,7 @@ def paid_but_undecided(play: Play) -> None:
     stage.act("Killed after the payment, before the decision")
     order = play.order(TEAPOTS, committed=True)
     stage.say("Everything is prepared and the money is taken; the process dies with the word COMMIT on its lips.")
-    play.place_and_die(order, Fate("deciding"), prepared=BOTH)
+    play.place_and_die(order, "P5.deciding", prepared=BOTH)
     play.recover()
     stage.say(
         "Recovery leaves it alone: a staged order waits for its owner until its deadline. Any process that knows its "
@@ -208,7 +214,7 @@ def paid_and_forgotten(play: Play) -> None:
     stage.act("Killed at the same point, and nobody comes back")
     order = play.order(CUPS, committed=False)
     stage.say(f"The same death, but the order was staged with a deadline of {DEADLINE_S:g} s.")
-    play.place_and_die(order, Fate("deciding"), prepared=BOTH, deadline=DEADLINE_S)
+    play.place_and_die(order, "P5.deciding", prepared=BOTH, deadline=DEADLINE_S)
     with play.world.coordinator() as db:
         deadline = db.status(order.id).deadline or 0.0
     time.sleep(max(deadline - time.time(), 0) + 0.01)
@@ -227,7 +233,7 @@ def at_the_decision(play: Play) -> None:
         "The journal is in the shop's database: the decision becomes durable with the shop's own commit, by the same "
         "flush."
     )
-    play.place_and_die(order, Fate("committed"), prepared=["warehouse"])
+    play.place_and_die(order, "P6.committed", prepared=["warehouse"])
     stage.say(
         "Half of it is committed: the shop shows the order, the warehouse still holds the cups. The decision stands in "
         "the journal, so there is nothing to guess: whoever comes next commits the rest."
@@ -258,7 +264,7 @@ def two_prepares_at_once(play: Play) -> None:
         "Now the journal is a database of its own, so that no branch carries the decision. Both branches prepare at "
         "the same time. The shop's is done, the warehouse's is held back by a hair when the process dies."
     )
-    play.place_and_die(order, Fate("prepared", on="shop", hold="warehouse"), prepared=["shop"])
+    play.place_and_die(order, "P3.prepared@shop", hold=("warehouse",), prepared=["shop"])
     play.recover()
     play.end(order)
 
@@ -269,7 +275,7 @@ def decided_nothing_committed(play: Play) -> None:
     stage.act("Killed after the decision, before any branch commits")
     order = play.order(TEAPOTS, committed=True)
     stage.say("COMMIT is written to the journal's disk. Neither database has heard of it.")
-    play.place_and_die(order, Fate("committed"), prepared=BOTH)
+    play.place_and_die(order, "P6.committed", prepared=BOTH)
     stage.say(
         "No customer can see the order yet, and yet it is committed: the journal's word is what counts. "
         "Two recoveries run one after the other; the second finds nothing left."
@@ -285,7 +291,7 @@ def half_way_through_phase_two(play: Play) -> None:
     stage.act("Killed between two commits")
     order = play.order(CUPS, committed=True)
     stage.say("The warehouse has committed. The shop was just about to.")
-    play.place_and_die(order, Fate("branch committed", on="warehouse", hold="shop"), prepared=["shop"])
+    play.place_and_die(order, "P7.branch-committed@warehouse", hold=("shop",), prepared=["shop"])
     stage.say(
         "A reader of both databases sees half an order now; without the decision in the journal nobody could tell "
         "which half is right. Recovery can: it was decided."
@@ -304,27 +310,13 @@ OWN_JOURNAL: tuple[Callable[[Play], None], ...] = (
 # ---- a server dies --------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Assassin:
-    """An observer that kills a server at a point of the protocol, once."""
-
-    kill: Callable[[], None]
-    what: str
-    done: bool = False
-
-    def notice(self, notice: Notice) -> None:
-        if notice.what == self.what and not self.done:
-            self.done = True
-            self.kill()
-
-
 def server_dies(play: Play, kill: Callable[[], None], restart: Callable[[], None]) -> None:
     """The server with the shop and the journal is killed: while the order is prepared, and right after the decision."""
     stage = play.stage
     stage.act("The PostgreSQL server itself is killed, twice")
     order = play.order(TEAPOTS, committed=True)
     stage.say("An order is staged and paid, and its process is killed, as before.")
-    play.place_and_die(order, Fate("deciding"), prepared=BOTH)
+    play.place_and_die(order, "P5.deciding", prepared=BOTH)
     with play.world.coordinator() as db:
         kill()
         stage.deed("kill -9 to every process of the server that holds the shop and the journal")
@@ -338,7 +330,7 @@ def server_dies(play: Play, kill: Callable[[], None], restart: Callable[[], None
     stage.deed("PostgreSQL is started again and does its crash recovery")
     play.show("The promise has survived:", order)
     stage.say("Commit again; this time the server is killed in the instant in which the decision is durable.")
-    with play.world.coordinator(observer=Assassin(kill, "committed"), settings=SERVER_SETTINGS) as db:
+    with play.world.coordinator(observer=AtPoint(Point.parse("P6.committed"), kill), settings=SERVER_SETTINGS) as db:
         try:
             result = db.commit_distributed(order.id)
             stage.deed(f"commit_distributed({order.id!r}): {result.state.value}; and kill -9 to PostgreSQL")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from typing import Any, TypeVar
 from ..errors import NoDoubtError, ResourceRefused, ResourceUnavailable, UsageError
 from ..ports import (
     Clock,
+    Ids,
     Journal,
     Notice,
     Observer,
@@ -99,10 +98,11 @@ class Context:
     register_batch: Any  # a `shell` batch over `register.write`
     settings: Settings
     clock: Clock
+    ids: Ids
     observer: Observer
+    owner: str  # who we are, for people: host and process
     cluster: str = ""
     epoch: Epoch = field(default_factory=Epoch)
-    owner: str = field(default_factory=lambda: f"{socket.gethostname()}/{os.getpid()}")
     live: set[str] = field(default_factory=set)  # attempts this process is at work on
     ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
     first_seen: dict[Xid, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ _ATTEMPT_MAX = (1 << 128) - 1
 
 def first_attempt_of(seconds: float) -> str:
     """The smallest id that a clock showing this time can have made."""
-    milliseconds = min(max(int(seconds * 1000), 0), _MILLISECONDS_MAX)
+    milliseconds = int(min(max(seconds * 1000, 0), _MILLISECONDS_MAX))
     return f"{milliseconds:012x}{'0' * 20}"
 
 

@@ -27,6 +27,7 @@ from ..ports import (
     Conflict,
     Identity,
     Params,
+    Refused,
     Reply,
     Session,
     SessionLost,
@@ -129,12 +130,12 @@ class MemoryStore:
     def apply(self, verb: str, *args: Any) -> Any:
         """One transaction, atomic. Forced ones flush all that came before them."""
         with self._lock:
-            if verb in READING:
-                return self._perform(verb, args)
-            if verb in UNFORCED:
+            if self.reads(verb):
+                return self.perform(verb, *args)
+            if not self.forces(verb):
                 self._keep_flushed()
-            result = self._perform(verb, args)
-            if verb not in UNFORCED:
+            result = self.perform(verb, *args)
+            if self.forces(verb):
                 self._flushed = None
             return result
 
@@ -142,7 +143,7 @@ class MemoryStore:
         """One transaction that everybody can see and nobody has flushed: its committer has not been answered."""
         with self._lock:
             self._keep_flushed()
-            return self._perform(verb, args)
+            return self.perform(verb, *args)
 
     def power_cut(self) -> None:
         """What is not flushed is gone."""
@@ -154,8 +155,17 @@ class MemoryStore:
         if self._flushed is None:
             self._flushed = self.state.copy()
 
-    def _perform(self, verb: str, args: tuple[Any, ...]) -> Any:
-        if verb in READING:
+    # ---- for a server whose guest the journal is, and which keeps the log itself
+
+    def reads(self, verb: str) -> bool:
+        return verb in READING
+
+    def forces(self, verb: str) -> bool:
+        return verb not in UNFORCED
+
+    def perform(self, verb: str, *args: Any) -> Any:
+        """One transaction, atomic: `state` is replaced, or stays. What of it is on disk is the caller's business."""
+        if self.reads(verb):
             return getattr(self, f"_{verb}")(*args)
         before = self.state
         self.state = before.copy()
@@ -455,6 +465,8 @@ class MemoryJournal:
             return (yield Do(session, "apply", (verb, *args)))
         except SessionLost as error:
             raise Unclear(f"the journal did not answer: {error}") from error
+        except StatementFailed as error:
+            raise Refused(f"the journal could not do it now: {error}", retry=True) from error
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)

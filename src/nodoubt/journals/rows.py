@@ -8,16 +8,21 @@ Must not: do I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
+from ..errors import SchemaMismatch
 from ..ports import Identity
 from ..protocol.records import BranchRef, Decision, Event, Mode, Quarantined, Staging, Standing, Verdict
+from ..xid import BRANCHES_MAX, is_attempt
 from .dialects import Dialect
 
 Row = Sequence[Any]
+R = TypeVar("R")
 
 ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
@@ -87,48 +92,69 @@ def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False) -
     )
 
 
+def read(reading: Callable[[Row], R]) -> Callable[[Row], R]:
+    """A reading of a row that says what is wrong with one that nobody of ours has written. Raises `SchemaMismatch`."""
+
+    @functools.wraps(reading)
+    def checked(row: Row) -> R:
+        try:
+            return reading(row)
+        except (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError) as error:
+            raise SchemaMismatch(
+                f"a row of the journal cannot be read ({type(error).__name__}: {error}): it was written by a release "
+                "that this one does not know, or changed by hand. Nothing was done on the strength of it"
+            ) from error
+
+    return checked
+
+
+@read
 def standing(row: Row) -> Standing:
     """A row of `standing_columns`."""
     decision = Decision(
-        attempt=text(row[0]),
+        attempt=attempt(row[0]),
         verdict=Verdict(text(row[1])),
         mode=Mode(text(row[2])),
         name=text(row[3]),
         branches=branches(row[4]),
-        point=None if row[5] is None else int(row[5]),
+        point=None if row[5] is None else branch(row[5]),
         owner=text(row[6]),
         reason=text(row[7]),
-        decided_at=float(row[8]),
+        decided_at=moment(row[8]),
     )
     return Standing(decision, bool(int(row[9])))
 
 
+@read
 def staging(row: Row) -> Staging:
     """A row of `STAGING`."""
     return Staging(
-        attempt=text(row[0]),
+        attempt=attempt(row[0]),
         name=text(row[1]),
         branches=branches(row[2]),
-        last=None if row[3] is None else int(row[3]),
-        deadline=float(row[4]),
+        last=None if row[3] is None else branch(row[3]),
+        deadline=moment(row[4]),
         owner=text(row[5]),
         metadata=msgspec.json.decode(text(row[6]), type=dict[str, str]),
-        created_at=float(row[7]),
-        begin_by=float(row[8]),
+        created_at=moment(row[7]),
+        begin_by=moment(row[8]),
     )
 
 
+@read
 def quarantined(row: Row) -> Quarantined:
     """A row of `QUARANTINED`."""
-    attempt, branch, resource, why, since, cleared_by = row
-    return Quarantined(text(attempt), int(branch), text(resource), text(why), float(since), text(cleared_by))
+    of, number, resource, why, since, cleared_by = row
+    return Quarantined(attempt(of), branch(number), text(resource), text(why), moment(since), text(cleared_by))
 
 
+@read
 def event(row: Row) -> Event:
     """A row of `EVENT`."""
-    return Event(text(row[0]), float(row[1]), text(row[2]), text(row[3]))
+    return Event(text(row[0]), moment(row[1]), text(row[2]), text(row[3]))
 
 
+@read
 def resource(row: Row) -> tuple[str, Identity]:
     """A row of `RESOURCE`: the name it was registered under, and who it said it was."""
     return text(row[1]), Identity(text(row[0]), text(row[2]), text(row[3]), int(row[4]))
@@ -156,4 +182,32 @@ def lists_resource(resource_id: str) -> str:
 
 def branches(value: Any) -> tuple[BranchRef, ...]:
     """A `branches` column."""
-    return msgspec.json.decode(text(value), type=tuple[BranchRef, ...])
+    found = msgspec.json.decode(text(value), type=tuple[BranchRef, ...])
+    numbers = [branch(ref.number) for ref in found]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("two branches have one number")
+    return found
+
+
+def attempt(value: Any) -> str:
+    """An attempt's id."""
+    found = text(value)
+    if not is_attempt(found):
+        raise ValueError(f"{found[:40]!r} is no attempt")
+    return found
+
+
+def branch(value: Any) -> int:
+    """A branch's number."""
+    found = int(value)
+    if not 0 <= found < BRANCHES_MAX:
+        raise ValueError(f"{found} is no branch")
+    return found
+
+
+def moment(value: Any) -> float:
+    """A time."""
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{found} is no time")
+    return found

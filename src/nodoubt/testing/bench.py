@@ -27,12 +27,22 @@ AT_ONCE_MAX = 16
 
 
 class Bench(ABC):
-    """Runs the scripts of one journal, over any number of its sessions."""
+    """Runs the scripts of one journal or resource, its subject, over any number of its sessions."""
 
-    def __init__(self, journal: Any) -> None:
-        self.journal = journal
+    def __init__(self, subject: Any) -> None:
+        self.subject = subject
         self._main: Session | None = None
+        self.sessions: list[Any] = []  # all that were opened
         self.executor = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="bench")
+
+    @property
+    def journal(self) -> Any:
+        """The subject, where it is a journal."""
+        return self.subject
+
+    @journal.setter
+    def journal(self, journal: Any) -> None:
+        self.subject = journal
 
     @abstractmethod
     def session(self) -> Session:
@@ -60,30 +70,30 @@ class Bench(ABC):
     def __exit__(self, *_: object) -> None: ...
 
     def __getattr__(self, verb: str) -> Callable[..., Any]:
-        """`bench.insert(…)`: the journal's verb, on the main session."""
+        """`bench.insert(…)`: the subject's verb, on the main session."""
         if verb.startswith("_"):
             raise AttributeError(verb)
-        method = getattr(self.journal, verb)
+        method = getattr(self.subject, verb)
         return lambda *args, **named: self.run(method(self.main, *args, **named))
 
 
 class ThreadBench(Bench):
     """Blocking calls, in threads."""
 
-    def __init__(self, journal: Any, connect: Callable[[], Session]) -> None:
-        super().__init__(journal)
+    def __init__(self, subject: Any, connect: Callable[[], Session]) -> None:
+        super().__init__(subject)
         self._connect = connect
-        self._sessions: list[Session] = []
 
     def session(self) -> Session:
-        self._sessions.append(self._connect())
-        return self._sessions[-1]
+        session = self._connect()
+        self.sessions.append(session)
+        return session
 
     def start(self, script: Script[R]) -> Future[R]:
         return self.executor.submit(drive, script, executor=self.executor, watch=Watch())
 
     def __exit__(self, *_: object) -> None:
-        for session in self._sessions:
+        for session in self.sessions:
             session.close()
         self.executor.shutdown()
 
@@ -91,17 +101,16 @@ class ThreadBench(Bench):
 class LoopBench(Bench):
     """On asyncio, in a loop that runs in a thread of its own."""
 
-    def __init__(self, journal: Any, connect: Callable[[], Awaitable[Any]]) -> None:
-        super().__init__(journal)
+    def __init__(self, subject: Any, connect: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(subject)
         self._connect = connect
-        self._sessions: list[Any] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bench-loop", daemon=True)
         self._thread.start()
 
     def session(self) -> Session:
         session: Any = self._submit(self._connect()).result(ANSWER_WITHIN_S)
-        self._sessions.append(session)
+        self.sessions.append(session)
         return session  # type: ignore[no-any-return]
 
     def start(self, script: Script[R]) -> Future[R]:
@@ -115,7 +124,7 @@ class LoopBench(Bench):
 
     def __exit__(self, *_: object) -> None:
         async def close() -> None:
-            for session in self._sessions:
+            for session in self.sessions:
                 await session.close()
 
         self._submit(close()).result(ANSWER_WITHIN_S)

@@ -144,15 +144,26 @@ def decode(stored: object, gid: str) -> Record:
     if record.gid != gid:
         raise _unreadable(gid, f"it is the record of {record.gid}")
     for table in record.tables:
+        if not table.key or table.columns[: len(table.key)] != table.key:
+            raise _unreadable(gid, f"the columns of {table.name} do not begin with its key")
         _check_rows(gid, table, table.erase, len(table.key))
         _check_rows(gid, table, table.insert, len(table.columns))
+    if not all(number is None or _is_stored(number) for _, number in record.sequences):
+        raise _unreadable(gid, "a counter is out of bounds")
     return record
 
 
 def _check_rows(gid: str, table: TableRedo, rows: tuple[Row, ...], width: int) -> None:
     for row in rows:
-        if len(row) != width or not all(v is None or type(v) in (int, float, str, bytes, RawText) for v in row):
+        if len(row) != width or not all(map(_is_stored, row)):
             raise _unreadable(gid, f"a row of {table.name} is malformed")
+
+
+def _is_stored(value: object) -> bool:
+    """Whether SQLite can have stored that: whole numbers have 64 bits, and what is not a number is NULL."""
+    if type(value) is int:
+        return -(2**63) <= value < 2**63
+    return value is None or (type(value) in (float, str, bytes, RawText) and value == value)  # noqa: PLR0124 - a NaN
 
 
 def _unreadable(gid: str, why: str) -> UnreadableRecord:

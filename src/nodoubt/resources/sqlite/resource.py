@@ -136,7 +136,7 @@ class SqliteResource:
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         """Promise. The receipt is written by phase two, in the same local transaction as the rows."""
         self._refuse_doomed(work)
-        yield from self._ask(session, two_phase.prepare, work.xid.gid, work.epoch, tuple(riders))
+        yield from self._ask(session, two_phase.prepare, work.xid, work.epoch, tuple(riders))
 
     def detach(self, session: Session) -> Script[None]:
         """Nothing holds a prepared branch: any session can finish it."""
