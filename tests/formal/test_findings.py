@@ -39,7 +39,8 @@ def server() -> Iterator[PostgresServer]:
 def before_its_first(db: Coordinator, verb: str, act: Callable[[], None]) -> Iterator[None]:
     """In the block, `act` runs before this coordinator first asks its journal for that."""
     journal: Any = context(db).journal
-    sound, done = getattr(journal, verb), []
+    sound = getattr(journal, verb)
+    done: list[bool] = []
 
     def script(*args: Any, **options: Any) -> Any:
         if not done:
@@ -147,7 +148,8 @@ def test_a_decision_that_a_crash_forgot_and_was_then_aborted_raises_no_false_ala
     with coordinator(pair, url) as db, coordinator(pair, url) as sweeper:
         attempt = staged(db)
         journal: Any = context(sweeper).journal
-        open_commits, turns = journal.open_commits, []
+        open_commits = journal.open_commits
+        turns: list[int] = []
 
         def opened(session: Any, after: str, limit: int) -> Any:
             if not turns:
@@ -181,7 +183,8 @@ def test_no_record_ends_on_the_strength_of_a_decision_that_was_forgotten(
     with coordinator(pair, url) as db, coordinator(pair, url) as sweeper:
         attempt = staged(db)
         journal: Any = context(sweeper).journal
-        open_commits, confirm, seen = journal.open_commits, journal.confirm, []
+        open_commits, confirm = journal.open_commits, journal.confirm
+        seen: list[int] = []
 
         def opened(session: Any, after: str, limit: int) -> Any:
             if not seen:

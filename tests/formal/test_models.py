@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from formal.models import RUNS
+from formal.spin import HERE, Builds, Result, Run, never_executed, search
 
 from formal import models
-from formal.models import RUNS, Builds, Result, Run
 
 pytestmark = pytest.mark.timeout(600)  # a search takes seconds; a machine that has much else to do takes longer
 
@@ -44,7 +44,7 @@ def searches(request: pytest.FixtureRequest) -> Iterator[dict[Run, Future[Result
     params = [getattr(getattr(item, "callspec", None), "params", {}) for item in request.session.items]
     asked = [run for one in params for run in one.get("runs", ())]
     with Builds() as builds, ThreadPoolExecutor(models.JOBS) as pool:
-        yield {run: pool.submit(models.search, builds, run) for run in dict.fromkeys(asked)}
+        yield {run: pool.submit(search, builds, run) for run in dict.fromkeys(asked)}
         pool.shutdown(cancel_futures=True)
 
 
@@ -60,31 +60,31 @@ def test_every_line_of_every_model_is_executed_by_a_sound_search(
 ) -> None:
     results = [searches[run].result() for run in runs]
     assert all(result.executed for result in results)
-    assert models.never_executed(results) == []
+    assert never_executed(results) == []
 
 
 @pytest.mark.parametrize("macro", MUTANTS.values(), ids=list(MUTANTS))
 def test_there_is_a_mutant(macro: str) -> None:
     caught = [run for run in SMALL if run.what == macro and run.kind == "mutant"]
     assert caught and all(run.breaks for run in caught)
-    sources = "".join(path.read_text(encoding="utf-8") for path in models.HERE.glob("*.pml"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in HERE.glob("*.pml"))
     assert re.search(rf"ifn?def {macro}\b", sources), "the models do not know it"
 
 
 def test_a_search_that_meets_a_limit_has_no_result() -> None:
     run = next(run for run in SOUND if run.name == "names")
     with Builds() as builds:
-        result = models.search(builds, run, depth=20)
+        result = search(builds, run, depth=20)
     assert not result.as_expected and "limit" in result.trouble
 
 
 def test_every_search_has_a_name_of_its_own_and_stands_in_the_table() -> None:
     names = [run.name for run in RUNS]
     assert len(set(names)) == len(names)
-    page = Path(models.HERE / "README.md").read_text(encoding="utf-8")
+    page = (HERE / "README.md").read_text(encoding="utf-8")
     missing = [run.name for run in RUNS if f"| {run.model} | {run.config} | {run.kind} | {run.what} |" not in page]
     assert missing == [], "formal/run large --readme"
 
 
 def test_nothing_is_written_into_the_source_tree() -> None:
-    assert [path.name for path in models.HERE.iterdir() if re.match(r"pan|_spin|.*\.trail", path.name)] == []
+    assert [path.name for path in HERE.iterdir() if re.match(r"pan|_spin|.*\.trail", path.name)] == []
