@@ -9,6 +9,7 @@ Must not: know which models there are.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -117,14 +118,16 @@ class Builds:
             if not (place / "pan").exists():
                 place.mkdir(exist_ok=True)
                 _call(place, "spin", "-a", *run.defines, str(HERE / f"{run.model}.pml"))
-                _call(place, "cc", *_options(run), "-w", "-o", "pan", "pan.c")
+                _call(place, *_options(run), "-w", "-o", "pan", "pan.c")
         return place
 
 
 def _options(run: Run) -> list[str]:
-    # A small search takes less time than an optimizing compiler.
+    """The compiler, and how it is to make the verifier."""
+    # A small search takes less time than a compiler that optimizes: tcc takes a fiftieth of the time of gcc -O0.
+    quick = ["tcc"] if shutil.which("tcc") else ["cc", "-O0"]
     options = [
-        "-O2" if run.large else "-O0",
+        *(["cc", "-O2"] if run.large else quick),
         f"-DMEMLIM={MEMORY_MAX_MB}",
         "-DBITSTATE" if run.bitstate else "-DCOLLAPSE",
     ]
