@@ -33,7 +33,7 @@ class Run:
 
     model: str
     config: str  # the -D options
-    kind: str = "sound"  # sound, mutant, witness, limit, or finding: the engine as it is, where that breaks a rule
+    kind: str = "sound"  # sound, mutant, witness, or limit: what the contract needs from outside, taken away
     what: str = ""  # the mutant's macro, or the claim
     breaks: tuple[str, ...] = ()
     claim: str = ""  # an LTL formula of the model; otherwise its assertions, and that nobody is stuck
@@ -232,6 +232,5 @@ def trace(builds: Builds, run: Run) -> str:
     """The run that breaks it, step by step, as Spin tells it."""
     place = builds.folder(run)
     _call(place, "./pan", *_limits(run, run.depth), *_claim(run))
-    claim = ["-N", run.claim] if run.claim else []
     model = str(HERE / f"{run.model}.pml")
-    return _call(place, "spin", "-t", "-p", "-g", *run.defines, *claim, "-k", f"{run.model}.pml.trail", model)
+    return _call(place, "spin", "-t", "-p", "-g", *run.defines, "-k", f"{run.model}.pml.trail", model)

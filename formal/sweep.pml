@@ -9,47 +9,73 @@
 #define R 1
 #endif
 
-/* `_prove_branch`. PROVED, or not: then a later sweep will. */
+#define each(i, is, step) \
+	i = POINT; do :: i < N && (is) -> step; i++ :: i < N && !(is) -> i++ :: i == N -> break od
+
+#if N == 1
+#define any_left(s) (!POINT && left[0] == s)
+#define all_left(s) (POINT || left[0] == s)
+#elif N == 2
+#define any_left(s) (!POINT && left[0] == s || left[1] == s)
+#define all_left(s) ((POINT || left[0] == s) && left[1] == s)
+#else
+#define any_left(s) (!POINT && left[0] == s || left[1] == s || left[2] == s)
+#define all_left(s) ((POINT || left[0] == s) && left[1] == s && left[2] == s)
+#endif
+
+/* `_commit_listed`: the next sweep looks for its receipt. */
+inline commit_listed(i, v, r)
+{
+	confirm(v);
+	if :: v == COMMIT || v == ABORT -> carry_out(i, v, false, r) :: else fi;
+	left[i] = OPEN
+}
+
+/* `_look_at_records`. */
+inline look_at_record(i, v, again)
+{
+	atomic {
+		if
+		:: v == ENDED -> left[i] = PROVED		/* by another */
+#ifdef PROVES_LOST
+		:: v == NONE -> left[i] = PROVED
+#else
+		:: v == NONE -> left[i] = OPEN			/* forgotten, and so no proof of anything */
+#endif
+#ifdef ACCUSES_ABORTS
+		:: v == ABORT && again -> quarantine(i); left[i] = OPEN
+		:: v == ABORT && !again -> skip
+#else
+		:: v == ABORT -> left[i] = OPEN			/* forgotten in a crash, and then aborted */
+#endif
+		:: v == COMMIT && again -> quarantine(i); left[i] = OPEN
+		:: v == COMMIT && !again -> skip		/* and again */
+		fi
+	}
+}
+
+/* `_proved`: all branches together. Those that are PROVED in the end are; of the others a later sweep will know. */
 inline prove(i, v, r, again)
 {
 	again = false;
 	do
-	:: look_for_receipt(i, r);
+	:: each(i, left[i] == ABSENT, look_for_receipt(i, left[i]));
+	   each(i, left[i] == ABSENT, left[i] = (mem[i] == PREPARED -> LISTED : UNLISTED));
+	   each(i, left[i] == LISTED, commit_listed(i, v, r));
+	   each(i, left[i] == UNLISTED, look_for_receipt(i, left[i]));	/* it may have been committed between the two looks */
 	   if
-	   :: r != ABSENT -> break
-	   :: atomic { r == ABSENT && mem[i] == PREPARED -> r = LISTED }
-	   :: atomic { r == ABSENT && mem[i] != PREPARED -> r = UNLISTED }
-	   fi;
-	   if
-	   :: r == LISTED ->	/* `_confirmed_commit` */
-		confirm(v);
-		if :: v == COMMIT || v == ABORT -> carry_out(i, v, false, r) :: else fi;
-		r = OPEN; break				/* the next sweep looks for its receipt */
+	   :: any_left(ABSENT) -> confirm(v)
 	   :: else
 	   fi;
-	   look_for_receipt(i, r);			/* it may have been committed between the two looks */
-	   if :: r != ABSENT -> break :: else fi;
-	   confirm(v);
+	   each(i, left[i] == ABSENT, look_at_record(i, v, again));
 	   if
-	   :: v == ENDED -> r = PROVED; break		/* by another */
-#ifdef PROVES_LOST
-	   :: v == NONE -> r = PROVED; break
-#else
-	   :: v == NONE -> r = OPEN; break		/* forgotten, and so no proof of anything */
-#endif
-#ifdef PROVES_ABORTS
-	   :: v == ABORT && again -> quarantine(i); r = OPEN; break
-	   :: v == ABORT && !again -> again = true
-#else
-	   :: v == ABORT -> r = OPEN; break		/* forgotten in a crash, and then aborted */
-#endif
-	   :: v == COMMIT && again -> quarantine(i); r = OPEN; break
-	   :: v == COMMIT && !again -> again = true
+	   :: any_left(ABSENT) -> again = true
+	   :: else -> break
 	   fi
 	od
 }
 
-/* `_still_listed`: the listing may be older than the end. */
+/* `_look_again`: the listing may be older than the end. */
 inline quarantine_what_is_still_listed(i)
 {
 	i = POINT;
@@ -73,7 +99,8 @@ active [R] proctype Recoverer()
 #endif
 	byte i = 0;
 	mtype r = NONE, v = NONE;
-	bool any, old, all, again, listed[N];
+	mtype left[N] = ABSENT;		/* what is left to prove of each branch */
+	bool any, old, again, listed[N];
 end:	do
 	:: some(PREPARED) || jmem == COMMIT || row_seen ->
 		/* `_list`: each database in its own time */
@@ -126,8 +153,12 @@ end:	do
 			fi;
 			i = POINT;
 			do
-			:: v != NONE && i < N && listed[i] -> carry_out(i, v, false, r); i++
-			:: v != NONE && i < N && !listed[i] -> i++
+			:: v != NONE && i < N && listed[i] ->
+				carry_out(i, v, false, r);
+				if :: v == COMMIT && r == PROVED -> left[i] = PROVED :: else fi;
+				i++
+			:: v == ABORT && i < N && !listed[i] -> alarm_if_committed(i, r); i++
+			:: v != NONE && v != ABORT && i < N && !listed[i] -> i++
 			:: v == NONE || i == N -> break
 			od;
 #ifdef SWEEPS_STOP
@@ -136,28 +167,29 @@ end:	do
 		:: !any && row_seen ->	/* `_settle_unlisted`: a name, and no branch that was listed */
 			undecided(v, false, old);
 			if
-			:: v == ABORT && (due || !some(PREPARED)) -> decide(ABORT, v)	/* `_listed_by_now` */
+			:: v == ABORT && (due || !some(PREPARED)) ->	/* `_prepared_by_now` */
+				decide(ABORT, v);
+				if
+				:: v == ABORT -> each(i, true, alarm_if_committed(i, r))
+				:: else
+				fi
 			:: else
 			fi
 		:: else
 		fi;
 		if
 		:: jmem == COMMIT ->	/* `_prove_open`, from a plain read */
-			i = POINT; all = true;
-			do
-			:: i < N -> prove(i, v, r, again); all = all && r == PROVED; i++
-			:: else -> break
-			od;
+			prove(i, v, r, again);
 			if
-			:: all -> end_record()
+			:: all_left(PROVED) -> end_record()
 			:: else
 			fi
 		:: else
 		fi;
 		d_step {
 			i = 0;
-			do :: i < N -> listed[i] = false; i++ :: else -> break od;
-			i = 0; r = NONE; v = NONE; any = false; old = false; all = false; again = false
+			do :: i < N -> listed[i] = false; left[i] = ABSENT; i++ :: else -> break od;
+			i = 0; r = NONE; v = NONE; any = false; old = false; again = false
 		}
 #ifdef INFERS_FROM_SHAPE
 		; number = 0

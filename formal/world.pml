@@ -31,7 +31,7 @@ mtype = { COMMIT, ABORT, ENDED };			/* the register's row, or NONE; ENDED: a COM
 mtype = { YES, NO };					/* votes */
 mtype = { OK, CONFLICT, BELOW, REFUSED };		/* replies, or NONE: no answer yet, or never */
 mtype = { ASKED, SHOWN };				/* a request on the wire; done, but not flushed or not answered */
-mtype = { PROVED, ABSENT, OPEN, UNKNOWN, UNLISTED, LISTED };	/* how far a branch has been brought */
+mtype = { PROVED, ABSENT, OPEN, UNKNOWN, UNLISTED, LISTED, BROKEN };	/* how far a branch has been brought */
 mtype = { DOUBT, STAGED };				/* answers, beside COMMIT and ABORT */
 
 mtype mem[N] = WORK, disk[N] = NONE;
@@ -302,6 +302,22 @@ inline look_for_receipt(i, r)
 	}
 }
 
+/* After an ABORT, a branch that is not prepared was rolled back; or a stranger has committed it, which is told (I17).
+   PROVED, BROKEN, or OPEN: no answer. */
+inline alarm_if_committed(i, r)
+{
+#ifdef UNLISTED_IS_ROLLED_BACK
+	r = PROVED
+#else
+	look_for_receipt(i, r);
+	if
+	:: r == PROVED -> quarantine(i); r = BROKEN
+	:: r == ABSENT -> r = PROVED
+	:: r == OPEN
+	fi
+#endif
+}
+
 /* mariadb.py `free`: end the session that holds the branch. */
 #ifdef NEVER_FREES
 #define free(i)
@@ -335,12 +351,13 @@ inline carry_out(i, verdict, own, r)
 	   };
 	   if	/* `_look` */
 	   :: atomic { r == UNKNOWN && mem[i] == PREPARED -> free(i); r = OPEN }	/* and again */
-	   :: atomic { r == UNKNOWN && mem[i] != PREPARED -> r = (verdict == ABORT -> PROVED : UNLISTED) }
+	   :: atomic { r == UNKNOWN && mem[i] != PREPARED -> r = UNLISTED }
 	   :: r == PROVED
 	   fi;
 	   if
-	   :: r == UNLISTED -> look_for_receipt(i, r)
-	   :: else
+	   :: r == UNLISTED && verdict == COMMIT -> look_for_receipt(i, r)
+	   :: r == UNLISTED && verdict == ABORT -> alarm_if_committed(i, r)
+	   :: r != UNLISTED
 	   fi
 	:: atomic { strikes; leave_behind(i, verdict); r = OPEN }	/* no answer; it may arrive yet */
 	fi
@@ -355,7 +372,7 @@ inline carry_out_all(from, verdict, i, own, all, r)
 		carry_out(i, verdict, own, r);
 		if
 		:: r == PROVED -> i++; own = true
-		:: r != PROVED -> own = false
+		:: r != PROVED && r != BROKEN -> own = false
 		:: r != PROVED -> all = false; i++; own = true	/* Unfinished */
 		fi
 	:: else -> break
@@ -388,15 +405,43 @@ inline end_record()
 #define may_delete ((jmem == ABORT || jmem == ENDED) && fmem)
 #endif
 
-/* journals/sql.py `retire`, at any time: the floor rises unless a COMMIT is open below it, and then what has ended may
-   go, in a transaction of its own. */
+/* For a claim that things are told: nothing lasts as long as the retention, neither a PREPARE on its way nor a branch
+   that every sweep would roll back. */
+#ifdef LIVE
+#define lasting(i) (ask[i] || mem[i] == PREPARED)
+#else
+#define lasting(i) false
+#endif
+
+/* engine/ends.py `retire`, at any time: the floor rises unless a COMMIT is open below it, and then what has ended may
+   go, in a transaction of its own. Before an ABORT goes its branches are looked for: `_aborts_were_kept`. What is
+   quarantined is kept. */
 active proctype Retire()
 {
+	byte i;
+	mtype r = NONE;
 end:	do
 	:: atomic { !fmem && jmem != COMMIT && !undecided_name -> fmem = true };
 	   atomic { flush_journal() }
-	:: atomic { may_delete -> jmem = NONE; delete_row() };
-	   atomic { flush_journal() }
+	:: may_delete && !lasting(0) && !lasting(N - 1) ->
+		r = PROVED;
+		if
+		:: jmem == ABORT ->
+			i = POINT;
+			do
+			:: i < N && r == PROVED -> alarm_if_committed(i, r); i++
+			:: i == N || r != PROVED -> break
+			od
+		:: jmem != ABORT
+		fi;
+		atomic {
+			if
+			:: r == PROVED && may_delete && !alarmed -> jmem = NONE; delete_row()
+			:: else
+			fi;
+			i = 0; r = NONE
+		};
+		atomic { flush_journal() }
 	od
 }
 #endif

@@ -14,7 +14,7 @@ import msgspec
 
 from ..errors import NoDoubtError
 from ..ports import Prepared, Session, SessionLost, UnknownXid
-from ..protocol.records import Quarantined, Verdict
+from ..protocol.records import Decision, Mode, Quarantined, Verdict
 from ..script import Pause, Script
 from ..xid import Xid
 from .context import Context, Participant, asked, backoff, bounded, log, using
@@ -157,6 +157,20 @@ def alarm_if_committed(ctx: Context, participant: Participant, xid: Xid) -> Scri
     if committed:
         yield from quarantine(ctx, xid, participant.name, COMMITTED_AGAINST)
     return committed
+
+
+def may_have_committed(ctx: Context, decision: Decision) -> list[tuple[Participant, Xid]]:
+    """Where an attempt that was aborted may have branches, here. Each resource has one at most.
+
+    At once nothing lists them beforehand: whoever decided for a dead coordinator knew only of those that were prepared.
+    """
+    number_of = {ref.resource_id: ref.number for ref in decision.branches}
+    others = set(range(len(ctx.participants))) - set(number_of.values()) if decision.mode is Mode.ONCE else set[int]()
+    return [
+        (participant, Xid(ctx.cluster, decision.attempt, number))
+        for participant in ctx.participants.values()
+        for number in ([number_of[participant.resource_id]] if participant.resource_id in number_of else sorted(others))
+    ]
 
 
 def quarantine(ctx: Context, xid: Xid, resource: str, why: str) -> Script[None]:

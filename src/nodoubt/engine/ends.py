@@ -14,7 +14,7 @@ from ..ports import Session
 from ..protocol.records import Standing
 from ..script import Script, every
 from ..xid import Xid
-from .branches import alarm_if_committed
+from .branches import alarm_if_committed, may_have_committed
 from .context import ENDED_MAX, Context, Participant, asked, chunks, log
 
 FORGET_BATCHES_MAX = 1000  # of receipts, per resource and clean-up
@@ -112,13 +112,9 @@ def _aborts_were_kept(ctx: Context, cut: float) -> Script[bool]:
     def aborts(session: Session) -> Script[list[Standing]]:
         return ctx.journal.aborted(session, cut, ENDED_MAX)
 
-    xids = [
-        (participant, Xid(ctx.cluster, standing.decision.attempt, ref.number))
-        for standing in (yield from asked(ctx, ctx.journal_pool, aborts))
-        for ref in standing.decision.branches
-        if (participant := ctx.by_id(ref.resource_id)) is not None
-    ]
-    for part in chunks(xids, AT_ONCE_MAX):
+    standings = yield from asked(ctx, ctx.journal_pool, aborts)
+    places = [place for standing in standings for place in may_have_committed(ctx, standing.decision)]
+    for part in chunks(places, AT_ONCE_MAX):
         for outcome in (yield from every([alarm_if_committed(ctx, participant, xid) for participant, xid in part])):
             if outcome.error is not None:
                 log.warning("old decisions are kept for now: %s", outcome.error)

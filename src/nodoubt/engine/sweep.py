@@ -20,7 +20,7 @@ from ..protocol.recovery import Action, Age, Known, Seen, what_is_known, what_to
 from ..script import Script, every
 from ..xid import Xid
 from . import ends, register, start
-from .branches import End, alarm_if_committed, carry_out, has_receipt, quarantine
+from .branches import End, alarm_if_committed, carry_out, has_receipt, may_have_committed, quarantine
 from .context import Context, Participant, asked, chunks
 
 PAGE_MAX = 500
@@ -251,8 +251,8 @@ def _look_again(run: _Sweep) -> Script[None]:
             return  # which has been told
         if xid in there:
             yield from _carry_out(run, _Found(one.participant, there[xid], one.listers), decision, look=True)
-        elif decision.verdict is Verdict.ABORT and (yield from alarm_if_committed(run.ctx, one.participant, xid)):
-            run.report.quarantined += 1
+        elif decision.verdict is Verdict.ABORT:
+            run.report.quarantined += yield from alarm_if_committed(run.ctx, one.participant, xid)
         # A commit's record is open, or another has ended it: `_prove_open` looks for the receipt.
 
     yield from _each(run, [(one.prepared.xid.attempt, finish(decision, one)) for decision, one in run.unknown])
@@ -305,12 +305,9 @@ def _alarm_if_committed(run: _Sweep, decision: Decision, listed: Collection[int]
     """Where an ABORT stands: its branches that are not listed were rolled back, unless somebody else committed them."""
     if decision.verdict is Verdict.COMMIT:
         return
-    for ref in decision.branches:
-        participant = run.ctx.by_id(ref.resource_id) if ref.resource_id in run.reached else None
-        if participant is None or ref.number in listed:
-            continue
-        if (yield from alarm_if_committed(run.ctx, participant, Xid(run.ctx.cluster, decision.attempt, ref.number))):
-            run.report.quarantined += 1
+    for participant, xid in may_have_committed(run.ctx, decision):
+        if participant.resource_id in run.reached and xid.branch not in listed:
+            run.report.quarantined += yield from alarm_if_committed(run.ctx, participant, xid)
 
 
 # ---- names without a branch that is listed --------------------------------------------------------
