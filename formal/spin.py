@@ -25,6 +25,9 @@ RULES = {100: "the begin's promise", 101: "left until its deadline"}  # those in
 ENDLESS = "never ends"
 SEEN = "seen"
 STUCK = "somebody is stuck"
+Line = tuple[str, str, int]  # model, process, number; model "" where several share that process
+UNREACHED = r":(?P<line>\d+), state (?P<state>\d+),"
+SOMETHING = r"^\s+state\s+(?P<state>\d+) .*?:(?P<line>\d+) => (?!else$|\.\(goto\)|-end-|\(1\))"
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Result:
     broken: str = ""
     trouble: str = ""
     hash_factor: str = ""  # of a bitstate search: above 100 next to nothing was missed
-    lines: frozenset[tuple[str, int]] = frozenset()  # that can be executed, by process
-    executed: frozenset[tuple[str, int]] = frozenset()
+    lines: frozenset[Line] = frozenset()  # that can be executed
+    executed: frozenset[Line] = frozenset()
 
     @property
     def as_expected(self) -> bool:
@@ -129,8 +132,9 @@ def _options(run: Run) -> list[str]:
     options = [
         *(["cc", "-O2"] if run.large else quick),
         f"-DMEMLIM={MEMORY_MAX_MB}",
-        "-DBITSTATE" if run.bitstate else "-DCOLLAPSE",
     ]
+    if run.large:
+        options.append("-DBITSTATE" if run.bitstate else "-DCOLLAPSE")  # saves memory, and takes a quarter more time
     if not run.depth_first:
         options.append("-DBFS")
     if not run.claim:
@@ -166,7 +170,7 @@ def search(builds: Builds, run: Run, *, depth: int | None = None) -> Result:
     if run.bitstate:
         factor = re.search(r"hash factor: ([\d.]+)", text)
         return Result(run, states, deep, hash_factor=factor[1] if factor else "unknown")
-    lines, executed = _lines(_call(place, "./pan", "-d"), text)
+    lines, executed = _lines(run.model, _call(place, "./pan", "-d"), text)
     return Result(run, states, deep, lines=lines, executed=executed)
 
 
@@ -194,17 +198,19 @@ def _broken(run: Run, text: str) -> str:
     return RULES.get(int(number[1]), f"I{number[1]}")
 
 
-def _lines(known: str, found: str) -> tuple[frozenset[tuple[str, int]], frozenset[tuple[str, int]]]:
-    """All (process, line) with something to execute, and those of them where the search has executed something.
+def _lines(model: str, known: str, found: str) -> tuple[frozenset[Line], frozenset[Line]]:
+    """All lines with something to execute, and those of them where the search has executed something.
 
     `known`: what `pan -d` says; `found`: what the search said. A line that stands in several places of a process counts
     as executed if one of them was.
     """
-    never = set(_places(found, r"^unreached in proctype (\S+)", r":\d+, state (?P<state>\d+),(?P<line>)"))
-    something = r"^\s+state\s+(?P<state>\d+) .*?:(?P<line>\d+) => (?!else$|\.\(goto\)|-end-|\(1\))"
-    every = set(_places(known, r"^proctype (\S+)", something))
-    executed = {one for one in every if (*one[:2], 0) not in never}
-    return frozenset((process, line) for process, _, line in every), frozenset((one[0], one[2]) for one in executed)
+    own = set(re.findall(r"proctype (\w+)", (HERE / f"{model}.pml").read_text(encoding="utf-8")))
+    never = {(process, state) for process, state, _ in _places(found, r"^unreached in proctype (\S+)", UNREACHED)}
+    every = [
+        ((model if process in own else "", process, line), (process, state) not in never)
+        for process, state, line in _places(known, r"^proctype (\S+)", SOMETHING)
+    ]
+    return frozenset(line for line, _ in every), frozenset(line for line, executed in every if executed)
 
 
 def _places(text: str, heading: str, place: str) -> Iterator[tuple[str, int, int]]:
@@ -215,16 +221,15 @@ def _places(text: str, heading: str, place: str) -> Iterator[tuple[str, int, int
         if named is not None:
             process = named[1]
         elif found is not None:
-            yield process, int(found["state"]), int(found["line"] or 0)
+            yield process, int(found["state"]), int(found["line"])
 
 
-def never_executed(results: Iterable[Result]) -> list[tuple[str, str, int]]:
-    """(model, process, line): what no sound configuration has executed."""
-    known: set[tuple[str, str, int]] = set()
-    reached: set[tuple[str, str, int]] = set()
+def never_executed(results: Iterable[Result]) -> list[Line]:
+    """What no sound configuration of any model has executed."""
+    known, reached = set[Line](), set[Line]()
     for result in results:
-        known |= {(result.run.model, *one) for one in result.lines}
-        reached |= {(result.run.model, *one) for one in result.executed}
+        known |= result.lines
+        reached |= result.executed
     return sorted(known - reached)
 
 
