@@ -250,10 +250,10 @@ def test_a_sweep_that_takes_the_age_when_its_turn_comes_aborts_what_somebody_is_
 ) -> None:
     sound = sweep._settle
 
-    def late(run: Any, known: Any, standing: Any, staging: Any, branches: Any) -> Script[None]:
-        for one in branches:
+    def late(run: Any, *facts: Any) -> Script[None]:
+        for one in facts[-1]:
             one.age_s = run.ctx.clock.elapsed() - run.ctx.first_seen[one.prepared.xid]
-        return sound(run, known, standing, staging, branches)
+        return sound(run, *facts)
 
     monkeypatch.setattr(sweep, "_settle", late)
     assert a_sweep_stalls_while_a_begin_completes(request, tmp_path) is State.ABORTED

@@ -193,7 +193,7 @@ def _settle_listed(run: _Sweep, found: dict[str, list[_Found]]) -> Script[None]:
         last_listed = _last_listed(staging, found[attempt], run.reached)
         now = ctx.clock.now()
         known = what_is_known(attempt, standing, staging, floor=floor, now=now, last_listed=last_listed)
-        yield from _settle(run, known, standing, staging, found[attempt])
+        yield from _settle(run, attempt, known, standing, staging, found[attempt])
 
     yield from _each(run, [(attempt, one(attempt)) for attempt in attempts])
 
@@ -207,7 +207,12 @@ def _last_listed(staging: Staging | None, found: Sequence[_Found], reached: set[
 
 
 def _settle(
-    run: _Sweep, known: Known, standing: Standing | None, staging: Staging | None, branches: Sequence[_Found]
+    run: _Sweep,
+    attempt: str,
+    known: Known,
+    standing: Standing | None,
+    staging: Staging | None,
+    branches: Sequence[_Found],
 ) -> Script[None]:
     # The oldest branch speaks for the attempt: a decision is about all of them.
     age = Age.OLD if max(one.age_s for one in branches) >= run.grace_s else Age.YOUNG
@@ -215,7 +220,7 @@ def _settle(
     decision = None if standing is None else standing.decision
     if row.action is Action.FENCE:
         try:
-            decision = yield from register.decide(run.ctx, _abort(run.ctx, staging, branches, row.why))
+            decision = yield from register.decide(run.ctx, _abort(run.ctx, attempt, staging, branches, row.why))
         except BelowFloor:
             # Decided, ended and forgotten since: so the listing may be older than the end, too.
             known = Known.BELOW_FLOOR
@@ -251,19 +256,19 @@ def _look_again(run: _Sweep) -> Script[None]:
             return  # which has been told
         if xid in there:
             yield from _carry_out(run, _Found(one.participant, there[xid], one.listers), decision, look=True)
-        elif decision.verdict is Verdict.ABORT:
-            run.report.quarantined += yield from alarm_if_committed(run.ctx, one.participant, xid)
+        elif decision.verdict is Verdict.ABORT and (yield from alarm_if_committed(run.ctx, one.participant, xid)):
+            run.report.quarantined += 1
         # A commit's record is open, or another has ended it: `_prove_open` looks for the receipt.
 
     yield from _each(run, [(one.prepared.xid.attempt, finish(decision, one)) for decision, one in run.unknown])
 
 
-def _abort(ctx: Context, staging: Staging | None, branches: Sequence[_Found], why: str) -> Decision:
+def _abort(ctx: Context, attempt: str, staging: Staging | None, branches: Sequence[_Found], why: str) -> Decision:
     refs = tuple(
         BranchRef(one.prepared.xid.branch, one.participant.name, one.participant.resource_id) for one in branches
     )
     return Decision(
-        branches[0].prepared.xid.attempt if staging is None else staging.attempt,
+        attempt,
         Verdict.ABORT,
         Mode.ONCE if staging is None else Mode.STAGED,
         "" if staging is None else staging.name,
@@ -306,8 +311,10 @@ def _alarm_if_committed(run: _Sweep, decision: Decision, listed: Collection[int]
     if decision.verdict is Verdict.COMMIT:
         return
     for participant, xid in may_have_committed(run.ctx, decision):
-        if participant.resource_id in run.reached and xid.branch not in listed:
-            run.report.quarantined += yield from alarm_if_committed(run.ctx, participant, xid)
+        if participant.resource_id not in run.reached or xid.branch in listed:
+            continue
+        if (yield from alarm_if_committed(run.ctx, participant, xid)):
+            run.report.quarantined += 1
 
 
 # ---- names without a branch that is listed --------------------------------------------------------
@@ -352,7 +359,7 @@ def _fence_dead_begins(run: _Sweep, stagings: Sequence[Staging]) -> Script[None]
     prepared = yield from _prepared_by_now(run, [staging for staging, _ in dead])
 
     def fence(staging: Staging, why: str) -> Script[None]:
-        decision = yield from register.decide(ctx, _abort(ctx, staging, (), why))
+        decision = yield from register.decide(ctx, _abort(ctx, staging.attempt, staging, (), why))
         yield from _alarm_if_committed(run, decision, ())
 
     scripts = [(one.attempt, fence(one, why)) for one, why in dead if one.attempt not in prepared]
