@@ -21,7 +21,7 @@ from ..script import Script, every
 from ..xid import Xid
 from . import ends, register, start
 from .branches import End, alarm_if_committed, carry_out, has_receipt, may_have_committed, quarantine
-from .context import Context, Participant, asked, chunks
+from .context import Context, Participant, asked, chunks, log
 
 PAGE_MAX = 500
 AT_ONCE_MAX = 16
