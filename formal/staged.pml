@@ -160,8 +160,7 @@ active [F] proctype Finisher()
 	fi;
 #endif
 end_unknown:
-	atomic { dmem -> i = 0; r = NONE; v = NONE };		/* until there is such a name */
-	look(v);
+	atomic { dmem -> i = 0; r = NONE; look(v) };		/* until there is such a name: journals/directory.py `known` */
 	if
 	:: v != NONE -> goto known
 	:: else
