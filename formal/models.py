@@ -137,6 +137,11 @@ RUNS: tuple[Run, ...] = (
     *witnesses("names", "", "never_lived_twice", "never_late", "never_both_told"),
     # ---- the large configuration, beside all of these
     *large(
+        sound("once", "R=2"),
+        sound("once", "N=3"),
+        sound("once", f"{POINT} N=3 R=2"),
+        sound("once", f"{POINT} LATE R=2"),
+        sound("once", f"{POINT} FOREIGN RETENTION"),
         *sounds("once", f"{POINT} FOREIGN RETENTION MARIA=0 LIVE=1", "loud_abort"),
         sound("staged", X),
         sound("staged", "N=1 MARIA=0 FOREIGN"),

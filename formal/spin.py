@@ -20,7 +20,6 @@ from typing import Self
 
 HERE = Path(__file__).parent
 MEMORY_MAX_MB = 8_000
-BITSTATE_BITS = 34  # 2 GB
 RULES = {100: "the begin's promise", 101: "left until its deadline"}  # those in world.pml that are no I1 …
 ENDLESS = "never ends"
 SEEN = "seen"
@@ -42,7 +41,6 @@ class Run:
     claim: str = ""  # an LTL formula of the model; otherwise its assertions, and that nobody is stuck
     large: bool = False  # in the large configuration only
     depth_first: bool = True  # otherwise level by level, which finds the shortest way to a violation
-    bitstate: bool = False  # two bits for each state instead of the state: it may miss some, and says so
 
     @property
     def name(self) -> str:
@@ -51,7 +49,7 @@ class Run:
     @property
     def hash_bits(self) -> int:
         """The size of the table of states, as a power of two."""
-        return BITSTATE_BITS if self.bitstate else 26 if self.large else 22
+        return 26 if self.large else 22
 
     @property
     def depth(self) -> int:
@@ -74,7 +72,6 @@ class Result:
     depth: int = 0
     broken: str = ""
     trouble: str = ""
-    hash_factor: str = ""  # of a bitstate search: above 100 next to nothing was missed
     lines: frozenset[Line] = frozenset()  # that can be executed
     executed: frozenset[Line] = frozenset()
 
@@ -90,7 +87,7 @@ class Result:
             return f"NO RESULT: {self.trouble}"
         if self.broken:
             return self.broken if self.run.kind == "witness" else f"broken: {self.broken}"
-        return f"nothing found; bitstate, hash factor {self.hash_factor}" if self.run.bitstate else "holds"
+        return "holds"
 
 
 class Builds:
@@ -134,7 +131,7 @@ def _options(run: Run) -> list[str]:
         f"-DMEMLIM={MEMORY_MAX_MB}",
     ]
     if run.large:
-        options.append("-DBITSTATE" if run.bitstate else "-DCOLLAPSE")  # saves memory, and takes a quarter more time
+        options.append("-DCOLLAPSE")  # saves memory, and takes a quarter more time
     if not run.depth_first:
         options.append("-DBFS")
     if not run.claim:
@@ -167,15 +164,12 @@ def search(builds: Builds, run: Run, *, depth: int | None = None) -> Result:
         return Result(run, states, deep, trouble="the search met a limit")
     if run.claim:
         return Result(run, states, deep)
-    if run.bitstate:
-        factor = re.search(r"hash factor: ([\d.]+)", text)
-        return Result(run, states, deep, hash_factor=factor[1] if factor else "unknown")
     lines, executed = _lines(run.model, _call(place, "./pan", "-d"), text)
     return Result(run, states, deep, lines=lines, executed=executed)
 
 
 def _limits(run: Run, depth: int) -> list[str]:
-    return [f"-m{depth}", f"-w{run.hash_bits}", *(["-k3"] if run.bitstate else [])]
+    return [f"-m{depth}", f"-w{run.hash_bits}"]
 
 
 def _claim(run: Run) -> list[str]:
