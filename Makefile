@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench docs sim explore servers clean
+.PHONY: help demo demo-servers test lint bench formal docs sim explore servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
 	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
+	@echo "make formal        the protocol's models, searched by Spin: all of them and their mutants; some ten minutes"
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make docs          the documents as a site, in site/"
 	@echo "make sim           the simulated world: SEED=... replays one schedule, HOURS=... hunts for one that fails"
@@ -36,6 +37,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The small configuration is in `make test`: tests/formal.
+formal: servers
+	PYTHON=$(PYTHON) formal/run large
 
 bench: $(VENV)/.dev servers benchmarks/node_modules
 	$(BIN)/python -m benchmarks
@@ -65,7 +70,7 @@ servers:
 clean:
 	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf benchmarks/node_modules benchmarks/results
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks formal examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

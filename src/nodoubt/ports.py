@@ -476,6 +476,10 @@ class Journal(Protocol):
         """The oldest attempt that may still be decided COMMIT; anything below is unknown, never aborted."""
         ...
 
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete. A plain read."""
+        ...
+
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts."""
         ...

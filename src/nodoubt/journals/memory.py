@@ -49,6 +49,7 @@ READING = frozenset(
         "minted",
         "look",
         "open_commits",
+        "aborted",
         "floor",
         "find",
         "staged",
@@ -253,6 +254,17 @@ class MemoryStore:
         if self.state.resources:
             oldest = min(identity.epoch for _, identity in self.state.resources.values())
             self.state.epochs = [epoch for epoch in self.state.epochs if epoch.number >= oldest]
+
+    def _aborted(self, older_than: float, limit: int) -> list[Standing]:
+        uncleared = {entry.attempt for entry in self._quarantined()}
+        return [
+            row.standing
+            for attempt, row in sorted(self.state.decisions.items())
+            if attempt < first_attempt_of(older_than)
+            and row.decision.verdict is Verdict.ABORT
+            and row.decision.decided_at < older_than
+            and attempt not in uncleared
+        ][:limit]
 
     def _retirable(self, older_than: float, limit: int) -> list[str]:
         uncleared = {entry.attempt for entry in self._quarantined()}
@@ -505,6 +517,9 @@ class MemoryJournal:
 
     def floor(self, session: Session) -> Script[str]:
         return self._apply(session, "floor")
+
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+        return self._apply(session, "aborted", older_than, max(limit, 1))
 
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Two transactions, as in SQL: a crash between them leaves records, never a place to decide again."""
