@@ -437,7 +437,7 @@ MUTANTS = [
     Mutant("what was aborted is left", what_was_aborted_is_left, ["I8"], Focus(fails=0.5)),
     Mutant("receipts go before the end", receipts_go_before_the_end, ["I6"]),
     Mutant("strangers are swept", strangers_are_swept, ["I9"]),
-    Mutant("no compare-and-set", no_compare_and_set, ["I1", "I3", "I5", "I12"]),
+    Mutant("no compare-and-set", no_compare_and_set, ["I1", "I3", "I5", "I12", "I17"]),
     Mutant("no fence", no_fence, ["I1", "I2", "I5", "I12", "I17"]),
     Mutant(
         "acts on a decision that is visible and not flushed", acts_on_a_plain_look, ["I1", "I3", "I4", "I5"],
