@@ -54,6 +54,7 @@ _APP: Mapping[Part, Rights] = MappingProxyType(
             "migrations": ("SELECT",),
             "identity": ("SELECT", "UPDATE.epoch", "UPDATE.mark"),
             "receipts": ("SELECT", "INSERT", "UPDATE.confirms", "DELETE"),
+            "keys": ("SELECT", "INSERT", "UPDATE.confirms", "DELETE"),
         },
         Part.JOURNAL: {
             "migrations": ("SELECT",),
@@ -67,9 +68,12 @@ _APP: Mapping[Part, Rights] = MappingProxyType(
         },
     }
 )
-# Recovery takes no part in work: it stages no name, and settles no one-phase commit.
+# Recovery takes no part in work: it stages no name, settles no one-phase commit, and takes no key.
 _NOT_RECOVERY: Mapping[Part, Rights] = MappingProxyType(
-    {Part.PARTICIPANT: {"receipts": ("INSERT",)}, Part.JOURNAL: {"names": ("INSERT",)}}
+    {
+        Part.PARTICIPANT: {"receipts": ("INSERT",), "keys": ("INSERT", "UPDATE.confirms")},
+        Part.JOURNAL: {"names": ("INSERT",)},
+    }
 )
 _SETUP: Mapping[Part, Rights] = MappingProxyType(
     {Part.PARTICIPANT: {"identity": ("INSERT",)}, Part.JOURNAL: {"journal": ("INSERT", "UPDATE.item")}}
