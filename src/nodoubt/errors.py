@@ -132,8 +132,8 @@ class KeyInFlight(NoDoubtError):
     def __init__(self, key: str) -> None:
         super().__init__(
             f"the idempotency key {key!r} is in flight: another call that has it is at work, is staged, or was cut "
-            "off and waits for recovery. Nothing was done here. Call again with the same key and payload: once that one "
-            "has committed its result is returned, and if it was rolled back the work is done then"
+            "off and waits for recovery. Nothing was done here. Call again with the same key and payload: once that "
+            "one has committed its result is returned, and if it was rolled back the work is done then"
         )
         self.key = key
 
