@@ -126,7 +126,7 @@ def test_a_second_process_waits_for_a_file_that_the_first_has_locked_and_is_then
     only.create()
     with Coordinator(only.url, recovery=False) as db:
         db.setup()
-    with Coordinator(only.url, recovery=False) as db, Coordinator(only.url, settings=QUICK, recovery=False) as other:
+    with Coordinator(only.url, recovery=False) as db, Coordinator(only.url, recovery=False) as other:
         with db.once("pay", {"amount": 30}) as once:
             once.value = "paid"
             with pytest.raises(ResourceUnavailable, match="locked for writing by"):
