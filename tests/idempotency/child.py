@@ -7,14 +7,15 @@ import json
 import sys
 from typing import Any
 
-from crash.child import Killer, say
+from crash.child import say
 from idempotency.test_once import once
 from kit import QUICK, Database, Face
+from nodoubt.points import AtPoint, Point
 
 
 async def main(task: dict[str, Any]) -> None:
     databases = [Database(name, url) for name, url in task["urls"].items()]
-    face = Face(task["mode"], databases, observer=Killer(*task["kill"]), settings=QUICK)
+    face = Face(task["mode"], databases, observer=AtPoint(Point.parse(task["kill"])), settings=QUICK)
     await face.open()
     async with once(face, "pay", {"amount": 30}, on=task["on"], **task["options"]) as block:
         await block.add(-30, "a")
