@@ -24,6 +24,7 @@ from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch, UsageError
+from .idempotency import claims, once
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Verdict
 from .script import Script
@@ -106,6 +107,7 @@ class _Base:
         self._turns += 1
         if self._turns % SELDOM == 0:
             yield from ends.retire(self._ctx)
+            yield from claims.expire(self._ctx)
             yield from start.renew(self._ctx)
 
     def _finish_script(self, name: str, wanted: Verdict, attempt: str | None, wait: Wait) -> Script[Result]:
@@ -144,7 +146,7 @@ def _children() -> None:
 os.register_at_fork(after_in_child=_children)
 
 
-class Coordinator(_Base):
+class Coordinator(_Base, once.Verb):
     """Transactions over several databases, from threads.
 
     `resources`: one URL or SQLAlchemy engine, or names with them. `journal`: the name of the resource whose database
@@ -385,7 +387,7 @@ class Coordinator(_Base):
         return self._shell.run(self._sweep_script(grace))
 
 
-class AsyncCoordinator(_Base):
+class AsyncCoordinator(_Base, once.AsyncVerb):
     """Transactions over several databases, on asyncio. The verbs and arguments of `Coordinator`."""
 
     def __init__(

@@ -213,6 +213,7 @@ class Work:
     opening: tuple[str, ...] = ()  # what begins the branch, as long as the server has not answered it
     doomed: BaseException | None = None  # the error after which only a rollback is possible (I16)
     handle: Any = None  # what the resource needs to name the branch again (MariaDB: `XaXid`)
+    closing: tuple[str, ...] = ()  # rows of ours that it ends with, beside its receipt: an idempotency key's
 
 
 class Prepared(msgspec.Struct, frozen=True):

@@ -108,6 +108,7 @@ class Context:
     first_seen: dict[Xid, float] = field(default_factory=dict)
     closing: bool = False
     failed_begins: OrderedDict[str, FailedBegin] = field(default_factory=OrderedDict)
+    keys_at_work: set[tuple[str, str, str]] = field(default_factory=set)  # idempotency keys: where, scope, key
     names_seen: dict[str, float] = field(default_factory=dict)  # undecided names without a branch, since when
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -143,7 +144,7 @@ class Context:
     def forget(self) -> None:
         """In the child of a fork: nothing here is this process's work."""
         self.lock = threading.Lock()
-        self.live, self.ended = set(), []
+        self.live, self.ended, self.keys_at_work = set(), [], set()
 
     def remember_failed_begin(self, name: str, attempt: str, *, harmless: bool) -> None:
         """So that the caller's `except` block can roll it back, and nobody else's attempt of that name."""

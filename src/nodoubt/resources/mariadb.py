@@ -365,7 +365,7 @@ class MariaDBResource:
         notes = self._notes.get(session, _Notes())
         probe = self._probe if notes.probe else ()
         try:
-            yield from self._run(session, *probe, *proof, f"XA END {_handle(work).sql}", promise)
+            yield from self._run(session, *probe, *work.closing, *proof, f"XA END {_handle(work).sql}", promise)
         except StatementFailed as error:
             # The error does not tell which statement it came from. Only a branch that can still be rolled back was
             # surely neither prepared nor committed; InnoDB leaves it committable after most errors.

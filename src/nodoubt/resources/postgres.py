@@ -309,7 +309,7 @@ class PostgresResource:
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         """One phase. The riders, or the receipt, go into the very transaction, between the proof and the COMMIT."""
         rows = list(riders) or [self._receipt_row(work, alone=True)]
-        statements = [self._proof(work), *rows, "COMMIT"]
+        statements = [self._proof(work), *work.closing, *rows, "COMMIT"]
         yield from self._end(session, work, statements, "COMMIT", f"commit on {self.name}")
 
     # ---- two phases
@@ -318,6 +318,7 @@ class PostgresResource:
         invariant(not riders, "I4", "PostgreSQL takes rows before a branch begins, not inside its prepare")
         statements = [
             self._proof(work),
+            *work.closing,
             self._receipt_row(work, alone=False),
             f"PREPARE TRANSACTION '{work.xid.gid}'",
         ]

@@ -140,13 +140,16 @@ def _leave(connection: Connection, gid: str) -> Branch:
     return branch
 
 
-def commit_alone(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
-    """One phase: the work, and its proof (riders, or else the receipt), in one commit."""
+def commit_alone(
+    connection: Connection, xid: Xid, epoch: int, riders: Sequence[str], closing: Sequence[str] = ()
+) -> None:
+    """One phase: the work, what it ends with, and its proof (riders, or else the receipt), in one commit."""
     what = "one-phase commit"
     try:
         branch = _leave(connection, xid.gid)
         if branch.broken is not None:
             raise branch.broken
+        ride(connection, closing, what)
         if riders:
             ride(connection, riders, what)
         else:
@@ -283,6 +286,7 @@ def rollback_prepared(connection: Connection, xid: Xid) -> None:
     try:
         _stored(connection, xid.gid)
         _release(connection, xid.gid)
+        connection.query("DELETE FROM main.nodoubt_keys WHERE xid = ?", (xid.gid,))  # free again
         commit(connection, what)
     except StatementFailed as error:
         undo(connection)
