@@ -8,16 +8,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench reap-10k docs servers clean
+.PHONY: help demo demo-servers test lint bench reap-10k formal docs sim explore servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
 	@echo "make demo-servers  the same on PostgreSQL and MariaDB servers of its own"
 	@echo "make test          everything that must pass: lint, types, import rules, tests on real servers"
 	@echo "make lint          the part of it that needs no servers"
+	@echo "make formal        the protocol's models, searched by Spin: all of them and their mutants; some ten minutes"
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make reap-10k      10,000 staged transactions past their deadline, three reapers at once: rate and memory"
 	@echo "make docs          the documents as a site, in site/"
+	@echo "make sim           the simulated world: SEED=... replays one schedule, HOURS=... hunts for one that fails"
+	@echo "make explore       every order of the messages of small scenes, for HOURS=..."
 	@echo "make clean         remove .venv, caches and builds"
 
 demo: $(VENV)/.run
@@ -36,12 +39,26 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The small configuration is in `make test`: tests/formal.
+formal: servers
+	PYTHON=$(PYTHON) formal/run large
+
 bench: $(VENV)/.dev servers benchmarks/node_modules
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks profile
 
 docs: $(VENV)/.dev
 	$(BIN)/zensical build --strict
+
+# make sim SEED=1809 [KEEP=1,15,17] [TRACE=1], make sim HOURS=8 [FIRST=...]; VARIANT=module:name for other scripts.
+WORLD := $(BIN)/python -m nodoubt.testing.world
+FIRST ?= 0
+sim: $(VENV)/.dev
+	@$(WORLD) $(if $(SEED),--seed $(SEED) $(if $(KEEP),--keep $(KEEP)) $(if $(TRACE),--trace),--hours $(or $(HOURS),0.05) \
+		--first $(FIRST) --jobs $(JOBS)) $(if $(VARIANT),--variant $(VARIANT))
+
+explore: $(VENV)/.dev
+	@$(WORLD) --explore $(if $(HOURS),--hours $(HOURS)) $(if $(VARIANT),--variant $(VARIANT))
 
 # Bun is a peer; without npm it is left out, which the benchmarks say.
 benchmarks/node_modules: benchmarks/package.json
@@ -57,7 +74,7 @@ servers:
 clean:
 	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf benchmarks/node_modules benchmarks/results
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks formal examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

@@ -54,6 +54,17 @@ def _servers_outlive_each_test() -> Iterator[None]:
         server.thaw()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a test has counted, and recorded as `figures`, is told although it passed."""
+    figures = [
+        value for report in terminalreporter.stats.get("passed", []) for name, value in report.user_properties
+        if name == "figures"
+    ]  # fmt: skip
+    if figures:
+        terminalreporter.section("what was gone through")
+        terminalreporter.write_line("\n".join(sorted(map(str, figures))))
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """asyncio is what nodoubt runs on."""

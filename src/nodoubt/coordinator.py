@@ -23,6 +23,7 @@ from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch, UsageError
+from .idempotency import claims, once
 from .outside import AsyncOutside, Outside, Scripts
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Verdict
@@ -101,6 +102,7 @@ class _Base(Scripts):
         self._turns += 1
         if self._turns % SELDOM == 0:
             yield from ends.retire(self._ctx)
+            yield from claims.expire(self._ctx)
             yield from start.renew(self._ctx)
 
     def _events_script(self, attempt: str) -> Script[list[Event]]:
@@ -129,7 +131,7 @@ def _children() -> None:
 os.register_at_fork(after_in_child=_children)
 
 
-class Coordinator(Outside, _Base):
+class Coordinator(Outside, _Base, once.Verb):
     """Transactions over several databases, from threads.
 
     `resources`: one URL or SQLAlchemy engine, or names with them. `journal`: the name of the resource whose database
@@ -388,7 +390,7 @@ class Coordinator(Outside, _Base):
         return self._shell.run(self._sweep_script(grace))
 
 
-class AsyncCoordinator(AsyncOutside, _Base):
+class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb):
     """Transactions over several databases, on asyncio. The verbs and arguments of `Coordinator`."""
 
     def __init__(

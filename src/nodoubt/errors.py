@@ -22,6 +22,8 @@ __all__ = [
     "InvariantViolated",
     "JournalRestored",
     "JournalUnavailable",
+    "KeyInFlight",
+    "KeyReused",
     "LineageBroken",
     "MissingExtra",
     "NoDoubtError",
@@ -183,6 +185,29 @@ class StepInDoubt(NoDoubtError):
 
 class StepRefused(NoDoubtError):
     """The step was called before under this key, and its function refused. Call it under another key to try again."""
+
+
+class KeyInFlight(NoDoubtError):
+    """Another call has this idempotency key and is at work, prepared or in doubt. Nothing was done; ask again."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the idempotency key {key!r} is in flight: another call that has it is at work, is staged, or was cut "
+            "off and waits for recovery. Nothing was done here. Call again with the same key and payload: once that "
+            "one has committed its result is returned, and if it was rolled back the work is done then"
+        )
+        self.key = key
+
+
+class KeyReused(NoDoubtError):
+    """This idempotency key was used before with another payload. Its result stands, and nothing was changed."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the idempotency key {key!r} was used before with another payload; what was done then stands, and nothing "
+            "was changed. Use a new key for new work, or repeat the first call exactly"
+        )
+        self.key = key
 
 
 class InvalidName(NoDoubtError, ValueError):

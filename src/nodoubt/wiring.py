@@ -7,6 +7,8 @@ SQLAlchemy, are imported only when somebody asks for them; a missing one names t
 from __future__ import annotations
 
 import functools
+import os
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ from .engine.shell import AsyncShell, ThreadShell
 from .errors import UsageError
 from .ports import Clock, Journal, Notice, Observer, Resource, Session
 from .url import Url, parse_url
+from .xid import new_attempt, new_cluster, new_mark
 
 if TYPE_CHECKING:
     from .alchemy.types import AsyncEngine, Engine
@@ -52,6 +55,19 @@ class SystemClock:
 
     def elapsed(self) -> float:
         return time.monotonic()
+
+
+class RandomIds:
+    """The machine's randomness."""
+
+    def attempt(self) -> str:
+        return new_attempt()
+
+    def cluster(self) -> str:
+        return new_cluster()
+
+    def mark(self) -> str:
+        return new_mark()
 
 
 class NoObserver:
@@ -90,7 +106,9 @@ def context(
         register_batch=None,
         settings=settings,
         clock=clock or SystemClock(),
+        ids=RandomIds(),
         observer=observer or NoObserver(),
+        owner=f"{socket.gethostname()}/{os.getpid()}",
     )
     wired.register_batch = register_batch(wired, shell)
     return wired

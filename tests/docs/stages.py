@@ -5,11 +5,13 @@ A stage is a generator: it furnishes the world, yields while the snippets run, a
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from fastapi.testclient import TestClient
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import nodoubt
@@ -160,7 +162,7 @@ class Bank:
 
 
 @stage("steps.md", "Steps outside, and readiness")
-def charged(world: World, make: Make) -> Iterator[None]:
+def called(world: World, make: Make) -> Iterator[None]:
     shop, stock = shop_and_stock(world)
     set_up(shop, stock)
     bank = Bank()
@@ -237,6 +239,37 @@ def one_database(world: World, make: Make) -> Iterator[None]:
     set_up(orders)
     yield
     assert orders.query("select id from orders") == [(42,)]
+
+
+@stage("idempotency.md", "Idempotency keys", "ASGI", "WSGI")
+def charged_once(world: World, make: Make) -> Iterator[None]:
+    """What is asked for twice happens once, over the header too."""
+    shop, billing = file(world, "shop"), file(world, "billing")
+    shop.query("create table orders (customer int, paid int)")
+    billing.query("create table charges (customer int, cents int)")
+    set_up(shop, billing)
+    yield
+    if world.heading == "ASGI":
+        with TestClient(world.names["app"]) as client:
+            told = [client.post("/charges", headers={"Idempotency-Key": '"k"'}) for _ in range(2)]
+        assert [one.json() for one in told] == [{"charged": 990}] * 2
+    if world.heading == "WSGI":
+        environ = {"REQUEST_METHOD": "POST", "HTTP_IDEMPOTENCY_KEY": "k", "REMOTE_USER": "me"}
+        for _ in range(2):
+            assert world.names["app"](environ | {"wsgi.input": io.BytesIO()}, lambda *_: None) == [b"charged"]
+        world.names["db"].close()
+    assert billing.query("select * from charges") == [(7, 990)]
+
+
+@stage("README.md", "Once")
+def charged(world: World, make: Make) -> Iterator[None]:
+    shop, billing = file(world, "shop"), file(world, "billing")
+    billing.query("create table charges (customer int, cents int)")
+    with coordinator([shop, billing]) as db:
+        db.setup()
+        world.names["db"] = db
+        yield
+    assert billing.query("select * from charges") == [(7, 990)] and world.names["answer"] == {"charged": 990}
 
 
 # ---- at hand --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import nodoubt.drivers.asyncmy
@@ -50,10 +51,10 @@ def test_a_branch_that_is_done_answers_the_same(world: Any) -> None:
 def test_a_handle_is_found_when_it_is_not_known(world: Any) -> None:
     """The journal keeps xids; which session prepared a branch is part of its name on the server alone."""
     prepared = world.prepared("INSERT INTO t VALUES (1, 1)")
-    world.finish("commit", replace(prepared, handle=None))
+    world.finish("commit", msgspec.structs.replace(prepared, handle=None))
     assert world.values() == [(1, 1)]
     with pytest.raises(UnknownXid):
-        world.drive(world.resource.commit_prepared(world.session(), replace(prepared, handle=None)))
+        world.drive(world.resource.commit_prepared(world.session(), msgspec.structs.replace(prepared, handle=None)))
 
 
 def test_the_receipt_tells_held_from_done(world: Any) -> None:

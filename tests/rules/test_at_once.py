@@ -138,6 +138,7 @@ class PlainTransactions(MariaDBResource):
     """The mutant: XA only where it has to be."""
 
     def begin(self, session: Any, work: Any, *, before: Any = ()) -> Script[None]:
+        work.lazy = False
         yield from super().begin(session, work, before=before)
         yield from do(session, "run", f"XA END {work.handle.sql}; XA ROLLBACK {work.handle.sql}; START TRANSACTION")
 

@@ -18,10 +18,8 @@ import pytest
 from kit import QUICK, until
 from nodoubt import Coordinator, Settings, State
 from nodoubt.engine import sweep
-from nodoubt.engine.context import Context
 from nodoubt.ports import Prepared
 from nodoubt.protocol import recovery
-from nodoubt.protocol.records import Decision
 from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script
@@ -225,14 +223,12 @@ def test_a_commit_record_ends_only_when_every_branch_has_proved_itself(request: 
 def test_a_record_that_ends_without_the_branch_that_is_away_is_never_carried_out_there(
     request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = sweep._prove
+    sound = sweep._not_yet_proved
 
-    def among_the_reached(ctx: Context, report: Any, decision: Decision, reached: set[str]) -> Script[bool]:
-        present = tuple(ref for ref in decision.branches if ref.resource_id in reached)
-        fields = {name: getattr(decision, name) for name in decision.__struct_fields__}
-        return (yield from sound(ctx, report, Decision(**fields | {"branches": present}), reached))
+    def among_the_reached(run: Any, decisions: Any, unproved: set[str]) -> Any:
+        return sound(run, decisions, set())
 
-    monkeypatch.setattr(sweep, "_prove", among_the_reached)
+    monkeypatch.setattr(sweep, "_not_yet_proved", among_the_reached)
     quarantined, ended = a_resource_is_away_while_its_commit_is_swept(request, tmp_path)
     assert quarantined == 1 and ended == [70, 100]
 

@@ -243,7 +243,7 @@ def test_an_attempt_that_nobody_ever_began_is_aborted_and_can_never_begin(reques
         assert db.settle(attempt).state is State.ABORTED
         patched = iter([attempt])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("nodoubt.engine.verbs.new_attempt", lambda: next(patched))
+            patch.setattr(context(db).ids, "attempt", lambda: next(patched), raising=True)
             assert at_once(db) == "aborted"
         assert journal_says(db, lambda s: context(db).journal.look(s, [attempt]))[attempt].decision.reason == "settled"
     assert balances(some) == UNTOUCHED and at_rest(some)

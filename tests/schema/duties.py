@@ -16,6 +16,7 @@ from nodoubt.doctor import examine
 from nodoubt.engine import ends, start
 from nodoubt.engine.context import using
 from nodoubt.engine.survey import survey
+from nodoubt.idempotency import claims
 from nodoubt.protocol.records import Quarantined
 from nodoubt.steps.undoing import undo as undo_all
 from nodoubt.url import parse_url
@@ -73,6 +74,29 @@ def settle(places: Places) -> None:
             tx["b"].execute("update accounts set balance = balance where id = 0")
         _clean(db.settle(tx.attempt).state is State.COMMITTED, "a receipt")
         _clean(db.settle(new_attempt()).state is State.ABORTED, "a fence")
+
+
+def take_keys(places: Places) -> None:
+    """Once, and again, in each database; a repetition confirms what the first has written."""
+    with coordinator(places) as db:
+        for on in "ab":
+            key = _name()
+            for replayed in (False, True):
+                with db.once(key, on=on) as once:
+                    _clean(once.replayed is replayed, "a key")
+
+
+def forget_keys(places: Places, by: Places | None = None) -> None:
+    with coordinator(places) as db:
+        for on in "ab":  # never repeated, so never confirmed
+            with db.once(_name(), on=on, keep=1e-9):
+                pass
+    with coordinator(by or places) as db:
+        db._shell.run(claims.expire(db._ctx))
+    for place in places:
+        table = "nodoubt.keys" if place.kind == "postgres" else "nodoubt_keys"
+        left = place.query(f"select count(*) from {table} where confirms = 0")[0][0]
+        _clean(left == 0, f"denied: keys on {place.name}")
 
 
 def stage_and_decide(places: Places) -> None:
@@ -213,6 +237,8 @@ DUTIES: tuple[Duty, ...] = (
     commit_at_once,
     commit_in_one_database,
     settle,
+    take_keys,
+    forget_keys,
     stage_and_decide,
     call_and_confirm,
     undo,

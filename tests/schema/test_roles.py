@@ -27,10 +27,12 @@ from schema.duties import (
     commit_at_once,
     commit_in_one_database,
     forget,
+    forget_keys,
     look,
     quarantine,
     recover,
     stage_and_decide,
+    take_keys,
     undo,
 )
 
@@ -87,9 +89,10 @@ NEEDED: dict[str, dict[str, duties.Duty]] = {
         "UPDATE (confirms)": commit_in_one_database,
         "DELETE": forget,
     },
+    "keys": {"SELECT": take_keys, "INSERT": take_keys, "UPDATE (confirms)": take_keys, "DELETE": forget_keys},
     "SCHEMA nodoubt": {"USAGE": begin},
 }
-RECOVERY = (begin, undo, recover, quarantine, forget)
+RECOVERY = (begin, undo, recover, quarantine, forget, forget_keys)
 
 
 def needed(one: Grant) -> duties.Duty:

@@ -624,6 +624,18 @@ def test_a_fence_that_comes_first_stops_the_commit(world: World, session: Any) -
     assert world.rows(session, "select count(*) from t") == [(1,)]
 
 
+def test_a_fence_that_comes_before_the_work_stops_the_prepare(world: World, session: Any) -> None:
+    """It would else stop phase two, for ever, of a branch whose attempt is decided COMMIT."""
+    work = world.work()
+    world.drive(world.resource.fence(session, work.xid))
+    world.drive(world.resource.begin(session, work))
+    world.do(session, work, "insert into t values (2, 'y')")
+    with pytest.raises(Conflict, match="settled meanwhile"):
+        world.drive(world.resource.prepare(session, work))
+    assert world.drive(world.resource.prepared(session, CLUSTER)) == ()
+    assert world.rows(session, "select count(*) from t") == [(1,)]
+
+
 def test_a_fence_that_comes_second_confirms_the_commit(world: World, session: Any) -> None:
     work = world.begin(session)
     world.do(session, work, "insert into t values (2, 'y')")

@@ -48,6 +48,19 @@ def participant(made: sa.MetaData) -> None:
         double("at"),
         sa.Index("nodoubt_epoch", "epoch"),
     )
+    _table(
+        made,
+        "ascii",
+        "keys",
+        key("scope", 1020, primary_key=True),
+        key("idempotency_key", 1020, primary_key=True),
+        of("payload", mysql.CHAR(64, collation="ascii_bin")),
+        of("result", mysql.MEDIUMBLOB()),
+        text("xid", 64),
+        bigint("confirms"),
+        double("kept_until"),
+        sa.Index("nodoubt_keys_kept_until", "kept_until"),
+    )
 
 
 def journal(made: sa.MetaData) -> None:

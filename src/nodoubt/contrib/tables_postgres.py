@@ -46,6 +46,18 @@ def participant(made: sa.MetaData) -> None:
         sa.CheckConstraint(VERDICT, name="receipts_verdict_check"),
         sa.Index("receipts_at", "at", postgresql_using="brin", postgresql_with={"pages_per_range": 16}),
     )
+    _table(
+        made,
+        "keys",
+        key("scope", primary_key=True),
+        key("idempotency_key", primary_key=True),
+        text("payload"),
+        sa.Column("result", sa.LargeBinary(), nullable=False),
+        text("xid"),
+        bigint("confirms", server_default=ZERO),
+        double("kept_until"),
+        sa.Index("keys_kept_until", "kept_until"),
+    )
 
 
 def journal(made: sa.MetaData) -> None:

@@ -57,6 +57,19 @@ def participant(made: sa.MetaData) -> None:
         sa.CheckConstraint("mode IN ('X', 'S')"),
         sqlite_with_rowid=False,
     )
+    _table(
+        made,
+        "keys",
+        text("scope", primary_key=True),
+        text("idempotency_key", primary_key=True),
+        text("payload"),
+        sa.Column("result", sa.BLOB(), nullable=False),
+        text("xid"),
+        integer("confirms", server_default=ZERO),
+        real("kept_until"),
+        sa.Index("nodoubt_keys_kept_until", "kept_until"),
+        sa.Index("nodoubt_keys_xid", "xid"),
+    )
 
 
 def journal(made: sa.MetaData) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
@@ -36,10 +37,7 @@ class AsyncMySQLSession:
         try:
             return await self._query(sql)
         except self.errors as error:
-            code = wire.error_code(error)
-            if wire.is_loss(code):
-                raise SessionLost(f"the connection was lost: {wire.error_text(error)}") from error
-            raise StatementFailed(str(code), wire.error_text(error)) from error
+            raise self._failed(error) from error
         except SessionLost:
             raise
         except Exception as error:
@@ -47,13 +45,35 @@ class AsyncMySQLSession:
 
     async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with %s or %(name)s placeholders."""
+        return (await self.execute_after((), statement, params))[-1]
+
+    async def execute_after(self, before: Sequence[str], statement: str, params: Params) -> tuple[Reply, ...]:
+        """Statements of ours, and then the user's, in one packet; the replies of all of them.
+
+        Raises `StatementFailed` where one of ours failed: the user's was not run.
+        """
         if isinstance(params, Bound):
             if params.many:
-                return await self._many(statement, params)
+                ours = (await self.run("; ".join(before))) if before else ()
+                return *ours, await self._many(statement, params)
             params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
         text = statement if params is None else self._filled(statement, params)
-        return wire.only_reply(statement, await self._query(text))
+        replies: list[Reply] = []
+        try:
+            await self._query("; ".join((*before, text)), replies)
+        except self.errors as error:
+            if len(replies) >= len(before):
+                raise
+            raise self._failed(error) from error
+        return *replies[: len(before)], wire.only_reply(statement, replies[len(before) :])
+
+    def _failed(self, error: Any) -> Exception:
+        """What an error of our own statements is."""
+        code = wire.error_code(error)
+        if wire.is_loss(code):
+            return SessionLost(f"the connection was lost: {wire.error_text(error)}")
+        return StatementFailed(str(code), wire.error_text(error))
 
     async def _many(self, statement: str, rows: Bound) -> Reply:
         count = 0
@@ -65,12 +85,13 @@ class AsyncMySQLSession:
         """The statement as the driver would send it."""
         raise NotImplementedError
 
-    async def _query(self, sql: str) -> tuple[Reply, ...]:
+    async def _query(self, sql: str, replies: list[Reply] | None = None) -> tuple[Reply, ...]:
+        replies = [] if replies is None else replies
         # Not through a cursor: asyncmy's follows every statement that warns with a SHOW WARNINGS, and logs the answer.
         try:
             async with asyncio.timeout(self._read_timeout_s):
                 await self._connection.query(sql)
-                replies = [wire.reply(self._connection._result, sql)]
+                replies.append(wire.reply(self._connection._result, sql))
                 while self._connection._result.has_next:
                     await self._connection.next_result()
                     replies.append(wire.reply(self._connection._result, sql))

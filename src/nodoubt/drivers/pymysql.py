@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
@@ -40,22 +41,41 @@ class PyMySQLSession:
         try:
             return self._query(sql)
         except pymysql.err.MySQLError as error:
-            code = wire.error_code(error)
-            if wire.is_loss(code):
-                raise SessionLost(f"the connection was lost: {wire.error_text(error)}") from error
-            raise StatementFailed(str(code), wire.error_text(error)) from error
+            raise self._failed(error) from error
         except Exception as error:
             raise SessionLost(f"the answer could not be read: {error}") from error
 
     def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, with %s or %(name)s placeholders."""
+        return self.execute_after((), statement, params)[-1]
+
+    def execute_after(self, before: Sequence[str], statement: str, params: Params) -> tuple[Reply, ...]:
+        """Statements of ours, and then the user's, in one packet; the replies of all of them.
+
+        Raises `StatementFailed` where one of ours failed: the user's was not run.
+        """
         if isinstance(params, Bound):
             if params.many:
-                return self._many(statement, params)
+                ours = (self.run("; ".join(before))) if before else ()
+                return *ours, self._many(statement, params)
             params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
         text = statement if params is None else self._connection.cursor().mogrify(statement, params)
-        return wire.only_reply(statement, self._query(text))
+        replies: list[Reply] = []
+        try:
+            self._query("; ".join((*before, text)), replies)
+        except pymysql.err.MySQLError as error:
+            if len(replies) >= len(before):
+                raise
+            raise self._failed(error) from error
+        return *replies[: len(before)], wire.only_reply(statement, replies[len(before) :])
+
+    def _failed(self, error: Any) -> Exception:
+        """What an error of our own statements is."""
+        code = wire.error_code(error)
+        if wire.is_loss(code):
+            return SessionLost(f"the connection was lost: {wire.error_text(error)}")
+        return StatementFailed(str(code), wire.error_text(error))
 
     def _many(self, statement: str, rows: Bound) -> Reply:
         cursor = self._connection.cursor()
@@ -64,10 +84,11 @@ class PyMySQLSession:
             count += wire.batch_reply(self._query(text), wanted)
         return Reply(count=count)
 
-    def _query(self, sql: str) -> tuple[Reply, ...]:
+    def _query(self, sql: str, replies: list[Reply] | None = None) -> tuple[Reply, ...]:
+        replies = [] if replies is None else replies
         try:
             self._connection.query(sql)
-            replies = [wire.reply(self._connection._result, sql)]
+            replies.append(wire.reply(self._connection._result, sql))
             while self._connection._result.has_next:
                 self._connection.next_result()
                 replies.append(wire.reply(self._connection._result, sql))

@@ -322,10 +322,11 @@ def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, par
     """The statement, with the branch's begin before it where that is still to be done."""
     resource, work = branch.participant.resource, branch.work
     assert branch.session is not None
+    sent = ctx.clock.elapsed()
     try:
         return (yield from resource.execute(branch.session, work, statement, params))
     except SessionLost:
-        if not work.opening:
+        if not work.opening or ctx.clock.elapsed() - sent > ctx.settings.prepare_s:
             raise
     except Refused as error:
         if not work.opening:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from typing import Any, TypeVar
 from ..errors import NoDoubtError, ResourceRefused, ResourceUnavailable, UsageError
 from ..ports import (
     Clock,
+    Ids,
     Journal,
     Notice,
     Observer,
@@ -106,15 +105,17 @@ class Context:
     register_batch: Any  # a `shell` batch over `register.write`
     settings: Settings
     clock: Clock
+    ids: Ids
     observer: Observer
+    owner: str  # who we are, for people: host and process
     cluster: str = ""
     epoch: Epoch = field(default_factory=Epoch)
-    owner: str = field(default_factory=lambda: f"{socket.gethostname()}/{os.getpid()}")
     live: set[str] = field(default_factory=set)  # attempts this process is at work on
     ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
     first_seen: dict[Xid, float] = field(default_factory=dict)
     closing: bool = False
     failed_begins: OrderedDict[str, FailedBegin] = field(default_factory=OrderedDict)
+    keys_at_work: set[tuple[str, str, str]] = field(default_factory=set)  # idempotency keys: where, scope, key
     names_seen: dict[str, float] = field(default_factory=dict)  # undecided names without a branch, since when
     holding: set[str] = field(default_factory=set)  # attempts at work here that have called steps
     journal_clock: tuple[float, float] | None = None  # what it showed, and our `elapsed` then
@@ -155,7 +156,8 @@ class Context:
     def forget(self) -> None:
         """In the child of a fork: nothing here is this process's work."""
         self.lock = threading.Lock()
-        self.live, self.ended, self.holding, self.beating = set(), [], set(), False
+        self.live, self.ended, self.keys_at_work = set(), [], set()
+        self.holding, self.beating = set(), False
 
     def remember_failed_begin(self, name: str, attempt: str, *, harmless: bool) -> None:
         """So that the caller's `except` block can roll it back, and nobody else's attempt of that name."""

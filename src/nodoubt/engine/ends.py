@@ -1,7 +1,8 @@
 """The end of records: what may be forgotten, and when.
 
 Guarantees: an end is written, forced, only for attempts whose branches have all proved themselves (I6), and receipts
-are deleted only after it; the journal raises its floor before it deletes anything (see `ports.Journal.retire`).
+are deleted only after it; the journal raises its floor before it deletes anything (see `ports.Journal.retire`); no
+ABORT is forgotten that somebody has broken and nobody was told of (I17).
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Sequence
 
 from ..errors import NoDoubtError
 from ..ports import Session
+from ..protocol.records import Standing
 from ..script import Script, every
 from ..xid import Xid
-from .context import ENDED_MAX, Context, Participant, asked, log
+from .branches import alarm_if_committed, may_have_committed
+from .context import ENDED_MAX, Context, Participant, asked, chunks, log
 
 FORGET_BATCHES_MAX = 1000  # of receipts, per resource and clean-up
+AT_ONCE_MAX = 16
 
 
 def flush(ctx: Context) -> Script[None]:
@@ -70,7 +74,7 @@ def retire(ctx: Context) -> Script[int]:
     def body(session: Session) -> Script[tuple[str, ...]]:
         return ctx.journal.retire(session, cut, ENDED_MAX)
 
-    while True:
+    while (yield from _aborts_were_kept(ctx, cut)):
         attempts = yield from asked(ctx, ctx.journal_pool, body)
         gone += len(attempts)
         if len(attempts) < ENDED_MAX:
@@ -96,6 +100,26 @@ def retire(ctx: Context) -> Script[int]:
             if some == 0:
                 break
     return gone
+
+
+def _aborts_were_kept(ctx: Context, cut: float) -> Script[bool]:
+    """Look for receipts of the ABORTs that would be forgotten next; whoever has committed one has broken it (I17).
+
+    Whoever rolls back meets most of those, but not where a process died between its decision and the last branch, and
+    somebody ended that by hand. False: a database can't be asked, so nothing may be forgotten yet.
+    """
+
+    def aborts(session: Session) -> Script[list[Standing]]:
+        return ctx.journal.aborted(session, cut, ENDED_MAX)
+
+    standings = yield from asked(ctx, ctx.journal_pool, aborts)
+    places = [place for standing in standings for place in may_have_committed(ctx, standing.decision)]
+    for part in chunks(places, AT_ONCE_MAX):
+        for outcome in (yield from every([alarm_if_committed(ctx, participant, xid) for participant, xid in part])):
+            if outcome.error is not None:
+                log.warning("old decisions are kept for now: %s", outcome.error)
+                return False
+    return True
 
 
 def may_be_forgotten(ctx: Context, attempt: str) -> bool:

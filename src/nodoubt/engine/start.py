@@ -16,7 +16,6 @@ from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnava
 from ..ports import Identity, Prepared, Session, Unclear
 from ..protocol.records import Epoch
 from ..script import Script, every
-from ..xid import new_attempt, new_cluster, new_mark
 from . import questions
 from .context import Context, Participant, asked, log, told, using
 
@@ -78,7 +77,7 @@ def setup(ctx: Context) -> Script[None]:
     """Create our tables in the journal's database and in every participant; mint the cluster id once. Idempotent."""
 
     def journal(session: Session) -> Script[str]:
-        yield from ctx.journal.setup(session, new_cluster())
+        yield from ctx.journal.setup(session, ctx.ids.cluster())
         return (yield from ctx.journal.cluster(session))
 
     cluster = yield from questions.ask(ctx, journal, changes=True)
@@ -86,7 +85,7 @@ def setup(ctx: Context) -> Script[None]:
     def one(participant: Participant) -> Script[None]:
         def body(session: Session) -> Script[None]:
             yield from participant.resource.check(session)
-            yield from participant.resource.setup(session, new_attempt(), cluster)
+            yield from participant.resource.setup(session, ctx.ids.attempt(), cluster)
             identity = yield from _identity(participant, session)
             _require_same_journal(participant, identity, cluster)
 
@@ -111,7 +110,7 @@ def start(ctx: Context) -> Script[None]:
         else:
             log.warning("%s cannot be reached yet: %s", participant.name, outcome.error)
     _require_distinct(reached)
-    mark = new_mark()
+    mark = ctx.ids.mark()
     ctx.epoch = yield from questions.ask(ctx, lambda session: ctx.journal.raise_epoch(session, mark), changes=True)
     for outcome_ in (yield from every([_witness(ctx, p, identity) for p, identity in reached])):
         outcome_.get()
@@ -313,7 +312,7 @@ def adopt(ctx: Context, name: str) -> Script[None]:
     def look(session: Session) -> Script[Identity]:
         old = yield from participant.resource.identity(session)
         server = yield from participant.resource.server(session)
-        resource_id = old.resource_id if old else new_attempt()
+        resource_id = old.resource_id if old else ctx.ids.attempt()
         return Identity(resource_id, cluster, server, epoch.number, epoch.mark)
 
     identity = yield from asked(ctx, participant.reserve, look)

@@ -30,7 +30,7 @@ from ..protocol.commit import CommitMachine, Phase, Plan, Share
 from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
-from ..xid import Xid, check_name, check_who, new_attempt
+from ..xid import Xid, check_name, check_who
 from . import cautions, questions, readiness, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, told
@@ -60,7 +60,7 @@ class Result:
 def begin_now(ctx: Context, name: str | None, timeout_s: float | None) -> Attempt:
     """An attempt for work that commits as its block ends. Nothing is written yet."""
     label = "" if name is None else check_name(name)
-    return Attempt(new_attempt(), label, Mode.ONCE, _until(ctx, timeout_s), timeout_s)
+    return Attempt(ctx.ids.attempt(), label, Mode.ONCE, _until(ctx, timeout_s), timeout_s)
 
 
 def _until(ctx: Context, timeout_s: float | None) -> float | None:
@@ -89,7 +89,7 @@ def begin_staged(
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise UsageError(f"metadata is text under text; {key!r} is not")
-    attempt = Attempt(new_attempt(), name, Mode.STAGED, _until(ctx, timeout_s), timeout_s)
+    attempt = Attempt(ctx.ids.attempt(), name, Mode.STAGED, _until(ctx, timeout_s), timeout_s)
     attempt.deadline = ctx.clock.now() + lasts_s
     attempt.metadata = dict(metadata or {})
     attempt.confirmations = check_who(confirmations)

@@ -12,11 +12,9 @@ Must not: be used where a decision has to outlive the process.
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -27,6 +25,7 @@ from ..ports import (
     Conflict,
     Identity,
     Params,
+    Refused,
     Reply,
     Session,
     SessionLost,
@@ -35,7 +34,6 @@ from ..ports import (
     Version,
 )
 from ..protocol.records import (
-    Call,
     Confirmation,
     Decision,
     Epoch,
@@ -49,8 +47,9 @@ from ..protocol.records import (
 from ..script import Do, Script
 from ..xid import check_name, is_attempt
 from . import trail
-from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
+from .attempts import first_attempt_of, next_attempt
 from .memory_calls import CallJournal, CallStore
+from .memory_state import Row, State
 
 UNFORCED = frozenset({"record", "stage_unforced", "hold"})
 READING = frozenset(
@@ -61,6 +60,7 @@ READING = frozenset(
         "minted",
         "look",
         "open_commits",
+        "aborted",
         "floor",
         "find",
         "staged",
@@ -70,57 +70,6 @@ READING = frozenset(
     }
     | {"quarantined", "events", "retirable", "overdue", "confirmations", "calls", "unfinished_calls", "parked_calls"}
 )
-
-
-@dataclass(slots=True)
-class Row:
-    """A row of the register."""
-
-    decision: Decision
-    ended_at: float | None = None
-    confirms: int = 0
-
-    @property
-    def is_open(self) -> bool:
-        return self.decision.verdict is Verdict.COMMIT and self.ended_at is None
-
-    @property
-    def standing(self) -> Standing:
-        return Standing(self.decision, self.ended_at is not None)
-
-
-@dataclass(slots=True)
-class State:
-    """All tables. Records are frozen, so a copy of the containers is a copy."""
-
-    cluster: str = ""
-    epochs: list[Epoch] = field(default_factory=list)
-    floor: str = FLOOR_LOWEST
-    decisions: dict[str, Row] = field(default_factory=dict)
-    names: dict[str, Staging] = field(default_factory=dict)
-    resources: dict[str, tuple[str, Identity]] = field(default_factory=dict)
-    quarantine: dict[tuple[str, int], Quarantined] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
-    confirmations: dict[tuple[str, str], Confirmation] = field(default_factory=dict)
-    calls: dict[tuple[str, int], Call] = field(default_factory=dict)
-    stand: set[str] = field(default_factory=set)  # attempts whose COMMIT has ended: nothing is left to do for a call
-
-    def copy(self) -> State:
-        return replace(
-            self,
-            decisions={attempt: copy.copy(row) for attempt, row in self.decisions.items()},
-            names=dict(self.names),
-            epochs=list(self.epochs),
-            resources=dict(self.resources),
-            quarantine=dict(self.quarantine),
-            events=list(self.events),
-            confirmations=dict(self.confirmations),
-            calls=dict(self.calls),
-            stand=set(self.stand),
-        )
-
-    def unfinished(self, call: Call) -> bool:
-        return not call.closed and call.attempt not in self.stand
 
 
 class Rider(msgspec.Struct, frozen=True):
@@ -151,12 +100,12 @@ class MemoryStore(CallStore):
     def apply(self, verb: str, *args: Any) -> Any:
         """One transaction, atomic. Forced ones flush all that came before them."""
         with self._lock:
-            if verb in READING:
-                return self._perform(verb, args)
-            if verb in UNFORCED:
+            if self.reads(verb):
+                return self.perform(verb, *args)
+            if not self.forces(verb):
                 self._keep_flushed()
-            result = self._perform(verb, args)
-            if verb not in UNFORCED:
+            result = self.perform(verb, *args)
+            if self.forces(verb):
                 self._flushed = None
             return result
 
@@ -164,7 +113,7 @@ class MemoryStore(CallStore):
         """One transaction that everybody can see and nobody has flushed: its committer has not been answered."""
         with self._lock:
             self._keep_flushed()
-            return self._perform(verb, args)
+            return self.perform(verb, *args)
 
     def power_cut(self) -> None:
         """What is not flushed is gone."""
@@ -176,8 +125,17 @@ class MemoryStore(CallStore):
         if self._flushed is None:
             self._flushed = self.state.copy()
 
-    def _perform(self, verb: str, args: tuple[Any, ...]) -> Any:
-        if verb in READING:
+    # ---- for a server whose guest the journal is, and which keeps the log itself
+
+    def reads(self, verb: str) -> bool:
+        return verb in READING
+
+    def forces(self, verb: str) -> bool:
+        return verb not in UNFORCED
+
+    def perform(self, verb: str, *args: Any) -> Any:
+        """One transaction, atomic: `state` is replaced, or stays. What of it is on disk is the caller's business."""
+        if self.reads(verb):
             return getattr(self, f"_{verb}")(*args)
         before = self.state
         self.state = before.copy()
@@ -272,6 +230,17 @@ class MemoryStore(CallStore):
         if self.state.resources:
             oldest = min(identity.epoch for _, identity in self.state.resources.values())
             self.state.epochs = [epoch for epoch in self.state.epochs if epoch.number >= oldest]
+
+    def _aborted(self, older_than: float, limit: int) -> list[Standing]:
+        uncleared = {entry.attempt for entry in self._quarantined()}
+        return [
+            row.standing
+            for attempt, row in sorted(self.state.decisions.items())
+            if attempt < first_attempt_of(older_than)
+            and row.decision.verdict is Verdict.ABORT
+            and row.decision.decided_at < older_than
+            and attempt not in uncleared
+        ][:limit]
 
     def _retirable(self, older_than: float, limit: int) -> list[str]:
         uncleared = {entry.attempt for entry in self._quarantined()}
@@ -489,6 +458,8 @@ class MemoryJournal(CallJournal):
             return (yield Do(session, "apply", (verb, *args)))
         except SessionLost as error:
             raise Unclear(f"the journal did not answer: {error}") from error
+        except StatementFailed as error:
+            raise Refused(f"the journal could not do it now: {error}", retry=True) from error
 
     def setup(self, session: Session, cluster: str) -> Script[None]:
         return self._apply(session, "setup", cluster)
@@ -527,6 +498,9 @@ class MemoryJournal(CallJournal):
 
     def floor(self, session: Session) -> Script[str]:
         return self._apply(session, "floor")
+
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+        return self._apply(session, "aborted", older_than, max(limit, 1))
 
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Two transactions, as in SQL: a crash between them leaves records, never a place to decide again."""

@@ -16,7 +16,7 @@ from ..script import Script
 from . import trail
 
 if TYPE_CHECKING:
-    from .memory import State
+    from .memory_state import State
 
 
 class CallStore:

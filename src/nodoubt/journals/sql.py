@@ -247,6 +247,27 @@ class SqlJournal(Calls):
         found = yield from self._read(session, self._item("value", "floor"))
         return rows.text(found.scalar())
 
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+        """What `_retirable` finds of them, and, where something holds the floor down, some that it does not find yet.
+
+        Those come last: the floor is never above the first attempt of that time.
+        """
+        which = (
+            f"attempt < {self.dialect.attempt(first_attempt_of(older_than))} AND verdict = 'abort' "
+            f"AND decided_at < {self.dialect.seconds(older_than)} AND {self._not_quarantined()}"
+        )
+        reply = yield from self._read(
+            session,
+            f"SELECT {rows.standing_columns()} FROM {self.dialect.table('decisions')} AS d WHERE {which} "
+            f"ORDER BY attempt LIMIT {max(1, min(limit, ATTEMPTS_PER_STATEMENT))}",
+        )
+        return [rows.standing(row) for row in reply.rows]
+
+    def _not_quarantined(self) -> str:
+        """Of the decision d. What is quarantined is kept: an operator may still ask what was decided (I17)."""
+        quarantine = self.dialect.table("quarantine")
+        return f"NOT EXISTS (SELECT 1 FROM {quarantine} AS q WHERE q.attempt = d.attempt AND q.cleared_by = '')"
+
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Raise the floor; then, in a transaction of its own, delete what lies below it and has ended.
 
@@ -347,8 +368,7 @@ class SqlJournal(Calls):
             session,
             f"SELECT attempt FROM {self.dialect.table('decisions')} AS d WHERE attempt < {self.dialect.attempt(floor)} "
             f"AND decided_at < {before} AND (verdict = 'abort' OR ended_at < {before}) "
-            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('quarantine')} AS q "
-            f"WHERE q.attempt = d.attempt AND q.cleared_by = '') "
+            f"AND {self._not_quarantined()} "
             f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('calls')} AS c WHERE c.unfinished = d.attempt) "
             f"ORDER BY attempt LIMIT {limit}",
         )

@@ -23,7 +23,9 @@ NOT_REPLICATED = "SyncRep"
 
 
 class Transactions:
-    """The scripts under the scripts."""
+    """The scripts under the scripts. `whose`: what an error is told of."""
+
+    whose = "the journal"
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -40,7 +42,7 @@ class Transactions:
         try:
             return (yield from do(session, "run", (yield from message(session, statements))))  # type: ignore[no-any-return]
         except SessionLost as error:
-            raise Unclear(f"the journal did not answer: {error}") from error
+            raise Unclear(f"{self.whose} did not answer: {error}") from error
 
     def _write(self, session: Session, *statements: str, forced: bool = True) -> Script[Sequence[Reply]]:
         """The statements in one transaction: all of them done, durably if `forced`, or, raising, none.
@@ -61,12 +63,12 @@ class Transactions:
         """The absence of an error is no success: PostgreSQL answers ROLLBACK to the COMMIT of a failed transaction."""
         tag = replies[-1].tag if replies else "nothing"
         if tag == "ROLLBACK":
-            raise Refused("the journal's server rolled the transaction back when asked to commit it", retry=True)
+            raise Refused(f"the server of {self.whose} rolled the transaction back when asked to commit it", retry=True)
         if tag != self.dialect.commit_tag:
-            raise Unclear(f"the journal's server answered {tag!r} to COMMIT")
+            raise Unclear(f"the server of {self.whose} answered {tag!r} to COMMIT")
         warnings: Sequence[str] = getattr(session, "warnings", ())
         if any(NOT_REPLICATED in warning for warning in warnings):
-            raise Unclear(f"the journal's server has committed, but not durably: {'; '.join(warnings)}")
+            raise Unclear(f"the server of {self.whose} has committed, but not durably: {'; '.join(warnings)}")
 
     def _rollback(self, session: Session) -> Script[None]:
         try:
@@ -80,12 +82,12 @@ class Transactions:
         """What an error code means, by the dialect's table."""
         match self.dialect.failure(error.code):
             case Failure.DUPLICATE:
-                return Conflict(f"the journal has such a row already: {error}")
+                return Conflict(f"{self.whose} has such a row already: {error}")
             case Failure.NO_FLOOR:
                 return BelowFloor(f"the attempt is older than what the journal remembers: {error}")
             case Failure.TRANSIENT | Failure.FULL:
-                return Refused(f"the journal could not do it now: {error}", retry=True)
+                return Refused(f"{self.whose} could not do it now: {error}", retry=True)
             case Failure.REFUSED:
                 gone = error.code in self.dialect.no_table and "nodoubt" in error.message
-                return Refused(f"the journal refused: {error}{f'. {MIGRATED}' if gone else ''}")
-        return Unclear(f"the journal's server failed, and may have done it or not: {error}")
+                return Refused(f"{self.whose} refused: {error}{f'. {MIGRATED}' if gone else ''}")
+        return Unclear(f"the server of {self.whose} failed, and may have done it or not: {error}")

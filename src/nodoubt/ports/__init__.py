@@ -1,4 +1,4 @@
-"""What the engine needs from outside: sessions, resources, a journal, a clock, an observer.
+"""What the engine needs from outside: sessions, resources, a journal, a clock, ids, an observer.
 
 A `Session` is one connection, from `drivers`. A `Resource` and a `Journal` are scripts over sessions: they
 say which statements, in which order, and what an answer means. Neither knows whether it runs sync or
@@ -44,6 +44,8 @@ from .answers import Shortcoming as Shortcoming
 from .answers import Unclear as Unclear
 from .answers import UnknownXid as UnknownXid
 from .answers import require_none as require_none
+from .notices import Notice as Notice
+from .notices import Observer as Observer
 
 # ---- what a server answers ------------------------------------------------------------------------
 
@@ -168,6 +170,7 @@ class Work:
     opening: tuple[str, ...] = ()  # what begins the branch, as long as the server has not answered it
     doomed: BaseException | None = None  # the error after which only a rollback is possible (I16)
     handle: Any = None  # what the resource needs to name the branch again (MariaDB: `XaXid`)
+    closing: tuple[str, ...] = ()  # rows of ours that it ends with, beside its receipt: an idempotency key's
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -433,6 +436,10 @@ class Journal(Protocol):
         """The oldest attempt that may still be decided COMMIT; anything below is unknown, never aborted."""
         ...
 
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete. A plain read."""
+        ...
+
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts."""
         ...
@@ -571,21 +578,14 @@ class Clock(Protocol):
         ...
 
 
-class Notice(msgspec.Struct, frozen=True):
-    """A point of the protocol that one attempt has reached: P1 to P10 of the fault matrix, and what happened.
+class Ids(Protocol):
+    """Fresh ids: random, and seeded in a simulated world. See `xid` for their forms."""
 
-    S1 to S7 are those of a step: about to be called, its intent written, answered, recorded; its compensation about to
-    run, over, recorded.
-    """
+    def attempt(self) -> str:
+        """An attempt, or a resource: rises with the clock."""
+        ...
 
-    point: str
-    attempt: str
-    what: str
-    branch: int | None = None
-    fields: Mapping[str, object] = msgspec.field(default_factory=dict)
-
-
-class Observer(Protocol):
-    """Told of every point, in the thread or task that reached it. Telemetry, logs and crash tests hang here."""
-
-    def notice(self, notice: Notice) -> None: ...
+    def cluster(self) -> str: ...
+    def mark(self) -> str:
+        """What tells an epoch from another of the same number."""
+        ...

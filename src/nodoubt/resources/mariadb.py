@@ -101,7 +101,7 @@ class MariaDBResource:
         settings = yield from self._settings(session)
         warnings = require_none(shortcomings(settings), self.name)
         try:
-            _, listing = yield from self._run(session, "XA RECOVER", plain_tables_sql(_literal(self.database)))
+            _, listing = yield from self._run(session, "XA RECOVER", plain_tables_sql(text.literal(self.database)))
         except StatementFailed as error:
             return require_none([no_listing(error)], self.name)
         tables = [str(row[0]) for row in listing.rows]
@@ -116,7 +116,7 @@ class MariaDBResource:
             if there.scalar():
                 return  # who may not write here can still use what is there
             server = yield from self.server(session)
-            row = f"1, {_literal(resource_id)}, {_literal(cluster)}, {_literal(server)}, 0, ''"
+            row = f"1, {text.literal(resource_id)}, {text.literal(cluster)}, {text.literal(server)}, 0, ''"
             yield from self._change(session, f"{self._new_identity} VALUES ({row})")
         except Conflict:
             return
@@ -158,7 +158,7 @@ class MariaDBResource:
         """Never lowers what is stored. Assignments run from left to right here: the mark's still sees the old epoch."""
         yield from self._change(
             session,
-            f"UPDATE {self._identity} SET mark = IF(epoch < {epoch.number}, {_literal(epoch.mark)}, mark), "
+            f"UPDATE {self._identity} SET mark = IF(epoch < {epoch.number}, {text.literal(epoch.mark)}, mark), "
             f"epoch = GREATEST(epoch, {epoch.number}) WHERE id = 1",
         )
 
@@ -167,11 +167,11 @@ class MariaDBResource:
 
         A branch still prepared keeps, in its receipt, the epoch it has witnessed: end those branches first.
         """
-        values = ", ".join(map(_literal, (identity.resource_id, identity.cluster, identity.server)))
+        values = ", ".join(map(text.literal, (identity.resource_id, identity.cluster, identity.server)))
         yield from self._change(
             session,
             f"DELETE FROM {self._identity}",
-            f"{self._new_identity} VALUES (1, {values}, {int(identity.epoch)}, {_literal(identity.mark)})",
+            f"{self._new_identity} VALUES (1, {values}, {int(identity.epoch)}, {text.literal(identity.mark)})",
         )
         newer = f"epoch > {int(identity.epoch)} ORDER BY epoch"
         for _ in range(BATCHES_MAX):
@@ -190,11 +190,15 @@ class MariaDBResource:
         """XA START, always: in a plain transaction a DDL would commit the work behind our back."""
         invariant(not before, "I4", "no row can be left unforced on InnoDB")
         handle = XaXid(work.xid, session.connection_id, session.server_started)
-        try:
-            yield from self._run(session, f"XA START {handle.sql}")
-        except StatementFailed as error:
-            session.kill()  # whatever it is in, it is not clean
-            raise refusal(error, "XA START was refused") from error
+        start = f"XA START {handle.sql}"
+        if work.lazy and hasattr(session, "execute_after"):
+            work.opening = (start,)
+        else:
+            try:
+                yield from self._run(session, start)
+            except StatementFailed as error:
+                session.kill()  # whatever it is in, it is not clean
+                raise refusal(error, "XA START was refused") from error
         work.handle = handle
         self._notes[session] = _Notes()
 
@@ -215,19 +219,40 @@ class MariaDBResource:
                 work.wrote = True
             elif not work.wrote and notes.writes is None:
                 notes.writes = yield from self._writes(session)
-            reply: Reply = yield from do(session, "execute", statement, params)
+            reply: Reply
+            if work.opening:
+                reply = yield from self._execute_first(session, work, statement, params)
+            else:
+                reply = yield from do(session, "execute", statement, params)
             return reply
         except BaseException as error:
             work.doomed = error
             raise
+
+    def _execute_first(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
+        """XA START and the statement in one packet. While `work.opening` stands, nothing has been answered."""
+        try:
+            *_, reply = yield from do(session, "execute_after", work.opening, statement, params)
+        except StatementFailed as error:
+            session.kill()  # as in `begin`
+            raise refusal(error, "XA START was refused") from error
+        except SessionLost:
+            raise
+        except BaseException:
+            work.opening = ()  # the user's own error, after a start that was answered
+            raise
+        work.opening = ()
+        return reply  # type: ignore[no-any-return]
 
     def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
         """InnoDB undoes all of a deadlock's victim, its savepoints with it: going back to one is an error then (1305).
 
         After any other error of a statement the savepoint is there, and so is what was done before it.
         """
+        statements = (*work.opening, *step.statements(name))
+        work.opening = ()  # whatever becomes of it, there may be something to roll back now
         try:
-            yield from self._run(session, *step.statements(name))
+            yield from self._run(session, *statements)
         except StatementFailed as error:
             raise refusal(error, f"savepoint {name} on {self.name}") from error
 
@@ -244,6 +269,8 @@ class MariaDBResource:
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False if nothing was run, or only reads were and the session's own counters show no row written since."""
         notes = self._notes.get(session)
+        if work.opening:
+            return False
         if work.wrote or notes is None:
             return True
         if not notes.ran and not work.statements:
@@ -264,6 +291,9 @@ class MariaDBResource:
 
     def end_reader(self, session: Session, work: Work) -> Script[None]:
         """End a branch that wrote nothing. What goes wrong is a refusal: there was nothing to commit."""
+        if work.opening:
+            self._finished(session, work)
+            return
         handle = _handle(work)
         try:
             yield from self._run(session, f"XA END {handle.sql}", f"XA COMMIT {handle.sql} ONE PHASE")
@@ -276,7 +306,9 @@ class MariaDBResource:
 
     def rollback(self, session: Session, work: Work) -> Script[None]:
         """Undo; a session that does not say that it did is ended, which undoes it, too."""
-        if work.handle is not None:
+        if work.opening:
+            self._finished(session, work)
+        elif work.handle is not None:
             yield from self._undo(session, work)
 
     def _undo(self, session: Session, work: Work) -> Script[bool]:
@@ -333,7 +365,7 @@ class MariaDBResource:
         notes = self._notes.get(session, _Notes())
         probe = self._probe if notes.probe else ()
         try:
-            yield from self._run(session, *probe, *proof, f"XA END {_handle(work).sql}", promise)
+            yield from self._run(session, *probe, *work.closing, *proof, f"XA END {_handle(work).sql}", promise)
         except StatementFailed as error:
             # The error does not tell which statement it came from. Only a branch that can still be rolled back was
             # surely neither prepared nor committed; InnoDB leaves it committable after most errors.
@@ -461,7 +493,7 @@ class MariaDBResource:
 
     def _confirm(self, session: Session, xid: Xid) -> Script[Verdict | None]:
         """The verdict of the row, flushed: what the UPDATE has seen is durable once the COMMIT has answered."""
-        where = _where(xid.attempt, xid.branch)
+        where = text.where(xid.attempt, xid.branch)
         updated, row = yield from self._forced(
             session,
             f"UPDATE {self._receipts} SET confirms = confirms + 1 {where}",
@@ -479,7 +511,7 @@ class MariaDBResource:
         keys: Sequence[tuple[str, int]] = [(xid.attempt, xid.branch) for xid in xids]
         for start in range(0, len(keys), BATCH_MAX):
             gone += yield from self._each(session, f"DELETE FROM {self._receipts}", keys[start : start + BATCH_MAX])
-        which = [] if not below else [f"attempt < {_literal(below)} AND alone = 0 ORDER BY attempt, branch"]
+        which = [] if not below else [f"attempt < {text.literal(below)} AND alone = 0 ORDER BY attempt, branch"]
         if older_than is not None:
             # An attempt's id starts with its time, so the key is read from its beginning to there and no further.
             newest = f"{max(int(older_than * 1000), 0):012x}"
@@ -506,7 +538,7 @@ class MariaDBResource:
         A range, or a list (of one above all), may be carried out as a walk over the table: it would wait for every
         branch that is prepared, and could wait for days.
         """
-        replies = yield from self._change(session, *(f"{change} {_where(*key)}" for key in keys))
+        replies = yield from self._change(session, *(f"{change} {text.where(*key)}" for key in keys))
         return sum(reply.count for reply in replies)
 
     # -- the parts
@@ -561,18 +593,6 @@ class MariaDBResource:
         return {str(row[0]).lower(): str(row[1]) for row in reply.rows}
 
 
-# ---- names ----------------------------------------------------------------------------------------
-
-
 def _handle(work: Work) -> XaXid:
     invariant(isinstance(work.handle, XaXid), "I2", f"branch {work.xid.gid} was not begun, or has ended")
     return work.handle  # type: ignore[no-any-return]
-
-
-def _where(attempt: str, branch: int) -> str:
-    return f"WHERE attempt = '{attempt}' AND branch = {branch}"
-
-
-def _literal(value: str) -> str:
-    """Text as a hex literal that the server decodes: nothing in it can end the literal."""
-    return f"CONVERT(X'{value.encode().hex()}' USING utf8mb4)"

@@ -77,3 +77,13 @@ def written_table(statement: str) -> tuple[str, str]:
 
 def _unquote(name: str) -> str:
     return (name[1:-1].replace("``", "`") if name.startswith("`") else name).lower()
+
+
+def where(attempt: str, branch: int) -> str:
+    """The one receipt of a branch."""
+    return f"WHERE attempt = '{attempt}' AND branch = {branch}"
+
+
+def literal(value: str) -> str:
+    """Text as a hex literal that the server decodes: nothing in it can end the literal."""
+    return f"CONVERT(X'{value.encode().hex()}' USING utf8mb4)"

@@ -270,11 +270,11 @@ class PostgresResource:
         """Also in a failed transaction: rolling back to a savepoint is what mends one. The tags say what was done."""
         doing = f"savepoint {name} on {self.name}"
         statements = (*work.opening, *step.statements(name))
+        work.opening = ()  # whatever becomes of it, there may be something to roll back now
         try:
             replies = yield from do(session, "run", "; ".join(statements))
         except StatementFailed as error:
             raise refusal(error, doing) from error
-        work.opening = ()
         if [reply.tag for reply in replies] != [statement.split()[0] for statement in statements]:
             session.kill()
             raise Unclear(f"{doing}: the server answered {[reply.tag for reply in replies]}")
@@ -309,7 +309,7 @@ class PostgresResource:
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         """One phase. The riders, or the receipt, go into the very transaction, between the proof and the COMMIT."""
         rows = list(riders) or [self._receipt_row(work, alone=True)]
-        statements = [self._proof(work), *rows, "COMMIT"]
+        statements = [self._proof(work), *work.closing, *rows, "COMMIT"]
         yield from self._end(session, work, statements, "COMMIT", f"commit on {self.name}")
 
     # ---- two phases
@@ -318,6 +318,7 @@ class PostgresResource:
         invariant(not riders, "I4", "PostgreSQL takes rows before a branch begins, not inside its prepare")
         statements = [
             self._proof(work),
+            *work.closing,
             self._receipt_row(work, alone=False),
             f"PREPARE TRANSACTION '{work.xid.gid}'",
         ]

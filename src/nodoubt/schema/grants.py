@@ -60,6 +60,7 @@ _APP: Mapping[Part, Rights] = MappingProxyType(
             "migrations": ("SELECT",),
             "identity": ("SELECT", "UPDATE.epoch", "UPDATE.mark"),
             "receipts": ("SELECT", "INSERT", "UPDATE.confirms", "DELETE"),
+            "keys": ("SELECT", "INSERT", "UPDATE.confirms", "DELETE"),
         },
         Part.JOURNAL: {
             "migrations": ("SELECT",),
@@ -75,10 +76,11 @@ _APP: Mapping[Part, Rights] = MappingProxyType(
         },
     }
 )
-# Recovery takes no part in work: it stages no name, calls no step, answers for nobody, and settles no one-phase commit.
+# Recovery takes no part in work: it stages no name, calls no step, answers for nobody, settles no one-phase commit, and
+# takes no key.
 _NOT_RECOVERY: Mapping[Part, Rights] = MappingProxyType(
     {
-        Part.PARTICIPANT: {"receipts": ("INSERT",)},
+        Part.PARTICIPANT: {"receipts": ("INSERT",), "keys": ("INSERT", "UPDATE.confirms")},
         Part.JOURNAL: {
             "names": ("INSERT", "UPDATE.calls"),
             "confirmations": ("INSERT", "UPDATE.answer", "UPDATE.why", "UPDATE.at"),
@@ -86,6 +88,7 @@ _NOT_RECOVERY: Mapping[Part, Rights] = MappingProxyType(
         },
     }
 )
+_NOT_LOOK = ("keys",)  # nobody who only looks needs to read what callers were told
 _SETUP: Mapping[Part, Rights] = MappingProxyType(
     {Part.PARTICIPANT: {"identity": ("INSERT",)}, Part.JOURNAL: {"journal": ("INSERT", "UPDATE.item")}}
 )
@@ -118,7 +121,8 @@ def _rights(kind: str, role: Role, part: Part) -> Iterable[tuple[str, Sequence[s
     more = _SETUP[part] if role is Role.SETUP else {}
     for table, rights in _APP[part].items():
         if role is Role.LOOK:
-            yield table, ("SELECT",)
+            if table not in _NOT_LOOK:
+                yield table, ("SELECT",)
             continue
         wanted = [one for one in rights if one not in without.get(table, ())]
         wanted += [one for one in more.get(table, ()) if one not in wanted]

@@ -158,7 +158,9 @@ def _context(
         register_batch=None,
         settings=settings,
         clock=wiring.SystemClock(),
+        ids=wiring.RandomIds(),
         observer=observer or wiring.NoObserver(),
+        owner="a fake coordinator",
     )
     ctx.register_batch = wiring.register_batch(ctx, shell)
     return ctx

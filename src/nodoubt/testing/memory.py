@@ -289,6 +289,7 @@ class FakeResource:
     """`ports.Resource` over sessions of a `FakeDatabase`."""
 
     traits = Traits(kind="sqlite")  # in whose dialect the query verbs are compiled
+    keeps_keys = False  # there is no table for idempotency keys
     tables = FakeTables()
 
     def __init__(self, name: str) -> None:

@@ -52,6 +52,16 @@ def write_receipt(connection: Connection, xid: Xid, epoch: int, *, alone: bool) 
         raise refusal(error, f"receipt of {xid.gid}") from error
 
 
+def refuse_fenced(connection: Connection, xid: Xid) -> None:
+    """In the transaction that prepares. The receipt comes with phase two, where a fence would stop a decided commit for
+    ever; and once the branch is prepared, nobody fences it.
+    """
+    if connection.query(
+        "SELECT 1 FROM main.nodoubt_receipts WHERE (attempt, branch) = (?, ?)", (xid.attempt, xid.branch)
+    ):
+        raise Conflict(f"{xid.gid} has been settled meanwhile: it can only be rolled back")
+
+
 def receipt(connection: Connection, xid: Xid) -> bool:
     """Whether the branch committed, confirmed by a forced UPDATE of the receipt itself."""
     what = f"receipt of {xid.gid}"

@@ -130,13 +130,13 @@ class SqliteResource:
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         """One phase, with the receipt or the riders."""
         self._refuse_doomed(work)
-        yield from self._ask(session, two_phase.commit_alone, work.xid, work.epoch, tuple(riders))
+        yield from self._ask(session, two_phase.commit_alone, work.xid, work.epoch, tuple(riders), work.closing)
 
     # -- two phases
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         """Promise. The receipt is written by phase two, in the same local transaction as the rows."""
         self._refuse_doomed(work)
-        yield from self._ask(session, two_phase.prepare, work.xid.gid, work.epoch, tuple(riders))
+        yield from self._ask(session, two_phase.prepare, work.xid, work.epoch, (*riders, *work.closing))
 
     def detach(self, session: Session) -> Script[None]:
         """Nothing holds a prepared branch: any session can finish it."""

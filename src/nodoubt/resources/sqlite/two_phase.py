@@ -1,9 +1,9 @@
 """PREPARE for SQLite, which has none: a branch's life in one file.
 
 - *work*: an ordinary BEGIN IMMEDIATE transaction, watched (`capture`).
-- *prepare*: read the after-images of all touched rows, roll the work back, rehearse it from the images, and commit
-  instead a record of it, together with locks on its tables. That commit is the promise: one flush, and the file is
-  free again.
+- *prepare*: see that nobody has fenced the branch; read the after-images of all touched rows, roll the work back,
+  rehearse it from the images, and commit instead a record of it, together with locks on its tables. That commit is the
+  promise: one flush, and the file is free again.
 - *commit*: in one local transaction, check that what was locked is untouched, write the images, delete record and
   locks, insert the receipt. One flush. *Roll back*: delete record and locks.
 
@@ -26,7 +26,7 @@ from ...xid import Xid
 from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
 from .failures import commit, failure, lock, refusal, ride, undo
-from .receipts import write_receipt
+from .receipts import refuse_fenced, write_receipt
 from .record import Record, Row, TableRedo, decode, digest, encode, order
 from .redo import apply, changed_since, columns_of, image, rehearse, sequences
 from .tables import LOCKED, Schema, guard, load, shape
@@ -140,13 +140,16 @@ def _leave(connection: Connection, gid: str) -> Branch:
     return branch
 
 
-def commit_alone(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
-    """One phase: the work, and its proof (riders, or else the receipt), in one commit."""
+def commit_alone(
+    connection: Connection, xid: Xid, epoch: int, riders: Sequence[str], closing: Sequence[str] = ()
+) -> None:
+    """One phase: the work, what it ends with, and its proof (riders, or else the receipt), in one commit."""
     what = "one-phase commit"
     try:
         branch = _leave(connection, xid.gid)
         if branch.broken is not None:
             raise branch.broken
+        ride(connection, closing, what)
         if riders:
             ride(connection, riders, what)
         else:
@@ -163,17 +166,18 @@ def commit_alone(connection: Connection, xid: Xid, epoch: int, riders: Sequence[
 # ---- prepare --------------------------------------------------------------------------------------
 
 
-def prepare(connection: Connection, gid: str, epoch: int, riders: Sequence[str]) -> None:
+def prepare(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
     """Replace the open work by a record of it, and commit that, with the riders."""
     what = "prepare"
     try:
-        branch = _at_work(connection, gid)
+        branch = _at_work(connection, xid.gid)
         if branch.schema is None:
             raise Refused("a branch of a coordinator with one resource ends in one phase; it cannot prepare")
         branch.refuse_unseen(connection.total_changes())
         if connection.unresolved_references():
             raise Refused("FOREIGN KEY constraint failed (a deferred one, checked at prepare); nothing was done")
         connection.unwatch()
+        refuse_fenced(connection, xid)
         _refuse_locked(branch)
         record, after, numbers = _captured(connection, branch, branch.schema)
         rehearse(connection, record, after, numbers)
@@ -282,6 +286,7 @@ def rollback_prepared(connection: Connection, xid: Xid) -> None:
     try:
         _stored(connection, xid.gid)
         _release(connection, xid.gid)
+        connection.query("DELETE FROM main.nodoubt_keys WHERE xid = ?", (xid.gid,))  # free again
         commit(connection, what)
     except StatementFailed as error:
         undo(connection)

@@ -214,6 +214,19 @@ class RegisterClaims:
         assert set(bench.retire(time.time() + DAY_S, 100)) == left
         assert bench.look(list(left)) == {}
 
+    def test_the_aborts_that_would_be_forgotten_next_are_told_before(self, bench: Bench) -> None:
+        first, second, young = (abort(attempt_at(at)) for at in (LONG_AGO, LONG_AGO + 1, CUT + DAY_S))
+        late, commit = abort(attempt_at(LONG_AGO), decided_at=NOW), decision(attempt=attempt_at(LONG_AGO))
+        broken = abort(attempt_at(LONG_AGO + 2))
+        bench.insert([second, first, young, late, commit, broken])
+        bench.quarantine(Quarantined(broken.attempt, 0, "a", "somebody committed it", NOW))
+        assert [standing.decision for standing in bench.aborted(CUT, 100)] == [first, second]
+        assert [standing.decision for standing in bench.aborted(CUT, 1)] == [first]
+        bench.end([commit.attempt])
+        bench.stage(staging("young", attempt_at(NOW)))
+        assert set(bench.retire(CUT, 100)) == {first.attempt, second.attempt}
+        assert bench.aborted(CUT, 100) == []
+
     def test_with_a_record_go_its_name_and_its_trail(self, bench: Bench) -> None:
         old, stray, young = attempt_at(LONG_AGO), attempt_at(LONG_AGO), attempt_at(NOW)
         for name, attempt in (("old", old), ("young", young)):

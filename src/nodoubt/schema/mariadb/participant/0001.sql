@@ -27,3 +27,18 @@ CREATE TABLE IF NOT EXISTS {database}.nodoubt_receipts (
     PRIMARY KEY (attempt, branch),
     KEY nodoubt_epoch (epoch)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
+
+-- Idempotency keys. A row is inserted in the transaction of the effect, before its work, so that nobody else can have
+-- the key meanwhile; it can be seen only if that committed. payload: a digest of what was asked for. result: JSON,
+-- what a repetition is told. xid: of the branch that wrote it. kept_until: seconds since 1970.
+CREATE TABLE IF NOT EXISTS {database}.nodoubt_keys (
+    scope VARBINARY(1020) NOT NULL,
+    idempotency_key VARBINARY(1020) NOT NULL,
+    payload CHAR(64) NOT NULL,
+    result MEDIUMBLOB NOT NULL,
+    xid VARCHAR(64) NOT NULL,
+    confirms BIGINT NOT NULL,
+    kept_until DOUBLE NOT NULL,
+    PRIMARY KEY (scope, idempotency_key),
+    KEY nodoubt_keys_kept_until (kept_until)
+) ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;

@@ -27,3 +27,17 @@ CREATE TABLE IF NOT EXISTS nodoubt.receipts (
 
 -- For the clean-up by age. A block range index costs a commit next to nothing.
 CREATE INDEX IF NOT EXISTS receipts_at ON nodoubt.receipts USING brin (at) WITH (pages_per_range = 16);
+
+-- Idempotency keys. A row is written in the transaction of the effect, so that it can be seen only if that committed.
+-- payload: a digest of what was asked for. result: JSON, what a repetition is told. kept_until: seconds since 1970.
+CREATE TABLE IF NOT EXISTS nodoubt.keys (
+    scope           text COLLATE "C" NOT NULL,
+    idempotency_key text COLLATE "C" NOT NULL,
+    payload         text NOT NULL,
+    result          bytea NOT NULL,
+    xid             text NOT NULL, -- of the branch that wrote it
+    confirms        bigint NOT NULL DEFAULT 0,
+    kept_until      double precision NOT NULL,
+    PRIMARY KEY (scope, idempotency_key)
+);
+CREATE INDEX IF NOT EXISTS keys_kept_until ON nodoubt.keys (kept_until);

@@ -39,3 +39,19 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_locks (
     mode TEXT NOT NULL CHECK (mode IN ('X', 'S')),
     PRIMARY KEY (tbl, xid)
 ) WITHOUT ROWID;
+
+-- Idempotency keys. A row is committed with the effect, or with the record of a prepared branch: `xid` names the branch,
+-- and while it is in nodoubt_prepared the key is in flight. payload: a digest of what was asked for. result: JSON, what a
+-- repetition is told. kept_until: seconds since 1970.
+CREATE TABLE IF NOT EXISTS main.nodoubt_keys (
+    scope           TEXT    NOT NULL,
+    idempotency_key TEXT    NOT NULL,
+    payload         TEXT    NOT NULL,
+    result          BLOB    NOT NULL,
+    xid             TEXT    NOT NULL,
+    confirms        INTEGER NOT NULL DEFAULT 0,
+    kept_until      REAL    NOT NULL,
+    PRIMARY KEY (scope, idempotency_key)
+);
+CREATE INDEX IF NOT EXISTS main.nodoubt_keys_kept_until ON nodoubt_keys (kept_until);
+CREATE INDEX IF NOT EXISTS main.nodoubt_keys_xid ON nodoubt_keys (xid);

@@ -1,0 +1,1 @@
+"""The protocol as models, and Spin, which searches everything they can do. See README.md."""

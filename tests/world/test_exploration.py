@@ -1,0 +1,40 @@
+"""Every order of the messages of small scenes, and every place for a fault: no rule is ever broken.
+
+The counts stand at the end of pytest's output. `make explore` goes through larger ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nodoubt.testing.world.explore import SCENES, Scene, explored
+
+from .mutants import MUTANTS
+
+
+@pytest.mark.timeout(900)  # ten seconds of one core, which a busy machine may not have for a while
+@pytest.mark.parametrize("scene", SCENES, ids=str)
+def test_no_order_of_messages_breaks_a_rule(scene: Scene, record_property: Callable[[str, object], None]) -> None:
+    result = explored(scene)
+    assert result.violated is None, result.story
+    assert result.complete
+    record_property("figures", str(result))
+
+
+NOTICED = {
+    "no compare-and-set": Scene(("postgres", "postgres"), faults=0),
+    "no fence": Scene(("postgres", "postgres"), faults=0),
+    "the shape of its branches decides": Scene(("postgres", "postgres"), faults=0),
+    "decision after commit": Scene(("postgres", "postgres"), journal="j", faults=0),
+    "a bare COMMIT row after a lost reply": Scene(("postgres", "postgres"), switches=0),
+    "staged commit before the last is listed": Scene(("postgres", "postgres"), staged=True, faults=0, switches=1),
+}
+
+
+@pytest.mark.parametrize("name", NOTICED)
+def test_a_check_taken_out_is_noticed_at_some_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mutant,) = (mutant for mutant in MUTANTS if mutant.name == name)
+    result = explored(NOTICED[name], mutant.apply(monkeypatch))
+    assert result.violated is not None and result.violated.number in mutant.breaks, result
