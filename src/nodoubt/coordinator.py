@@ -97,8 +97,10 @@ class _Base:
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._writable()
-        yield from ends.flush_or_keep(ctx)
+        waiting = yield from ends.flush_or_keep(ctx)
         report = yield from sweep.sweep(ctx, grace_s=ctx.settings.grace_s if grace_s is None else grace_s)
+        if waiting and ctx.ended:
+            report.trouble.setdefault("journal", waiting)
         yield from self._now_and_then()
         return report
 
