@@ -115,7 +115,7 @@ class Scripts:
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._writable()
-        yield from ends.flush_or_keep(ctx)
+        waiting = yield from ends.flush_or_keep(ctx)
         reaped = yield from reaper.reap(ctx)
         patience_s = ctx.settings.grace_s if grace_s is None else grace_s
         report = yield from sweep.sweep(ctx, grace_s=patience_s, reaped=reaped)
@@ -124,6 +124,8 @@ class Scripts:
             count + reaped.rolled_back for count in (report.prepared, report.rolled_back)
         )
         report.trouble = reaped.trouble | report.trouble
+        if waiting and ctx.ended:
+            report.trouble.setdefault("journal", waiting)
         try:
             report.steps = yield from self._undo_script(grace_s)
         except NoDoubtError as error:

@@ -186,7 +186,7 @@ def forget(places: Places, by: Places | None = None) -> None:
         db.recover(grace=0)
         db._shell.run(start.renew(db._ctx))
         gone = db._shell.run(ends.retire(db._ctx))
-        _clean(gone > 0, "nothing was forgotten")
+        _clean(gone > 0, "denied: nothing was forgotten")
     for place in places:
         table = "nodoubt.receipts" if place.kind == "postgres" else "nodoubt_receipts"
         _clean(place.query(f"select count(*) from {table} where alone")[0][0] == 0, f"receipts on {place.name}")

@@ -30,12 +30,15 @@ def flush(ctx: Context) -> Script[None]:
         yield from _flush_some(ctx)
 
 
-def flush_or_keep(ctx: Context) -> Script[None]:
-    """The same for somebody who has other things to do than to wait for the journal."""
+def flush_or_keep(ctx: Context) -> Script[str]:
+    """The same for somebody who has other things to do than to wait for the journal. Why they wait; "": they don't."""
     try:
         yield from flush(ctx)
     except NoDoubtError as error:
-        log.warning("the ends of %d transactions wait for the journal: %s", len(ctx.ended), error)
+        why = f"the ends of {len(ctx.ended)} transactions wait for the journal: {error}"
+        log.warning("%s", why)
+        return why
+    return ""
 
 
 def _flush_some(ctx: Context) -> Script[None]:
