@@ -156,21 +156,22 @@ async def _overheard(task: Task) -> list[list[Message]]:
     began = 0.0
 
     def listening(method: Any) -> Any:
-        async def call(session: LibpqSession, sql: str, *args: Any) -> Any:
+        async def call(session: LibpqSession, *args: Any) -> Any:
             sent = time.perf_counter()
             try:
-                return await method(session, sql, *args)
+                return await method(session, *args)
             finally:
+                sql = args[0] if len(args) == 1 else "; ".join((args[1], *args[0]))  # the user's, and ours before it
                 to = ports[session.connection.info.port]
                 heard.append(Message(to, sql, (sent - began) * 1e3, (time.perf_counter() - sent) * 1e3))
 
         return call
 
     contender: Any = make(task)
-    plain = LibpqSession.run, LibpqSession.execute
+    plain = LibpqSession.run, LibpqSession.execute_after
     transactions = []
     await contender.open()
-    LibpqSession.run, LibpqSession.execute = map(listening, plain)  # type: ignore[method-assign]
+    LibpqSession.run, LibpqSession.execute_after = map(listening, plain)  # type: ignore[method-assign]
     try:
         for number in range(-20, TRANSACTIONS):
             heard.clear()
@@ -179,7 +180,7 @@ async def _overheard(task: Task) -> list[list[Message]]:
             if number >= 0:
                 transactions.append(sorted(heard, key=lambda one: (one.sent_ms, one.database)))
     finally:
-        LibpqSession.run, LibpqSession.execute = plain  # type: ignore[method-assign]
+        LibpqSession.run, LibpqSession.execute_after = plain  # type: ignore[method-assign]
         await contender.close()
     return transactions
 
