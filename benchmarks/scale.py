@@ -159,7 +159,8 @@ def _fill(url: str, ended: int) -> None:
     statement(
         url,
         "INSERT INTO nodoubt.names (name, attempt, branches, last_branch, deadline, owner, metadata, created_at, "
-        f"begin_by, confirmations, calls) SELECT 'old-' || n, {attempt}, {refs}, 0, (began + n) / 1e3 + 86400, 'bench', '{{}}', "
+        "begin_by, confirmations, calls) "
+        f"SELECT 'old-' || n, {attempt}, {refs}, 0, (began + n) / 1e3 + 86400, 'bench', '{{}}', "
         f"(began + n) / 1e3, 0, '[]', 0 FROM {series}",
     )
 
