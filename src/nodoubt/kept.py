@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .ports import Session
+from .ports import Reply, Session, StatementFailed
 from .script import Script, do
 
 _WHO = "SELECT pg_catalog.pg_backend_pid()"
+_NO_SUCH_STATEMENT = "26000"
 
 
 class Kept:
@@ -48,11 +49,21 @@ class _Text(str):
     values: tuple[str, ...]
 
 
-def message(session: Session, statements: Sequence[str]) -> Script[str]:
-    """The statements, `;` between them, in the form that is best for this session.
+def run(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:
+    """The statements in one message, in the form that is best for this session; the replies. Raises as `session.run`.
 
-    Those it has not prepared yet cost a message of their own. Raises what `session.run` raises.
+    Those it has not prepared yet cost a message of their own.
     """
+    try:
+        return (yield from do(session, "run", (yield from _message(session, statements))))  # type: ignore[no-any-return]
+    except StatementFailed as error:
+        if error.code == _NO_SUCH_STATEMENT:
+            # Somebody has deallocated them behind our back: that has cost this message, and shall cost no other.
+            session.usable = False
+        raise
+
+
+def _message(session: Session, statements: Sequence[str]) -> Script[str]:
     kept = [one.kept for one in statements if isinstance(one, _Text)]
     if not kept or getattr(session, "kept", None) is None or getattr(session, "stained", False):
         return "; ".join(statements)

@@ -37,7 +37,7 @@ from rules.mutants import (
 )
 from traps.scenes import MOVED, UNTOUCHED, balances, databases
 
-DECISION = b"EXECUTE nodoubt_decision"
+DECISION = b"INSERT INTO nodoubt.decisions"
 
 
 # ---- with a commit point, only its own local transaction may write COMMIT -------------------------

@@ -149,7 +149,9 @@ class LibpqSession(BasicSession):
             results = await self._wire.exchange(send, pipeline=pipeline)
         except psycopg.Error as error:
             self.usable = False
-            raise SessionLost(str(error)) from error
+            lost = SessionLost(str(error))
+            lost.answered = self._wire.answered
+            raise lost from error
         except BaseException:
             self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
             raise
@@ -283,6 +285,11 @@ class _Wire:
             return await waiting  # type: ignore[no-any-return]
         finally:
             self._waiting = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether anything has come of the last exchange."""
+        return bool(self._results)
 
     def end(self) -> None:
         """Look at the socket no more."""

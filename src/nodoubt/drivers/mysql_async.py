@@ -61,7 +61,7 @@ class AsyncMySQLSession:
         text = statement if params is None else self._filled(statement, params)
         replies: list[Reply] = []
         try:
-            await self._query("; ".join((*before, text)), replies)
+            await self._query("; ".join((*before, text)), replies, (*before, text))
         except self.errors as error:
             if len(replies) >= len(before):
                 raise
@@ -85,16 +85,16 @@ class AsyncMySQLSession:
         """The statement as the driver would send it."""
         raise NotImplementedError
 
-    async def _query(self, sql: str, replies: list[Reply] | None = None) -> tuple[Reply, ...]:
+    async def _query(self, sql: str, replies: list[Reply] | None = None, each: Sequence[str] = ()) -> tuple[Reply, ...]:
         replies = [] if replies is None else replies
         # Not through a cursor: asyncmy's follows every statement that warns with a SHOW WARNINGS, and logs the answer.
         try:
             async with asyncio.timeout(self._read_timeout_s):
                 await self._connection.query(sql)
-                replies.append(wire.reply(self._connection._result, sql))
+                replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
                 while self._connection._result.has_next:
                     await self._connection.next_result()
-                    replies.append(wire.reply(self._connection._result, sql))
+                    replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
             return tuple(replies)
         except TimeoutError as error:
             self.kill()

@@ -118,6 +118,11 @@ def error_text(error: BaseException) -> str:
     return str(error.args[1]) if len(error.args) > 1 else str(error)
 
 
+def which(each: Sequence[str], number: int, packet: str) -> str:
+    """The statement that the reply of this number answers: of one that has several answers, the last."""
+    return each[min(number, len(each) - 1)] if each else packet
+
+
 def reply(result: Any, sql: str) -> Reply:
     """One result of either driver (their classes have the same attributes). This protocol has no command tags.
 

@@ -182,7 +182,6 @@ def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
     session = PsycopgSession(connection)
-    session.kept = frozenset()
     _watch_client(session)
     return session
 

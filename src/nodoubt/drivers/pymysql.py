@@ -63,7 +63,7 @@ class PyMySQLSession:
         text = statement if params is None else self._connection.cursor().mogrify(statement, params)
         replies: list[Reply] = []
         try:
-            self._query("; ".join((*before, text)), replies)
+            self._query("; ".join((*before, text)), replies, (*before, text))
         except pymysql.err.MySQLError as error:
             if len(replies) >= len(before):
                 raise
@@ -84,14 +84,14 @@ class PyMySQLSession:
             count += wire.batch_reply(self._query(text), wanted)
         return Reply(count=count)
 
-    def _query(self, sql: str, replies: list[Reply] | None = None) -> tuple[Reply, ...]:
+    def _query(self, sql: str, replies: list[Reply] | None = None, each: Sequence[str] = ()) -> tuple[Reply, ...]:
         replies = [] if replies is None else replies
         try:
             self._connection.query(sql)
-            replies.append(wire.reply(self._connection._result, sql))
+            replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
             while self._connection._result.has_next:
                 self._connection.next_result()
-                replies.append(wire.reply(self._connection._result, sql))
+                replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
             return tuple(replies)
         except BaseException as error:
             if not isinstance(error, pymysql.err.MySQLError) or self.lost(error):

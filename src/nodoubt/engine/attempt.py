@@ -40,6 +40,7 @@ from . import start
 from .context import Context, Participant, bounded
 
 BEGIN_TRIES_MAX = 3
+DEAD_WITHIN_S = 1.0  # a session that had died in the pool says so at once; one that is lost later was at work
 _SAVEPOINT = re.compile(r"(?!nodoubt)[a-z_][a-z0-9_]{0,62}")
 
 
@@ -326,7 +327,7 @@ def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, par
     try:
         return (yield from resource.execute(branch.session, work, statement, params))
     except SessionLost:
-        if not work.opening or ctx.clock.elapsed() - sent > ctx.settings.prepare_s:
+        if not work.opening or ctx.clock.elapsed() - sent > DEAD_WITHIN_S:
             raise
     except Refused as error:
         if not work.opening:
@@ -334,8 +335,9 @@ def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, par
         raise _not_begun(branch, error) from error
     # As in `_begin`: the session had died in the pool, or dies now, with all that was sent.
     branch.let_go(kill=True)
-    branch.participant.pool.drop_idle()
     attempt.require_open()
+    left_s(ctx, attempt)
+    branch.participant.pool.drop_idle()
     work.lazy, work.opening, work.doomed = False, (), None
     yield from _begin(ctx, attempt, branch)
     return (yield from resource.execute(branch.session, work, statement, params))

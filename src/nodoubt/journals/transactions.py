@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..kept import message
+from .. import kept
 from ..ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, SessionLost, StatementFailed, Unclear
 from ..schema import MIGRATED
 from ..script import Script, do
@@ -40,7 +40,7 @@ class Transactions:
     def _ask(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
         """One message. Raises `StatementFailed` as the server put it, or `Unclear`."""
         try:
-            return (yield from do(session, "run", (yield from message(session, statements))))  # type: ignore[no-any-return]
+            return (yield from kept.run(session, statements))
         except SessionLost as error:
             raise Unclear(f"{self.whose} did not answer: {error}") from error
 

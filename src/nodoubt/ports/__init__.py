@@ -103,7 +103,12 @@ class StatementFailed(Exception):
 
 
 class SessionLost(Exception):
-    """The connection ended, or did not answer in time: what was sent last may or may not have happened."""
+    """The connection ended, or did not answer in time: what was sent last may or may not have happened.
+
+    `answered`: the server had begun to answer it.
+    """
+
+    answered = False
 
 
 class Session(Protocol):

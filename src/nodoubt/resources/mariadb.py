@@ -308,6 +308,8 @@ class MariaDBResource:
         """Undo; a session that does not say that it did is ended, which undoes it, too."""
         if work.opening:
             self._finished(session, work)
+            if work.statements:
+                session.kill()  # interrupted between the server's answer and our note of it, for all we know
         elif work.handle is not None:
             yield from self._undo(session, work)
 

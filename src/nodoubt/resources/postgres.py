@@ -20,8 +20,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from .. import kept
 from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant
-from ..kept import message
 from ..ports import (
     BelowFloor,
     Conflict,
@@ -198,7 +198,7 @@ class PostgresResource:
         statements = [*rows, *opening]
         doing = f"begin on {self.name}"
         try:
-            replies = yield from do(session, "run", (yield from message(session, statements)))
+            replies = yield from kept.run(session, statements)
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -254,7 +254,9 @@ class PostgresResource:
         except StatementFailed as error:
             yield from self._undo(session)
             raise refusal(error, doing) from error
-        except SessionLost:
+        except SessionLost as error:
+            if error.answered:
+                work.opening = ()
             raise
         except BaseException:
             work.opening = ()  # the user's own error, after a begin that was answered
@@ -304,6 +306,8 @@ class PostgresResource:
     def rollback(self, session: Session, work: Work) -> Script[None]:
         if not work.opening:
             yield from self._undo(session)
+        elif work.statements:
+            session.kill()  # interrupted between the server's answer and our note of it, for all we know
         _leave(session)
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
@@ -421,7 +425,7 @@ class PostgresResource:
             yield from self._undo(session)
             raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {work.doomed}")
         try:
-            replies = yield from do(session, "run", (yield from message(session, statements)))
+            replies = yield from kept.run(session, statements)
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -461,7 +465,7 @@ class PostgresResource:
     def _commit_unforced(self, session: Session, rows: Sequence[str]) -> Script[None]:
         doing = f"rows before the commit on {self.name}"
         try:
-            replies = yield from do(session, "run", (yield from message(session, unforced(session, rows))))
+            replies = yield from kept.run(session, unforced(session, rows))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:
@@ -508,7 +512,7 @@ class PostgresResource:
     def _ask(self, session: Session, sql: str) -> Script[tuple[Reply, ...]]:
         """A plain question, outside a transaction."""
         try:
-            return (yield from do(session, "run", (yield from message(session, (sql,)))))  # type: ignore[no-any-return]
+            return (yield from kept.run(session, (sql,)))
         except SessionLost as error:
             raise self._unavailable(error) from error
         except StatementFailed as error:
