@@ -35,12 +35,17 @@ HOLD_TURNS = 4  # within the time after which others would take a process that h
 Beginning = Callable[[], Script[Attempt]]
 
 
+def require_wait(wait: str) -> None:
+    """Raises `UsageError`."""
+    if wait not in ("applied", "decided"):
+        raise UsageError(f'wait is "applied" or "decided", not {wait!r}')
+
+
 class _Handle:
     """What both kinds share: the names, and what has become of the transaction."""
 
     def __init__(self, ctx: Context, beginning: Beginning, wait: Wait) -> None:
-        if wait not in ("applied", "decided"):
-            raise UsageError(f'wait is "applied" or "decided", not {wait!r}')
+        require_wait(wait)
         self._ctx, self._beginning, self._wait = ctx, beginning, wait
         self._attempt: Attempt | None = None
         self.result: Result | None = None  # set when the block has ended well
@@ -107,7 +112,9 @@ def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error
     if not attempt.aborted:
         error.add_note(f"nodoubt: the steps of {attempt.id} are left to recovery, which asks the register first")
         return
-    left = yield from undoing.undo_quietly(undoing.Hand(ctx, REGISTRY, _hands(shell), mine=True), attempt.id)
+    left = yield from undoing.undo_quietly(
+        undoing.Hand(ctx, REGISTRY, _hands(shell), mine=attempt.calling == 0), attempt.id
+    )
     if left:
         error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
 

@@ -66,9 +66,12 @@ def ask(ctx: Context, body: Callable[[Session], Script[R]], *, changes: bool = F
         if not error.retry:
             raise ResourceRefused(f"the journal's database refuses, and nothing was changed: {error}") from error
         raise JournalUnavailable(f"the journal is busy, and nothing was changed; try again: {error}") from error
-    except (Unclear, ResourceUnavailable) as error:
+    except ResourceUnavailable as error:
         why = f"the journal cannot be asked now, and nothing was changed; try again: {error}"
         raise JournalUnavailable(why) from error
+    except Unclear as error:
+        done = "whether anything was changed is not known: look, or say it again" if changes else "nothing was changed"
+        raise JournalUnavailable(f"the journal gave no answer, and {done}: {error}") from error
 
 
 def find(ctx: Context, name: str) -> Script[Staging | None]:

@@ -87,13 +87,16 @@ def _require_declared(kind: str, function: object, is_one: bool) -> None:
 
 @dataclass(slots=True)
 class _Site:
-    """Where a step is called: in which attempt, for how long; and whether it has come to the action."""
+    """Where a step is called: in which attempt, for how long; whether it has come to the action; and whether an earlier
+    try of it, by whomever, may have happened: then a refusal does not say that nothing did.
+    """
 
     attempt: str
     name: str
     within_s: float
     number: int
     acted: bool = False
+    uncertain: bool = False
 
 
 def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any]:
@@ -115,7 +118,15 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
     attempt.calling += 1
     ctx.holding.add(attempt.id)
     try:
-        return (yield from _call(ctx, runner, use, site))
+        value = yield from _call(ctx, runner, use, site)
+        if attempt.closed:
+            raise TransactionAborted(
+                f"the block of {attempt.name or attempt.id!r} ended while {use.bound.step.name} was under way, so it "
+                "was rolled back; the step is being undone",
+                name=attempt.name,
+                attempt=attempt.id,
+            )
+        return value
     except BaseException as error:
         if not _harmless(use, site, error):
             attempt.doomed = attempt.doomed or error
@@ -126,7 +137,8 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
 
 def _harmless(use: Use, site: _Site, error: BaseException) -> bool:
     """Whether the transaction may go on after it: surely nothing happened, and nothing is in doubt."""
-    return isinstance(error, use.bound.step.options.refused if site.acted else (UsageError, StepRefused))
+    harmless = use.bound.step.options.refused if site.acted else (UsageError, StepRefused)
+    return isinstance(error, harmless) and not site.uncertain
 
 
 def call_named(ctx: Context, name: str, attempt: str | None, runner: Runner, use: Use) -> Script[Any]:
@@ -163,7 +175,7 @@ def _call(ctx: Context, runner: Runner, use: Use, site: _Site) -> Script[Any]:
         again = yield from _called_before(ctx, use, site, record)
         if again is None:
             return decoded_result(use.bound.step, record.result)
-        record = again
+        record, site.uncertain = again, True
     ctx.notice("S2", site.attempt, "intended", step=use.bound.step.name)
     record = yield from _still_open(ctx, site, record, began)
     return (yield from _act(ctx, runner, use, site, record))
@@ -300,14 +312,24 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
             value = yield from running.run(runner, job)
             break
         except step.options.refused as error:
+            if site.uncertain:
+                yield from _recorded_quietly(ctx, record, Unanswered(words(error)))
+                raise StepInDoubt(
+                    f"{step.name} was refused, but an earlier try of it gave no answer and may have happened. The "
+                    "transaction can only be rolled back, and then its compensation runs"
+                ) from error
             yield from _recorded(ctx, site, record, Declined(words(error)))
             raise
         except Exception as error:
+            site.uncertain = True
             silent = isinstance(error, running.GaveNoAnswer)
             if tries < tries_max and (step.options.idempotent or isinstance(error, step.options.retry_on)):
                 log.warning("%s failed and is tried again: %s", step.name, words(error))
                 yield Pause(pause_between(ctx, tries))
-                record = yield from _renewed(ctx, site, record)
+                try:
+                    record = yield from _renewed(ctx, site, record)
+                except JournalUnavailable as trouble:
+                    raise _unrecorded(record, trouble) from error
                 continue
             yield from _recorded_quietly(ctx, record, Unanswered(words(error)))
             if silent:
@@ -345,9 +367,20 @@ def words(error: BaseException) -> str:
 def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[None]:
     """The end of the action stands in the journal, or the caller is told that its transaction is lost."""
     try:
-        state = (yield from ledger.change(ctx, record, event)).state
+        # Whoever has renewed the call since acts as well: then a refusal of ours does not say that nothing happened.
+        otherwise = Unanswered(event.why) if isinstance(event, Declined) else None
+        state = (yield from ledger.change(ctx, record, event, if_renewed=otherwise)).state
     except NotPossible as error:
         state = error.state
+    except JournalUnavailable as error:
+        site.uncertain = True
+        raise _unrecorded(record, error) from error
+    if state is CallState.DOUBT:
+        site.uncertain = True
+        raise StepInDoubt(
+            f"{record.step} was called by somebody else at the same time, and nobody knows whether it happened: roll "
+            "the transaction back, which undoes it"
+        )
     if state not in ANSWERED:
         log.warning(
             "%s #%d of %s was answered after its transaction had been aborted: it is %s",
@@ -358,6 +391,13 @@ def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[N
             name=site.name,
             attempt=site.attempt,
         )
+
+
+def _unrecorded(record: Call, error: JournalUnavailable) -> StepInDoubt:
+    return StepInDoubt(
+        f"{record.step} was called, and what came of it could not be recorded. The transaction can only be rolled "
+        f"back, and then its compensation runs: {error}"
+    )
 
 
 def _recorded_quietly(ctx: Context, record: Call, event: Event) -> Script[None]:

@@ -54,34 +54,43 @@ def intend(ctx: Context, call: Call) -> Script[None]:
     return asked(ctx, ctx.journal_pool, body)
 
 
-def change(ctx: Context, call: Call, event: compensation.Event, *, grace_s: float | None = None) -> Script[Call]:
+def change(
+    ctx: Context,
+    call: Call,
+    event: compensation.Event,
+    *,
+    grace_s: float | None = None,
+    if_renewed: compensation.Event | None = None,
+) -> Script[Call]:
     """Let the event happen to the call, whatever it has become meanwhile, and return what it is now.
 
     `grace_s`: whoever has the call is left alone for so long, and no longer, whatever they have asked for.
+    `if_renewed`: what happens instead if somebody else has taken time for it since.
     Raises `NotPossible` and `NotNow`, as the table says; `JournalUnavailable` after `decide_s`: it may have happened.
     """
-    until = ctx.clock.elapsed() + ctx.settings.decide_s
+    until, ours = ctx.clock.elapsed() + ctx.settings.decide_s, call.version
     for pause_s in backoff():
-        at = yield from now(ctx)
-        held = call.state in (CallState.BEGUN, CallState.UNDOING)
-        impatient = held and grace_s is not None and at >= call.changed_at + grace_s
-        after = compensation.step(call, event, at=max(at, call.until) if impatient else at)
-        if after is call:
-            return call
+        if if_renewed is not None and call.version != ours:
+            event = if_renewed
+        after: Call | None = None
         trouble: NoDoubtError | None = None
         try:
-            if (yield from _advance(ctx, call, after)):
+            at = yield from now(ctx)
+            held = call.state in (CallState.BEGUN, CallState.UNDOING)
+            impatient = held and grace_s is not None and at >= call.changed_at + grace_s
+            after = compensation.step(call, event, at=max(at, call.until) if impatient else at)
+            if after is call or (yield from _advance(ctx, call, after)):
                 return after
             fresh = yield from _again(ctx, call)
         except NoDoubtError as error:
             trouble = error
             yield Pause(pause_s)
             fresh = yield from _again_if_possible(ctx, call)
-        if fresh != after and ctx.clock.elapsed() >= until:
+        if fresh == after:
+            return fresh  # it was written, and only the answer was lost
+        if ctx.clock.elapsed() >= until:
             what, why = f"{call.step} #{call.number} of {call.attempt}", trouble or "others change it all the time"
             raise JournalUnavailable(f"the journal does not say whether {what} was changed: {why}") from trouble
-        if fresh == after:
-            return after  # it was written, and only the answer was lost
         call = fresh
     raise AssertionError("backoff does not end")
 
