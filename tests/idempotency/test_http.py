@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,7 +19,7 @@ from wsgiref.validate import validator
 import pytest
 
 from kit import QUICK, Database, make_database
-from nodoubt import AsyncCoordinator, Coordinator, UsageError
+from nodoubt import AsyncCoordinator, Coordinator, NoDoubtError, UsageError
 from nodoubt.contrib import asgi, wsgi
 from nodoubt.idempotency import requests
 
@@ -240,3 +241,55 @@ def test_quotes_inside_a_key_are_read_as_structured_fields_have_them() -> None:
     assert isinstance(requests.key_in(["a", "b"]), requests.Answer)
     with pytest.raises(UsageError, match="whose keys"):
         requests.require_who(None)
+
+
+# ---- halves ---------------------------------------------------------------------------------------
+
+
+async def test_half_an_answer_is_no_answer(only: Database) -> None:
+    """A streaming application ends early when it hears that the client has left: the key is for that very client."""
+    async with AsyncCoordinator({"a": only.url}, recovery=False) as db:
+        await db.setup()
+        whole = False
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            if whole:
+                await send({"type": "http.response.body", "body": b" and half"})
+
+        wrapped = asgi.IdempotencyKeys(app, db, who=lambda _: "me")
+        with pytest.raises(NoDoubtError, match="not answered whole"):
+            await call(wrapped, "POST", "/orders", b"{}", KEY)
+        whole = True
+        assert (await call(wrapped, "POST", "/orders", b"{}", KEY))[2] == b"half and half"
+
+
+def test_half_a_request_is_refused_before_anything_is_done_with_it(only: Database) -> None:
+    with Coordinator({"a": only.url}, recovery=False) as db:
+        db.setup()
+        ran, statuses = list[bytes](), list[str]()
+
+        def app(environ: Any, start: Any) -> list[bytes]:
+            ran.append(environ["wsgi.input"].read())
+            start("200 OK", [])
+            return [b"done"]
+
+        wrapped = wsgi.IdempotencyKeys(app, db, who=lambda _: "me")
+        for body, length in ((b'{"a":', 8), (b'{"a": 1}', 8)):
+            environ = {
+                "REQUEST_METHOD": "POST", "PATH_INFO": "/", "HTTP_IDEMPOTENCY_KEY": '"k"',
+                "CONTENT_LENGTH": str(length), "wsgi.input": io.BytesIO(body),
+            }  # fmt: skip
+            list(wrapped(environ, lambda status, _: statuses.append(status)))
+        assert statuses == ["400 Bad Request", "200 OK"] and ran == [b'{"a": 1}']
+
+
+def test_a_misspelt_argument_takes_no_key(only: Database) -> None:
+    with Coordinator({"a": only.url}, recovery=False) as db:
+        db.setup()
+        with pytest.raises(UsageError, match="wait is"):
+            db.once("k", 1, wait="appled")  # type: ignore[arg-type]
+        with db.once("k", 1) as once:
+            once.value = 1
+        assert once.value == 1

@@ -88,24 +88,25 @@ class IdempotencyKeys:
 
     async def _run(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
         """The application's answer. It reads the body from here, and what it sends is held back."""
-        status, headers, pieces = 0, list[tuple[str, str]](), list[bytes]()
+        status, headers, pieces, more = 0, list[tuple[str, str]](), list[bytes](), True
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def read() -> Message:
             return whole.pop() if whole else await receive()
 
         async def hold(message: Message) -> None:
-            nonlocal status
+            nonlocal status, more
             if message["type"] == "http.response.start":
                 status = message["status"]
                 pairs = message.get("headers", ())
                 headers.extend((name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs)
             elif message["type"] == "http.response.body":
                 pieces.append(bytes(message.get("body", b"")))
+                more = message.get("more_body", False)
 
         await self._app(scope, read, hold)
-        if not status:
-            raise NoDoubtError("the application has not answered; its work was rolled back, and the key is free")
+        if not status or more:  # a streaming application ends its answer early when it hears that the client has left
+            raise NoDoubtError("the application has not answered whole; its work was rolled back, and the key is free")
         return Answer(status, tuple(headers), b"".join(pieces))
 
 

@@ -108,6 +108,8 @@ def _body(environ: Environ, most: int) -> bytes | Answer:
         return requests.too_large(most)
     else:
         body = environ["wsgi.input"].read(int(length or 0))
+        if len(body) < int(length or 0):
+            return requests.problem(HTTPStatus.BAD_REQUEST, "the body is shorter than the Content-Length")
     return requests.too_large(most) if len(body) > most else body
 
 

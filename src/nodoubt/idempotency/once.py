@@ -18,7 +18,7 @@ from ..engine.verbs import Result, Wait
 from ..errors import ClosedTransaction, UsageError
 from ..ports import Reply
 from ..script import Script
-from ..transaction import AsyncBranch, AsyncTransaction, Branch, Transaction
+from ..transaction import AsyncBranch, AsyncTransaction, Branch, Transaction, require_wait
 from . import claims, keys
 from .claims import Beginning, Wanted
 
@@ -265,6 +265,7 @@ class Verb:
         Raises `KeyInFlight` (ask again), `KeyReused`, `UsageError`, and as `transaction` or `begin_distributed`.
         """
         ctx = self._writable()
+        require_wait(wait)
         wanted = wanted_of(ctx, key, payload, scope=scope, on=on, keep=keep)
         beginning = beginning_of(ctx, timeout=timeout, staged=staged, deadline=deadline)
         block = Once(ctx, self._shell, wanted, beginning, wait, returns)
@@ -301,6 +302,7 @@ class AsyncVerb:
     ) -> Doing:
         """As `Coordinator.once`: await it with `work`, or enter it as a block."""
         ctx = self._writable()
+        require_wait(wait)
         wanted = wanted_of(ctx, key, payload, scope=scope, on=on, keep=keep)
         beginning = beginning_of(ctx, timeout=timeout, staged=staged, deadline=deadline)
         return Doing(AsyncOnce(ctx, self._shell, wanted, beginning, wait, returns), work)
