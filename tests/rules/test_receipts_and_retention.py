@@ -92,6 +92,30 @@ def test_receipts_that_go_before_the_end_is_recorded_make_a_sound_commit_look_br
     assert the_end_cannot_be_recorded(request, tmp_path) == (2, MOVED)
 
 
+def test_whoever_writes_the_ends_gets_away_though_others_go_on_ending(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    with coordinator(pair, f"sqlite:///{tmp_path}/journal.db") as db:
+        db.setup()
+        sound = ends._flush_some
+
+        def meanwhile(ctx: Context) -> Script[None]:
+            turns.append(len(ctx.ended))
+            assert len(turns) < 10, "under load this would never come back"
+            yield from sound(ctx)
+            assert at_once(db) == COMMITTED
+
+        monkeypatch.setattr(ends, "_flush_some", meanwhile)
+        assert at_once(db) == COMMITTED
+        db.recover()
+        assert turns == [1]
+        db.recover()
+        assert turns == [1, 1]
+        monkeypatch.undo()
+
+
 # ---- what was not deleted with its end record goes below the floor, and no earlier ------------------
 
 
