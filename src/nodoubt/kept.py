@@ -8,6 +8,7 @@ Must not: take a text that is not our own, or a value that is not a literal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from .script import Script, do
 
 _WHO = "SELECT pg_catalog.pg_backend_pid()"
 _NO_SUCH_STATEMENT = "26000"
+_PLAIN = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch  # no quote, backslash, semicolon or placeholder
 
 
 class Kept:
@@ -47,6 +49,18 @@ class _Text(str):
 
     kept: Kept
     values: tuple[str, ...]
+
+
+def literal(text: str) -> str:
+    """Any text for PostgreSQL, in a form that no setting gives another meaning.
+
+    Plain ASCII stands as it is; all else as its hexadecimal digits, which the server decodes itself.
+    """
+    if _PLAIN(text):
+        return f"'{text}'"
+    # A lone surrogate comes from a program's broken output, and U+0000 can't be stored.
+    digits = text.replace("\0", "\ufffd").encode("utf-8", "replace").hex()
+    return f"pg_catalog.convert_from(pg_catalog.decode('{digits}', 'hex'), 'UTF8')"
 
 
 def run(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:

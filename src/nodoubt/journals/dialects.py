@@ -1,6 +1,6 @@
 """How the three databases differ where the journal is concerned: names, literals, locks, beginnings, error codes.
 
-Guarantees: text reaches a server as hexadecimal digits that it decodes itself, so nothing is ever escaped; every
+Guarantees: text that is not plain reaches a server as hexadecimal digits, so nothing is ever escaped; every
 table and function is qualified, so no search path and no second database can stand in for ours; an error code
 that is not listed is LOST, or, on PostgreSQL, of a class that says so: neither done nor surely not done.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from .. import kept
 from ..errors import UsageError
 from ..ports import Failure
 from ..xid import is_attempt
@@ -208,7 +209,7 @@ class PostgresDialect(Dialect):
     no_table = frozenset({"42P01", "3F000"})
 
     def text(self, text: str) -> str:
-        return f"pg_catalog.convert_from(pg_catalog.decode('{_hex(text)}', 'hex'), 'UTF8')"
+        return kept.literal(text)
 
     def hold_floor(self) -> tuple[str, ...]:
         # Not the row, in which each commit would leave the list of all who share it: under 64 clients a few hours of

@@ -55,7 +55,6 @@ from .postgres_sql import (
     mark,
     receipt_row,
     some_receipts,
-    text,
     unforced,
 )
 from .postgres_statements import shape
@@ -103,7 +102,7 @@ class PostgresResource:
         if there.scalar():
             return  # who may not write here can still use what is there
         server = yield from self.server(session)
-        row = ", ".join(map(text, (resource_id, cluster, server)))
+        row = ", ".join(map(kept.literal, (resource_id, cluster, server)))
         try:
             yield from self._forced(
                 session,
@@ -162,7 +161,7 @@ class PostgresResource:
         replies = yield from self._forced(
             session,
             "UPDATE nodoubt.identity SET "
-            f"mark = CASE WHEN epoch < {epoch.number} THEN {text(epoch.mark)} ELSE mark END, "
+            f"mark = CASE WHEN epoch < {epoch.number} THEN {kept.literal(epoch.mark)} ELSE mark END, "
             f"epoch = greatest(epoch, {epoch.number})",
         )
         if replies[-1].tag != "UPDATE 1":
@@ -170,12 +169,12 @@ class PostgresResource:
 
     def adopt(self, session: Session, identity: Identity) -> Script[None]:
         """Receipts above the adopted epoch are set back with it, or `identity` would show theirs for ever."""
-        row = ", ".join(map(text, (identity.resource_id, identity.cluster, identity.server)))
+        row = ", ".join(map(kept.literal, (identity.resource_id, identity.cluster, identity.server)))
         yield from self._forced(
             session,
             "DELETE FROM nodoubt.identity",
             "INSERT INTO nodoubt.identity (resource_id, cluster, server, epoch, mark) "
-            f"VALUES ({row}, {int(identity.epoch)}, {text(identity.mark)})",
+            f"VALUES ({row}, {int(identity.epoch)}, {kept.literal(identity.mark)})",
             f"UPDATE nodoubt.receipts SET epoch = {int(identity.epoch)} WHERE epoch > {int(identity.epoch)}",
         )
 
@@ -397,7 +396,7 @@ class PostgresResource:
         if older_than is not None:
             statements.append(some_receipts(f"alone AND at < pg_catalog.to_timestamp({float(older_than)!r})"))
         if below:
-            statements.append(some_receipts(f"NOT alone AND attempt < {text(below)}"))
+            statements.append(some_receipts(f"NOT alone AND attempt < {kept.literal(below)}"))
         if not statements:
             return 0
         replies = yield from self._forced(session, *statements)

@@ -97,8 +97,3 @@ def unforced(session: Session, rows: Sequence[str]) -> list[str]:
 
 def mark(work: Work) -> str:
     return f"{work.xid.attempt}.{work.xid.branch}"
-
-
-def text(value: str) -> str:
-    """A literal of any text, without quoting rules."""
-    return f"pg_catalog.convert_from(pg_catalog.decode('{value.encode().hex()}', 'hex'), 'UTF8')"
