@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from nodoubt.drivers.libpq import LibpqSession
+from nodoubt.drivers.psycopg_async import AsyncPsycopgSession
 from nodoubt.testing.servers import Setting
 from nodoubt.url import parse_url
 
@@ -156,7 +156,7 @@ async def _overheard(task: Task) -> list[list[Message]]:
     began = 0.0
 
     def listening(method: Any) -> Any:
-        async def call(session: LibpqSession, *args: Any) -> Any:
+        async def call(session: AsyncPsycopgSession, *args: Any) -> Any:
             sent = time.perf_counter()
             try:
                 return await method(session, *args)
@@ -168,10 +168,10 @@ async def _overheard(task: Task) -> list[list[Message]]:
         return call
 
     contender: Any = make(task)
-    plain = LibpqSession.run, LibpqSession.execute_after
+    plain = AsyncPsycopgSession.run, AsyncPsycopgSession.execute_after
     transactions = []
     await contender.open()
-    LibpqSession.run, LibpqSession.execute_after = map(listening, plain)  # type: ignore[method-assign]
+    AsyncPsycopgSession.run, AsyncPsycopgSession.execute_after = map(listening, plain)  # type: ignore[method-assign]
     try:
         for number in range(-20, TRANSACTIONS):
             heard.clear()
@@ -180,7 +180,7 @@ async def _overheard(task: Task) -> list[list[Message]]:
             if number >= 0:
                 transactions.append(sorted(heard, key=lambda one: (one.sent_ms, one.database)))
     finally:
-        LibpqSession.run, LibpqSession.execute_after = plain  # type: ignore[method-assign]
+        AsyncPsycopgSession.run, AsyncPsycopgSession.execute_after = plain  # type: ignore[method-assign]
         await contender.close()
     return transactions
 

@@ -306,9 +306,9 @@ def _async_driver(url: Url) -> Callable[..., Awaitable[Any]]:
             from .drivers import asyncpg
 
             return asyncpg.connect
-        from .drivers import libpq
+        from .drivers import psycopg_async
 
-        return libpq.connect
+        return psycopg_async.connect
     if url.kind == "mariadb":
         from .drivers import asyncmy
 

@@ -186,7 +186,7 @@ def verbs(world: World, make: Make) -> Iterator[None]:
     "first-transaction.md",
     "asyncio",
     "asyncio, over asyncpg",
-    "Threads, over psycopg",
+    "Threads",
     "SQLAlchemy Core",
     "ORM",
     "Staged now, decided later",

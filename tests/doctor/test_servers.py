@@ -405,9 +405,9 @@ def test_asked_over_the_async_drivers_a_server_tells_the_same(ward: Ward) -> Non
 
     async def over_async() -> Any:
         if url.kind == "postgres":
-            from nodoubt.drivers import libpq
+            from nodoubt.drivers import psycopg_async
 
-            session: Any = await libpq.connect(url)
+            session: Any = await psycopg_async.connect(url)
             seen = await adrive(postgres_facts.look(session, clock))
         else:
             from nodoubt.drivers import asyncmy

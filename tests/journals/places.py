@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import nodoubt.drivers.asyncmy
-import nodoubt.drivers.libpq
 import nodoubt.drivers.psycopg
+import nodoubt.drivers.psycopg_async
 import nodoubt.drivers.pymysql
 import nodoubt.drivers.sqlite
 from nodoubt.journals.dialects import MariaDBDialect, PostgresDialect, SqliteDialect
@@ -61,7 +61,7 @@ class Place:
             case "postgres", "sync":
                 return nodoubt.drivers.psycopg.connect(url)  # type: ignore[arg-type]
             case "postgres", _:
-                return nodoubt.drivers.libpq.connect(url)  # type: ignore[arg-type]
+                return nodoubt.drivers.psycopg_async.connect(url)  # type: ignore[arg-type]
             case "mariadb", "sync":
                 return nodoubt.drivers.pymysql.connect(url)  # type: ignore[arg-type]
             case "mariadb", _:

@@ -18,8 +18,8 @@ import psycopg
 import pytest
 
 import nodoubt.drivers.asyncpg
-import nodoubt.drivers.libpq
 import nodoubt.drivers.psycopg
+import nodoubt.drivers.psycopg_async
 from nodoubt.ports import Prepared, Reply, Work
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script, Watch, adrive, do, drive
@@ -69,7 +69,7 @@ class World:
         target = parse_url(url or self.url)
         session: Any
         if self.style != "sync":
-            driver = nodoubt.drivers.asyncpg if self.style == "asyncpg" else nodoubt.drivers.libpq
+            driver = nodoubt.drivers.asyncpg if self.style == "asyncpg" else nodoubt.drivers.psycopg_async
             opening: Any = driver.connect(target)
             session = asyncio.run_coroutine_threadsafe(opening, self._loop).result(PATIENCE_S)
         else:

@@ -185,7 +185,7 @@ def a_one_phase_commit_arrives_late(resource: type[PostgresResource], request: A
         def verb() -> None:
             with db.transaction() as tx:
                 tx["a"].execute(GIVE)
-                late.append(proxy.stall(b"INSERT INTO nodoubt.receipts"))
+                late.append(proxy.stall(b"EXECUTE nodoubt_receipt"))
 
         answer = told(verb)
         late[0].release()

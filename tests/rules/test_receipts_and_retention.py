@@ -189,7 +189,7 @@ def the_reply_is_lost_and_asked_for_after_days(request: Any, tmp_path: Path) -> 
             def verb() -> None:
                 with db.transaction() as tx:
                     tx["a"].execute(GIVE)
-                    proxy.cut_reply(b"INSERT INTO nodoubt.receipts")
+                    proxy.cut_reply(b"EXECUTE nodoubt_receipt")
 
             return told(verb), one.balance()
 

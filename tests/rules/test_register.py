@@ -37,7 +37,7 @@ from rules.mutants import (
 )
 from traps.scenes import MOVED, UNTOUCHED, balances, databases
 
-DECISION = b"INSERT INTO nodoubt.decisions"
+DECISION = b"EXECUTE nodoubt_decision"
 
 
 # ---- with a commit point, only its own local transaction may write COMMIT -------------------------

@@ -24,7 +24,7 @@ from rules.mutants import GIVE, SHORT, at_once, context, coordinator, journal_sa
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, databases, joined, recovered
 
 pytestmark = pytest.mark.anyio
-RECEIPTS = {"postgres": b"INSERT INTO nodoubt.receipts", "mariadb": b"ONE PHASE"}
+RECEIPTS = {"postgres": b"EXECUTE nodoubt_receipt", "mariadb": b"ONE PHASE"}
 
 
 def never_told(patch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ async def test_what_is_not_declared_is_refused_before_any_work(
 
 # ---- the reply to the commit is lost --------------------------------------------------------------
 
-DECISION = b"INSERT INTO nodoubt.decisions"
+DECISION = b"EXECUTE nodoubt_decision"
 IMPATIENT = Settings(connect_s=2, acquire_s=1, prepare_s=1, decide_s=0.5, apply_s=0.5, grace_s=60, sweep_s=60)
 
 

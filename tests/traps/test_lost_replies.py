@@ -24,8 +24,7 @@ pytestmark = pytest.mark.anyio
 SHORT = Settings(connect_s=5, acquire_s=5, prepare_s=0.5, decide_s=5, apply_s=1, grace_s=5, sweep_s=60)
 IMPATIENT = Settings(connect_s=2, acquire_s=1, prepare_s=1, decide_s=0.5, apply_s=0.5, grace_s=5, sweep_s=60)
 
-DECISION, RECEIPT = b"INSERT INTO nodoubt.decisions", b"INSERT INTO nodoubt.receipts"
-KEPT = {DECISION: b"EXECUTE nodoubt_decision", RECEIPT: b"EXECUTE nodoubt_receipt"}
+DECISION, RECEIPT = b"EXECUTE nodoubt_decision", b"EXECUTE nodoubt_receipt"  # a PostgreSQL session keeps them prepared
 COMMITTED, ABORTED = "committed", "aborted"
 
 
@@ -89,11 +88,6 @@ LOSSES = [
 ]
 
 
-def as_sent(pattern: bytes, mode: str) -> bytes:
-    """On asyncio a PostgreSQL session keeps our statements prepared."""
-    return KEPT.get(pattern, pattern) if mode == "async" else pattern
-
-
 async def told_by(db: Face, loss: Loss, arm: Any) -> str:
     """Do it, with the fault armed at the last moment before the verb in question."""
     try:
@@ -145,7 +139,7 @@ async def lose(loss: Loss, mode: str, request: Any, tmp_path: Path) -> None:
         async with opened(mode, seen, journal=journal, settings=SHORT) as db:
             faults = []
             told = await told_by(
-                db, loss, lambda: faults.append(getattr(proxy, loss.fault)(as_sent(loss.pattern, mode)))
+                db, loss, lambda: faults.append(getattr(proxy, loss.fault)(loss.pattern))
             )
             assert told == loss.told
             faults[0].wait_hit()
@@ -191,7 +185,7 @@ async def test_when_nobody_can_tell_the_caller_is_told_so_and_how_to_ask(
             block = db.transaction("pay")
             tx = await block.__aenter__()
             await tx.move("a", some[-1].name, 30, account=0)
-            getattr(proxy, fault)(as_sent(pattern, mode), isolate=True)
+            getattr(proxy, fault)(pattern, isolate=True)
             with pytest.raises(InDoubt) as caught:
                 await block.__aexit__(None, None, None)
             assert caught.value.attempt == tx.handle.attempt and tx.handle.attempt in caught.value.how_to_ask

@@ -1,28 +1,32 @@
-"""PostgreSQL, asyncio: libpq itself, through `psycopg.pq`, as an async `ports.Session`.
+"""PostgreSQL: what is said to libpq, through `psycopg.pq`, and what its answers are. Who waits: the two drivers.
 
-psycopg's own async cursor costs four times the CPU of what libpq does for it. So this speaks libpq's asynchronous
+psycopg's own cursors cost several times the CPU of what libpq does for them. So this speaks libpq's asynchronous
 interface (`PQsendQuery`, pipeline mode), and takes from psycopg what it does best: to connect, and to turn values into
-parameters and rows back into values. A round trip is one future, resolved when the socket has brought the whole answer.
+parameters and rows back into values. A conversation is a generator: it yields what is to be sent, in one message, and
+is sent the results; `psycopg` runs it in threads, `psycopg_async` on asyncio.
 
-Guarantees: as `drivers.psycopg`, its placeholders included. In `execute_after`, an error in a statement of ours keeps
-the user's from being run.
+Guarantees: autocommit, so that nothing is begun behind anybody's back; `run` is one simple-query message and gives a
+reply, with its command tag, for each statement in it; every ending that leaves the connection in an unknown state
+clears `usable`. In `execute_after`, an error in a statement of ours keeps the user's from being run.
 
-Must not: decide what an answer means.
+Must not: wait; decide what an answer means. It tells a server's error (`StatementFailed`) from an ending without an
+answer (`SessionLost`), and that is all.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import os
+import socket
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NoReturn, TypeVar
 
-from ..errors import MissingExtra, ResourceUnavailable, UsageError
-from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
+from ..errors import MissingExtra, UsageError
+from ..ports import Bound, Params, Reply, SessionLost
 from ..url import Url
-from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, PostgresFailed, ends_session
-from .psycopg import BasicSession
+from .postgres_failure import PostgresFailed, ends_session
 
 try:
     import psycopg
@@ -33,6 +37,7 @@ try:
 except ImportError:
     raise MissingExtra("PostgreSQL", "postgres") from None
 
+R = TypeVar("R")
 TIMEOUT_S = 10.0
 STATEMENTS_MAX = 200  # prepared statements kept in a session; what comes after is parsed each time
 SEEN_MAX = 1000
@@ -46,52 +51,109 @@ _ROWS = (_Status.TUPLES_OK, _Status.SINGLE_TUPLE)  # a tuple is searched by iden
 _FINE = (_Status.COMMAND_OK, _Status.EMPTY_QUERY, *_ROWS)
 _COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
 
+Message = tuple[Callable[[], None], bool]  # what sends it, and whether as a pipeline
+Talk = Generator[Message, list[Any], R]
 
-class LibpqSession(BasicSession):
-    """One connection. Used by one task at a time, but for `kill`."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        super().__init__(connection)
+class Answer:
+    """The results of one message, as they come in."""
+
+    def __init__(self, pg: Any, *, pipeline: bool) -> None:
+        self._pg, self._pipeline = pg, pipeline
+        self.results: list[Any] = []
+
+    def take(self) -> bool:
+        """Take what has come; whether it is whole. Raises `psycopg.Error` where the connection is lost."""
+        while not self._pg.is_busy():
+            result = self._pg.get_result()
+            if result is None:
+                if self._pipeline:
+                    continue  # the end of one command among several
+                return True
+            if result.status == _Status.PIPELINE_SYNC:
+                self._pg.exit_pipeline_mode()
+                return True
+            self.results.append(result)
+            if result.status in _COPY:
+                return True
+        return False
+
+
+class LibpqSession:
+    """One connection, without what waits. Used by one thread or task at a time, but for `kill`."""
+
+    server_started = 0  # a prepared branch is not bound to its session here, so nobody asks
+
+    def __init__(self, connection: Any, *, prepares: bool) -> None:
+        """`prepares`: nobody else deallocates what it has prepared."""
+        self.connection = connection
+        self.connection_id: int = connection.info.backend_pid
+        self.usable = True
+        self.forced = False  # a resource's note: commands outside a transaction wait for the standbys too
+        self.stained = False  # a resource's note: the user has left settings, locks or temporary tables in the session
+        self.kept: frozenset[str] | None = frozenset() if prepares else None  # see `kept`: those of ours it has
+        self.warnings: list[str] = []  # of the last call: "routine: message", in which only the routine is untranslated
         self._pg = connection.pgconn
         self._values = Transformer(connection)
-        self._statements = _Statements()
-        self._wire = _Wire(self._pg, self._ended)
+        self._statements = _Statements(prepares=prepares)
+        # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
+        # have been closed and given to a stranger's file.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        weakref.finalize(self, self._socket.close)
+        connection.add_notice_handler(self._notice)
 
     @property
     def in_transaction(self) -> bool:
         """Whether the server's last word was that a transaction is open, sound or failed."""
         return bool(self._pg.transaction_status != _Transaction.IDLE)
 
-    async def run(self, sql: str) -> tuple[Reply, ...]:
-        """Our own literal statements in one message (a simple query): a reply for each, in order."""
+    def lost(self, error: BaseException) -> bool:
+        """Whether the connection is gone with this error: the server ended it, or the socket did."""
+        if isinstance(error, psycopg.Error) and ends_session(error.sqlstate, error.diag.severity_nonlocalized):
+            return True
+        return bool(self.connection.closed)
+
+    def kill(self) -> None:
+        """Shut the socket down, from any thread: a call that waits for an answer fails at once."""
+        self.usable = False
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def timed_out(self, seconds: float) -> Exception:
+        """The error of a call that `kill` cut short."""
+        return SessionLost(f"no answer within {seconds:g} s")
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warnings.append(f"{notice.source_function}: {notice.message_primary}")
+
+    # ---- conversations
+
+    def _run(self, sql: str) -> Talk[tuple[Reply, ...]]:
         text = sql.encode()
-        results = await self._exchange(lambda: self._pg.send_query(text), pipeline=False)
+        results = yield (lambda: self._pg.send_query(text)), False
         return self._replies(results)
 
-    async def execute(self, statement: str, params: Params) -> Reply:
-        """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
+    def _execute(self, statement: str, params: Params) -> Talk[Reply]:
         if params is None and _is_several(statement):
             text = statement.encode()
-            results = await self._exchange(lambda: self._pg.send_query(text), pipeline=False)
+            results = yield (lambda: self._pg.send_query(text)), False
             return self._users_reply(results)
-        return (await self.execute_after((), statement, params))[-1]
+        return (yield from self._execute_after((), statement, params))[-1]
 
-    async def execute_after(self, before: Sequence[str], statement: str, params: Params) -> tuple[Reply, ...]:
-        """Statements of ours, and then the user's, in one round trip; the replies of all of them.
-
-        Raises `StatementFailed` where one of ours failed: the user's was not run.
-        """
+    def _execute_after(self, before: Sequence[str], statement: str, params: Params) -> Talk[tuple[Reply, ...]]:
         if before and params is None and _is_several(statement):
-            return *(await self.run("; ".join(before))), await self.execute(statement, params)
+            ours = yield from self._run("; ".join(before))
+            return *ours, (yield from self._execute(statement, params))
         if isinstance(params, Bound):
             if params.many:
-                return await self._execute_many(before, statement, params.values)
-            return await self._execute_one(before, statement, params.values, in_full=True)
-        return await self._execute_one(before, statement, params, in_full=False)
+                return (yield from self._execute_many(before, statement, params.values))
+            return (yield from self._execute_one(before, statement, params.values, in_full=True))
+        return (yield from self._execute_one(before, statement, params, in_full=False))
 
-    async def _execute_one(
+    def _execute_one(
         self, before: Sequence[str], statement: str, values: Any, *, in_full: bool
-    ) -> tuple[Reply, ...]:
+    ) -> Talk[tuple[Reply, ...]]:
         query = self._query(statement, values)
         plan = self._statements.plan(query.query, query.types)
         several = bool(before) or plan.make
@@ -110,13 +172,13 @@ class LibpqSession(BasicSession):
             if several:
                 self._pg.pipeline_sync()
 
-        results = await self._exchange(send, pipeline=several)
+        results = yield send, several
         replies = self._replies(results[: len(before)])
         reply = self._users_reply(results[len(before) :], plan, in_full=in_full)
         self._statements.done(plan)
         return *replies, reply
 
-    async def _execute_many(self, before: Sequence[str], statement: str, rows: Sequence[Any]) -> tuple[Reply, ...]:
+    def _execute_many(self, before: Sequence[str], statement: str, rows: Sequence[Any]) -> Talk[tuple[Reply, ...]]:
         """For each row of parameters; so many of them in one round trip."""
         count, replies = 0, tuple[Reply, ...]()
         for start in range(0, max(len(rows), 1), ROWS_AT_ONCE):
@@ -130,7 +192,7 @@ class LibpqSession(BasicSession):
                     self._pg.send_query_params(query.query, query.params, query.types, query.formats)
                 self._pg.pipeline_sync()
 
-            results = await self._exchange(send, pipeline=True)
+            results = yield send, True
             replies += self._replies(results[: len(before)])
             for result in results[len(before) :]:
                 count += max(self._users_reply([result]).count, 0)
@@ -142,23 +204,20 @@ class LibpqSession(BasicSession):
         query.convert(statement, values)
         return query
 
-    async def _exchange(self, send: Callable[[], None], *, pipeline: bool) -> list[Any]:
-        """Send, and wait for the whole answer."""
-        self.warnings.clear()
-        try:
-            results = await self._wire.exchange(send, pipeline=pipeline)
-        except psycopg.Error as error:
-            self.usable = False
-            lost = SessionLost(str(error))
-            lost.answered = self._wire.answered
-            raise lost from error
-        except BaseException:
-            self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
-            raise
+    # ---- answers
+
+    def _whole(self, results: list[Any]) -> list[Any]:
         if results and results[-1].status in _COPY:
             self.kill()
             raise UsageError("COPY cannot be run as a statement here: it takes the whole session")
         return results
+
+    def _gone(self, error: psycopg.Error, answer: Answer | None) -> SessionLost:
+        """Of an exchange that has failed."""
+        self.usable = False
+        lost = SessionLost(str(error))
+        lost.answered = answer is not None and bool(answer.results)
+        return lost
 
     def _replies(self, results: Sequence[Any]) -> tuple[Reply, ...]:
         """Those of our own statements."""
@@ -199,19 +258,6 @@ class LibpqSession(BasicSession):
         rows = tuple(self._values.load_rows(0, result.ntuples, tuple))
         return Reply(tag, count, columns, rows, tuple([result.ftype(at) for at in fields]) if in_full else ())
 
-    async def close(self) -> None:
-        """End the connection in good order. Never raises."""
-        self.usable = False
-        self._wire.end()
-        with contextlib.suppress(Exception):
-            await self.connection.close()
-        self._socket.close()
-
-    def _ended(self) -> None:
-        """The socket has."""
-        self.usable = False
-        self._pg.finish()
-
 
 class _Plan:
     """How a statement is sent. `name`: as a prepared one; `make`: which is to be made first."""
@@ -225,7 +271,8 @@ class _Plan:
 class _Statements:
     """Which statements a session has prepared, and how often it has seen the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, prepares: bool) -> None:
+        self._room = STATEMENTS_MAX if prepares else 0
         self._names: dict[tuple[bytes, Any], bytes] = {}
         self._seen: dict[tuple[bytes, Any], int] = {}
         self._generation = 0
@@ -236,7 +283,7 @@ class _Statements:
         if name is not None:
             return _Plan(key, name, make=False)
         uses = self._seen.get(key, 0) + 1
-        if uses < PREPARE_FROM_USE or len(self._names) >= STATEMENTS_MAX:
+        if uses < PREPARE_FROM_USE or len(self._names) >= self._room:
             if len(self._seen) < SEEN_MAX or key in self._seen:
                 self._seen[key] = uses
             else:
@@ -256,107 +303,6 @@ class _Statements:
         self._names.clear()
 
 
-class _Wire:
-    """The socket: sends, flushes, and collects results until the answer is whole."""
-
-    def __init__(self, pg: Any, ended: Callable[[], None]) -> None:
-        self._pg, self._ended = pg, ended
-        self._loop = asyncio.get_running_loop()
-        self._socket = pg.socket
-        self._waiting: asyncio.Future[list[Any]] | None = None
-        self._results: list[Any] = []
-        self._pipeline = False
-        self._watching = False
-        self._writing = False
-        self._over = False
-
-    async def exchange(self, send: Callable[[], None], *, pipeline: bool) -> list[Any]:
-        """Raises `psycopg.Error` when the connection is lost, or has been."""
-        if self._over:
-            raise psycopg.OperationalError("the connection has ended")
-        if not self._watching:
-            self._watching = True
-            self._loop.add_reader(self._socket, self._readable)
-        self._results, self._pipeline = [], pipeline
-        self._waiting = waiting = self._loop.create_future()
-        try:
-            send()
-            self._flush()
-            return await waiting  # type: ignore[no-any-return]
-        finally:
-            self._waiting = None
-
-    @property
-    def answered(self) -> bool:
-        """Whether anything has come of the last exchange."""
-        return bool(self._results)
-
-    def end(self) -> None:
-        """Look at the socket no more."""
-        self._over = True
-        if self._loop.is_closed():
-            return
-        if self._watching:
-            self._watching = False
-            self._loop.remove_reader(self._socket)
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._socket)
-
-    def _flush(self) -> None:
-        more = self._pg.flush()
-        if more and not self._writing:
-            self._writing = True
-            self._loop.add_writer(self._socket, self._writable)
-        elif self._writing and not more:
-            self._writing = False
-            self._loop.remove_writer(self._socket)
-
-    def _writable(self) -> None:
-        try:
-            self._flush()
-        except psycopg.Error as error:
-            self._fail(error)
-
-    def _readable(self) -> None:
-        try:
-            self._pg.consume_input()
-            if self._writing:
-                self._flush()  # libpq: what came in may have made room for what is to go out
-            self._collect()
-        except psycopg.Error as error:
-            self._fail(error)
-
-    def _collect(self) -> None:
-        waiting = self._waiting
-        if waiting is None:
-            return  # nobody asked: a notification, or a server's last words, which the next read follows
-        while not self._pg.is_busy():
-            result = self._pg.get_result()
-            if result is None:
-                if self._pipeline:
-                    continue  # the end of one command among several
-                break
-            if result.status == _Status.PIPELINE_SYNC:
-                self._pg.exit_pipeline_mode()
-                break
-            self._results.append(result)
-            if result.status in _COPY:
-                break
-        else:
-            return
-        self._waiting = None
-        if not waiting.done():
-            waiting.set_result(self._results)
-
-    def _fail(self, error: Exception) -> None:
-        self.end()
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(error)
-        self._ended()
-
-
 def _is_several(statement: str) -> bool:
     """Whether it may be more than one statement: those go without parameters, and by themselves."""
     return ";" in statement.rstrip("; \n\t")
@@ -367,20 +313,11 @@ def _field(result: Any, field: Any) -> str:
     return "" if value is None else value.decode("utf-8", "replace")
 
 
-async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> LibpqSession:
-    """Open a session. Raises `ResourceUnavailable`, without the password."""
-    try:
-        connection = await psycopg.AsyncConnection.connect(
-            url.secret(),
-            autocommit=True,
-            connect_timeout=max(2, math.ceil(connect_timeout_s)),  # whole seconds, and libpq takes 1 for 2
-            fallback_application_name="nodoubt",
-        )
-    except psycopg.Error as error:
-        raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
-    session = LibpqSession(connection)
-    session.kept = frozenset()
-    if connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
-        with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
-            await session.run(CHECK_CLIENT)
-    return session
+def options(url: Url, connect_timeout_s: float) -> dict[str, Any]:
+    """What psycopg connects with."""
+    return {
+        "conninfo": url.secret(),
+        "autocommit": True,
+        "connect_timeout": max(2, math.ceil(connect_timeout_s)),  # whole seconds, and libpq takes 1 for 2
+        "fallback_application_name": "nodoubt",
+    }

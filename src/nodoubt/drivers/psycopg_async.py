@@ -1,69 +1,90 @@
-"""PostgreSQL, asyncio, over psycopg 3: for users' own engines alone; URLs are served by asyncpg.
+"""PostgreSQL, asyncio: libpq as an async `ports.Session`. What is said, and the guarantees: `drivers.libpq`.
 
-Guarantees: as `drivers.psycopg`.
-
-Must not: as `drivers.psycopg`.
+A round trip is one future, resolved when the socket has brought the whole answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-import psycopg
-
-from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
+from ..errors import MissingExtra, ResourceUnavailable
+from ..ports import Params, Reply, SessionLost, StatementFailed
+from ..url import Url
+from .libpq import TIMEOUT_S, Answer, LibpqSession, R, Talk, options
 from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, restore
-from .psycopg import BasicSession, reply, types
+
+try:
+    import psycopg
+except ImportError:
+    raise MissingExtra("PostgreSQL", "postgres") from None
 
 
-class LentAsyncPsycopgSession(BasicSession):
-    """A connection on loan from a pool of the user's."""
+class AsyncPsycopgSession(LibpqSession):
+    """One connection. Used by one task at a time, but for `kill`."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], isolation: str) -> None:
-        super().__init__(connection)
-        connection.remove_notice_handler(self._notice)
-        self._isolation = isolation
-        self._durability = ""  # as the user has it
-        self._autocommit = False
+    def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepares: bool = True) -> None:
+        super().__init__(connection, prepares=prepares)
+        self._wire = _Wire(self._pg, self._ended)
 
     async def run(self, sql: str) -> tuple[Reply, ...]:
-        """Our own literal statements in one message: a reply for each, in order."""
-        self.warnings.clear()
-        try:
-            async with self.connection.cursor() as cursor:
-                await cursor.execute(sql.encode(), prepare=False)
-                return await _replies(cursor)
-        except psycopg.Error as error:
-            raise self.failed(error) from error
-        except BaseException:
-            self.usable = False
-            raise
+        """Our own literal statements in one message (a simple query): a reply for each, in order."""
+        return await self._converse(self._run(sql))
 
     async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
+        return await self._converse(self._execute(statement, params))
+
+    async def execute_after(self, before: Sequence[str], statement: str, params: Params) -> tuple[Reply, ...]:
+        """Statements of ours, and then the user's, in one round trip; the replies of all of them.
+
+        Raises `StatementFailed` where one of ours failed: the user's was not run.
+        """
+        return await self._converse(self._execute_after(before, statement, params))
+
+    async def _converse(self, talk: Talk[R]) -> R:
+        results = None
         self.warnings.clear()
-        try:
-            async with self.connection.cursor() as cursor:
-                if isinstance(params, Bound):
-                    return await _in_full(cursor, statement, params)
-                await cursor.execute(statement, params)
-                return (await _replies(cursor))[-1]
-        except psycopg.Error as error:
-            if self.lost(error):
-                self.usable = False
-            raise
-        except BaseException:
-            self.usable = False
-            raise
+        while True:
+            try:
+                send, pipeline = talk.send(results)  # type: ignore[arg-type] # None only begins
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            answer = Answer(self._pg, pipeline=pipeline)
+            try:
+                await self._wire.exchange(send, answer)
+            except psycopg.Error as error:
+                raise self._gone(error, answer) from error
+            except BaseException:
+                self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
+                raise
+            results = self._whole(answer.results)
 
     async def close(self) -> None:
         """End the connection in good order. Never raises."""
         self.usable = False
+        self._wire.end()
         with contextlib.suppress(Exception):
             await self.connection.close()
         self._socket.close()
+
+    def _ended(self) -> None:
+        """The socket has."""
+        self.usable = False
+        self._pg.finish()
+
+
+class LentAsyncPsycopgSession(AsyncPsycopgSession):
+    """A connection on loan from a pool of the user's."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], isolation: str) -> None:
+        super().__init__(connection, prepares=False)  # psycopg sends a DEALLOCATE ALL now and then
+        connection.remove_notice_handler(self._notice)
+        self._isolation = isolation
+        self._durability = ""  # as the user has it
+        self._autocommit = False
 
     async def take(self) -> None:
         """Take it over: for now, nobody but us begins a transaction."""
@@ -72,9 +93,7 @@ class LentAsyncPsycopgSession(BasicSession):
         self.connection.add_notice_handler(self._notice)
         if not self._durability:
             self._durability = str((await self.run(introduction(self._isolation)))[0].scalar())
-            if self.connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
-                with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
-                    await self.run(CHECK_CLIENT)
+            await _watch_client(self)
 
     async def keep(self) -> None:
         """Take it over for good."""
@@ -86,8 +105,92 @@ class LentAsyncPsycopgSession(BasicSession):
         if undo is not None:
             await self.run(undo)
             self.forced = False
+        self._wire.rest()
         self.connection.remove_notice_handler(self._notice)
         await self.connection.set_autocommit(self._autocommit)
+
+
+class _Wire:
+    """The socket: sends, flushes, and collects results until the answer is whole."""
+
+    def __init__(self, pg: Any, ended: Callable[[], None]) -> None:
+        self._pg, self._ended = pg, ended
+        self._loop = asyncio.get_running_loop()
+        self._socket = pg.socket
+        self._waiting: asyncio.Future[None] | None = None
+        self._answer = Answer(pg, pipeline=False)
+        self._watching = False
+        self._writing = False
+        self._over = False
+
+    async def exchange(self, send: Callable[[], None], answer: Answer) -> None:
+        """Raises `psycopg.Error` when the connection is lost, or has been."""
+        if self._over:
+            raise psycopg.OperationalError("the connection has ended")
+        if not self._watching:
+            self._watching = True
+            self._loop.add_reader(self._socket, self._readable)
+        self._answer = answer
+        self._waiting = waiting = self._loop.create_future()
+        try:
+            send()
+            self._flush()
+            await waiting
+        finally:
+            self._waiting = None
+
+    def rest(self) -> None:
+        """Look at the socket no more, until the next exchange: psycopg may."""
+        if self._loop.is_closed():
+            return
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._socket)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._socket)
+
+    def end(self) -> None:
+        """Look at the socket no more."""
+        self._over = True
+        self.rest()
+
+    def _flush(self) -> None:
+        more = self._pg.flush()
+        if more and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._socket, self._writable)
+        elif self._writing and not more:
+            self._writing = False
+            self._loop.remove_writer(self._socket)
+
+    def _writable(self) -> None:
+        try:
+            self._flush()
+        except psycopg.Error as error:
+            self._fail(error)
+
+    def _readable(self) -> None:
+        try:
+            self._pg.consume_input()
+            if self._writing:
+                self._flush()  # libpq: what came in may have made room for what is to go out
+            waiting = self._waiting
+            if waiting is None or not self._answer.take():
+                return  # unasked: a notification, or a server's last words, which the next read follows
+        except psycopg.Error as error:
+            self._fail(error)
+        else:
+            self._waiting = None
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self.end()
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+        self._ended()
 
 
 def lend(connection: Any, isolation: str) -> LentAsyncPsycopgSession:
@@ -95,19 +198,18 @@ def lend(connection: Any, isolation: str) -> LentAsyncPsycopgSession:
     return LentAsyncPsycopgSession(connection, isolation)
 
 
-async def _replies(cursor: Any) -> tuple[Reply, ...]:
-    replies = []
-    more: bool | None = True
-    while more:
-        replies.append(reply(cursor, await cursor.fetchall() if cursor.description else ()))
-        more = cursor.nextset()
-    return tuple(replies)
+async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncPsycopgSession:
+    """Open a session. Raises `ResourceUnavailable`, without the password."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(**options(url, connect_timeout_s))
+    except psycopg.Error as error:
+        raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
+    session = AsyncPsycopgSession(connection)
+    await _watch_client(session)
+    return session
 
 
-async def _in_full(cursor: Any, statement: str, params: Bound) -> Reply:
-    if params.many:
-        await cursor.executemany(statement, params.values)
-        return Reply(cursor.statusmessage or "", cursor.rowcount)
-    await cursor.execute(statement, params.values)
-    replies = await _replies(cursor)
-    return msgspec.structs.replace(replies[-1], types=types(cursor))
+async def _watch_client(session: AsyncPsycopgSession) -> None:
+    if session.connection.info.server_version >= CHECK_CLIENT_FROM_VERSION * 10_000:
+        with contextlib.suppress(StatementFailed, SessionLost):  # not every system it runs on can do that
+            await session.run(CHECK_CLIENT)
