@@ -356,7 +356,9 @@ async def test_the_journal_too_can_be_an_engine_s(way: Way, opening: Opening, re
 
 
 @pytest.mark.parametrize("way", MARIADB, ids=str)
-async def test_a_session_that_has_prepared_never_goes_back_to_the_pool(way: Way, opening: Opening) -> None:
+async def test_a_session_that_has_prepared_never_goes_back_to_the_pool(
+    way: Way, opening: Opening, caplog: pytest.LogCaptureFixture
+) -> None:
     gone: list[object] = []
     reset: list[object] = []
 
@@ -376,6 +378,8 @@ async def test_a_session_that_has_prepared_never_goes_back_to_the_pool(way: Way,
         assert (await world.wait(connection.execute(select(1)))).scalar() == 1
     await world.wait(world.db.commit_distributed("order-7"))
     assert world.a.total() == 2 and world.left_clean()
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("sqlalchemy")]
+    assert not told, "nothing went wrong"
 
 
 @pytest.mark.parametrize("way", MARIADB, ids=str)

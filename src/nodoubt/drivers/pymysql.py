@@ -135,6 +135,11 @@ class LentPyMySQLSession(PyMySQLSession):
         self.take()
         self.run(wire.AUTOCOMMIT)
 
+    def close(self) -> None:
+        """As ever; and the pool, which then has it closed, too, is not to stumble: PyMySQL raises at a second time."""
+        super().close()
+        self._connection._closed = self._connection.open
+
     def give_back(self) -> None:
         """As it was. Left on, the setting would make a hole in somebody's program a wide one."""
         self._several(False)
