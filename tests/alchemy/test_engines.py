@@ -81,6 +81,14 @@ SECRET = "hunter2"
             Coordinator,
             r"give it to create_engine\(\)",
         ),
+        (
+            lambda: create_engine(
+                f"postgresql+psycopg://u:{SECRET}@h/d",
+                execution_options={"postgresql_readonly": True, "logging_token": "x"},
+            ),
+            Coordinator,
+            "^postgresql_readonly as an execution option .* execute SET TRANSACTION as the branch's first statement",
+        ),
         (lambda: create_engine(f"mariadb+pymysql://u:{SECRET}@h"), Coordinator, "names no database"),
         (lambda: 42, Coordinator, "a resource is a URL or a SQLAlchemy engine, not int"),
     ],

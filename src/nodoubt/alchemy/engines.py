@@ -71,10 +71,16 @@ def url_of(given: object, *, asynchronous: bool) -> Url:
             f"{type(engine.pool).__name__} gives one connection to several users, and a transaction needs one of its "
             "own: use QueuePool (the default) or NullPool"
         )
-    if "isolation_level" in engine.get_execution_options():
+    lasting = [
+        name
+        for name, characteristic in getattr(dialect, "connection_characteristics", {}).items()
+        if characteristic.transactional and name in engine.get_execution_options()
+    ]
+    if lasting:
         raise UsageError(
-            "isolation_level as an execution option is set on each Connection that SQLAlchemy makes, and a branch's is "
-            "not one of them: give it to create_engine()"
+            f"{', '.join(lasting)} as an execution option is set on each Connection that SQLAlchemy makes, and a "
+            "branch's is not one of them: give it to create_engine() if it is the isolation_level, else execute SET "
+            "TRANSACTION as the branch's first statement"
         )
     if kind == "mariadb" and not place.database:
         raise UsageError("the engine's URL names no database, and our tables must be in one: put /DATABASE into it")
