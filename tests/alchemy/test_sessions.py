@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import event, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from alchemy.world import (
     ASYNCMY,
@@ -216,13 +216,12 @@ async def test_mutant_a_commit_that_is_not_refused_has_promised_what_is_rolled_b
 async def test_a_second_beginning_is_refused_before_anything_is_done(world: World) -> None:
     async with world.transaction() as tx:
         session, connection = tx["a"].session(), tx["a"].connection
-        await world.wait(connection.execute(select(1)))
-        with pytest.raises(UsageError, match=r"begin_nested\(\)"):
-            async with world.within(session.begin()):
-                raise AssertionError
-        with pytest.raises(UsageError, match=r"begin_nested\(\)"):
-            async with world.within(connection.begin()):
-                raise AssertionError
+        for statements_before in (0, 1):
+            for beginning in (session, connection):
+                with pytest.raises(UsageError, match=r"begin_nested\(\)"):
+                    async with world.within(beginning.begin()):
+                        raise AssertionError(statements_before)
+            await world.wait(connection.execute(select(1)))
         await world.wait(connection.execute(insert(Account), {"id": 2, "balance": 5}))
     assert world.a.total() == 205 and world.committed()
 
@@ -232,6 +231,9 @@ async def test_what_a_branch_s_connection_cannot_do_is_refused_by_name(world: Wo
     async with world.transaction() as tx:
         outer = tx["a"].connection
         connection = getattr(outer, "sync_connection", outer)
+        wanted, other_maker = "sessionmaker", cast(Any, async_sessionmaker())
+        if world.way.mode == "async":
+            wanted, other_maker = ("async_sessionmaker", sessionmaker())
         for attempt, message in (
             (connection.begin_twophase, "in a two-phase transaction already"),
             (connection.recover_twophase, "nodoubt recover"),
@@ -242,6 +244,11 @@ async def test_what_a_branch_s_connection_cannot_do_is_refused_by_name(world: Wo
             (lambda: tx["a"].session(bind=outer), "bind cannot be chosen"),
             (lambda: tx["a"].session(twophase=True), "twophase cannot be chosen"),
             (lambda: tx["a"].session(class_=dict), "class_ is a subclass of"),
+            (lambda: tx["a"].session(Session), "write class_=Session"),
+            (lambda: tx["a"].session(scoped_session(sessionmaker())), r"pass its session_factory"),
+            (lambda: tx["a"].session(async_scoped_session(async_sessionmaker(), str)), r"pass its session_factory"),
+            (lambda: tx["a"].session("Orders"), f"takes your {wanted}, not 'Orders'"),
+            (lambda: tx["a"].session(other_maker), f"takes your {wanted}, not"),
         ):
             refused: Any = attempt
             with pytest.raises(UsageError, match=message):

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sqlalchemy import Connection, RootTransaction, event
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 from sqlalchemy.util.concurrency import greenlet_spawn, in_greenlet
@@ -41,17 +41,21 @@ class BranchConnection(Connection):
 
     # -- one transaction, and not SQLAlchemy's
 
-    def begin(self) -> RootTransaction:
-        """For SQLAlchemy, which begins by itself at the first use; a caller finds it begun."""
-        if self.get_transaction() is not None:
-            raise UsageError(
-                "the transaction has begun, with nodoubt's block, and ends with it: work in it without begin(), or "
-                "make a savepoint with begin_nested()"
-            )
+    def begin(self) -> NoReturn:
+        """It has begun, at the first use by itself."""
+        raise UsageError(
+            "the transaction has begun, with nodoubt's block, and ends with it: work in it without begin(), or "
+            "make a savepoint with begin_nested()"
+        )
+
+    def _autobegin(self) -> None:
+        """SQLAlchemy's own, which would call `begin`: that is how a caller is told from SQLAlchemy."""
+        if self._beginning:
+            return
         self._beginning = True
         try:
             self.part.begin()
-            return super().begin()
+            super().begin()
         finally:
             self._beginning = False
 
@@ -61,7 +65,7 @@ class BranchConnection(Connection):
         if self.get_transaction() is None and not self._beginning and self.part.sound:
             if not may_wait:
                 return True
-            self.begin()
+            self._autobegin()
         return super().in_transaction()
 
     def commit(self) -> NoReturn:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from ..errors import UsageError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .connection import AsyncBranchConnection
     from .part import Part
 
+_MAKERS: dict[Any, Any] = {Session: sessionmaker, AsyncSession: async_sessionmaker}
 _OURS = ("bind", "binds", "twophase", "join_transaction_mode", "autobegin")
 
 
@@ -103,6 +104,8 @@ def async_session_in(
 
 def _wanted(maker: Any, options: dict[str, Any], default: type[Any]) -> tuple[Any, dict[str, Any]]:
     """The class, and what to make it with. A maker's engine, and its two-phase commit, are nodoubt's to give here."""
+    if maker is not None and not isinstance(maker, _MAKERS[default]):
+        raise UsageError(f"session() takes your {_MAKERS[default].__name__}, not {maker!r:.200}{_instead(maker)}")
     ours = [name for name in _OURS if name in options]
     if ours or (maker is not None and maker.kw.get("binds")):
         raise UsageError(
@@ -113,6 +116,15 @@ def _wanted(maker: Any, options: dict[str, Any], default: type[Any]) -> tuple[An
         return options.pop("class_", default), options
     kept = {name: value for name, value in maker.kw.items() if name not in _OURS}
     return maker.class_, {**kept, **options}
+
+
+def _instead(maker: Any) -> str:
+    """What to write for what is nearly one."""
+    if isinstance(maker, type) and issubclass(maker, (Session, AsyncSession)):
+        return f": write class_={maker.__name__}"
+    if isinstance(maker, (scoped_session, async_scoped_session)):
+        return ": pass its session_factory. What it keeps for the thread or task is bound elsewhere"
+    return ""
 
 
 @functools.cache
