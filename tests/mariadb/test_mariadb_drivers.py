@@ -137,6 +137,22 @@ def test_the_users_statement_takes_both_kinds_of_placeholders(blank: Any) -> Non
     assert blank.drive(do(session, "execute", "SELECT '100%'", None)).rows == (("100%",),)
 
 
+@pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES", "ANSI"])
+def test_no_value_becomes_sql_whatever_the_sql_mode(blank: Any, mode: str) -> None:
+    """Where a backslash means nothing, one before a quote does not keep the value in its quotes."""
+    session = blank.session()
+    blank.run(session, f"SET SESSION sql_mode = '{mode}'")
+    for text in ("' or 1=1 -- ", "\\' or 1=1 -- ", "\\", "it's", '"', "\0\x1a\n", "%s %%", ""):
+        raw = text.encode() + b"\xff"
+        for value, answer in ((text, text), (raw, raw), (bytearray(raw), raw), (memoryview(raw), raw)):
+            for sql, values in (("SELECT %s", (value,)), ("SELECT %s", [value]), ("SELECT %(a)s", {"a": value})):
+                reply = blank.drive(do(session, "execute", sql, values))
+                assert reply.rows == ((answer,),), (text, type(value))
+        for members in ((text, "b"), [text, b"b"], (1, text)):
+            reply = blank.drive(do(session, "execute", "SELECT CONVERT(%s USING utf8mb4) IN %s, 2", (text, members)))
+            assert reply.rows == ((1, 2),), members
+
+
 def test_a_wrong_parameter_leaves_the_session_as_it_was(blank: Any) -> None:
     session = blank.session()
     with pytest.raises(Exception, match="not enough arguments"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aiomysql.cursors import Cursor
 from pymysql.err import MySQLError
 
 from . import mysql_wire as wire
@@ -27,9 +26,6 @@ class LentAiomysqlSession(LentMySQLSession):
 
     def _transport(self) -> Any:
         return self._first_transport
-
-    def _filled(self, statement: str, values: Any) -> str:
-        return Cursor(self._connection).mogrify(statement, values)  # type: ignore[no-any-return]
 
 
 def lend(connection: Any, _: str) -> LentAiomysqlSession:

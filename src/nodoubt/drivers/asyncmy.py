@@ -36,9 +36,6 @@ class AsyncmySession(AsyncMySQLSession):
     def _transport(self) -> Any:
         return self._connection._transport or self._first_transport
 
-    def _filled(self, statement: str, values: Any) -> str:
-        return self._connection.cursor().mogrify(statement, values)  # type: ignore[no-any-return]
-
 
 class LentAsyncmySession(LentMySQLSession, AsyncmySession):
     """A connection on loan."""

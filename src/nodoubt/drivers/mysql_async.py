@@ -58,7 +58,7 @@ class AsyncMySQLSession:
                 return *ours, await self._many(statement, params)
             params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
-        text = statement if params is None else self._filled(statement, params)
+        text = statement if params is None else wire.filled(self._connection.literal, statement, params)
         replies: list[Reply] = []
         try:
             await self._query("; ".join((*before, text)), replies, (*before, text))
@@ -77,13 +77,11 @@ class AsyncMySQLSession:
 
     async def _many(self, statement: str, rows: Bound) -> Reply:
         count = 0
-        for text, wanted in wire.batches([self._filled(statement, values) for values in rows.values]):
+        for text, wanted in wire.batches(
+            [wire.filled(self._connection.literal, statement, one) for one in rows.values]
+        ):
             count += wire.batch_reply(await self._query(text), wanted)
         return Reply(count=count)
-
-    def _filled(self, statement: str, values: Any) -> str:
-        """The statement as the driver would send it."""
-        raise NotImplementedError
 
     async def _query(self, sql: str, replies: list[Reply] | None = None, each: Sequence[str] = ()) -> tuple[Reply, ...]:
         replies = [] if replies is None else replies

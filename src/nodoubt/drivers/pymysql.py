@@ -60,7 +60,7 @@ class PyMySQLSession:
                 return *ours, self._many(statement, params)
             params = params.values
         # Filled in before anything is sent: a wrong parameter leaves the connection as it was.
-        text = statement if params is None else self._connection.cursor().mogrify(statement, params)
+        text = statement if params is None else wire.filled(self._connection.escape, statement, params)
         replies: list[Reply] = []
         try:
             self._query("; ".join((*before, text)), replies, (*before, text))
@@ -78,9 +78,8 @@ class PyMySQLSession:
         return StatementFailed(str(code), wire.error_text(error))
 
     def _many(self, statement: str, rows: Bound) -> Reply:
-        cursor = self._connection.cursor()
         count = 0
-        for text, wanted in wire.batches([cursor.mogrify(statement, values) for values in rows.values]):
+        for text, wanted in wire.batches([wire.filled(self._connection.escape, statement, one) for one in rows.values]):
             count += wire.batch_reply(self._query(text), wanted)
         return Reply(count=count)
 
