@@ -245,3 +245,15 @@ def test_strangers_are_told_of_once_where_they_want_the_same_and_each_by_stateme
     asked = told.stdout.index("only after having asked, in database ")
     assert asked < told.stdout.index("COMMIT PREPARED 'order-0';") < told.stdout.index("ROLLBACK PREPARED 'order-0';")
     assert "COMMIT PREPARED 'order-1'" not in told.stdout
+
+
+def test_no_id_goes_on_as_advice_of_ours_or_steers_the_terminal(postgres: PostgresServer) -> None:
+    url, gid = postgres.url(), "x\n    → COMMIT PREPARED mine;\x1b[2J\u202e"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"begin; create table t (x int); prepare transaction '{gid}'".encode())
+        told, document = nodoubt("doctor", url, "--grace", "0"), examined(url, "--grace", "0", code=3)
+        connection.execute(f"rollback prepared '{gid}'".encode())
+    lines = [line for line in told.stdout.splitlines() if "mine" in line]
+    assert lines and all(r"x\n" in line or r"x\U0000000A" in line for line in lines)
+    assert "\x1b" not in told.stdout and "\u202e" not in told.stdout
+    assert [one["id"] for one in document["databases"][0]["prepared"]] == [gid], "to programs it is told as it is"

@@ -9,6 +9,9 @@ Must not: judge.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import msgspec
 
 from ..amounts import quantity, span
 from ..doctor.report import Action, Examined, Finding, PreparedReport, Report, Severity, Tree, Wait
@@ -26,11 +29,25 @@ _COLUMNS = ("prepared", "whose", "age", "database", "owner", "has locked", "wait
 
 def print_report(out: Output, report: Report) -> None:
     """All of it."""
+    report = msgspec.convert(_on_one_line(msgspec.to_builtins(report)), Report)
     for one in report.databases:
         _print_database(out, one)
     _print_findings(out, report.findings, ())
     if report.exit_code == 0:
         out.say(("\nNothing needs a human.", "green"))
+
+
+def _on_one_line(value: Any) -> Any:
+    """With line breaks written out: ids and names are anybody's, and one could go on as advice of ours."""
+    match value:
+        case str():
+            return value.replace("\n", "\\n")
+        case dict():
+            return {_on_one_line(key): _on_one_line(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_on_one_line(one) for one in value]
+        case _:
+            return value
 
 
 def _print_database(out: Output, one: Examined) -> None:
