@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .engine.context import Settings
+from .engine.context import TIME_MAX_S, Settings
 from .errors import UsageError
 from .url import Url, parse_url
 from .wiring import NAMES, ONLY, is_name
@@ -127,7 +127,7 @@ class Config:
     def passwords(self) -> tuple[str, ...]:
         """What must never be printed."""
         own = [self.journal] if isinstance(self.journal, Database) else []
-        return tuple({one.url.password for one in (*self.resources.values(), *own) if one.url.password})
+        return tuple({secret for one in (*self.resources.values(), *own) for secret in one.url.secrets()})
 
 
 def load(
@@ -273,13 +273,13 @@ def _find(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> _F
 
 def _read(path: Path, why: str) -> _File:
     try:
-        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         table: Any = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{path}{why} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}{why} is not UTF-8, which TOML is always written in") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of tomllib's, or a number of too many digits
         raise UsageError(f"{path}{why} is not TOML: {error}") from None
     under = ("tool", "nodoubt") if path.name == PROJECT else ()
     for key in under:
@@ -511,10 +511,10 @@ class _Reading:
 def _seconds(value: Any) -> float:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise TypeError(f'a time is "30s", "5m", "1h30m", "2d" or a number of seconds, not {_kind(value)}')
-    seconds = seconds_of(value) if isinstance(value, str) else float(value)
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"{value!r} is not a time above zero")
-    return seconds
+    seconds = seconds_of(value) if isinstance(value, str) else value
+    if not 0 < seconds <= TIME_MAX_S:
+        raise ValueError(f"{str(value)[:40]} is not a time above zero, and at most {written(TIME_MAX_S)}")
+    return float(seconds)
 
 
 def _shown(value: Any) -> str:

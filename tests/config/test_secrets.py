@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -34,6 +35,42 @@ def assert_kept(config: Config, *, of: str) -> None:
 def test_a_password_comes_from_the_environment(write: Write) -> None:
     write(inline(password_env="ORDERS_PASSWORD"))
     assert_kept(load(environ={"ORDERS_PASSWORD": SECRET}), of="(password from $ORDERS_PASSWORD)")
+
+
+@pytest.mark.parametrize("url", ["postgresql://app@db1/orders?password={}", "mariadb://db1/orders?password={}"])
+def test_a_password_may_stand_behind_the_question_mark_as_drivers_allow_and_is_kept_there_too(
+    write: Write, url: str
+) -> None:
+    write(f"[resources]\norders = '{url.format(quote(SECRET))}'\n", mode=0o600)
+    assert_kept(load(environ={}), of=":***@")
+
+
+def test_the_password_of_a_client_s_key_is_kept(write: Write) -> None:
+    write("[resources]\norders = 'postgresql://db1/orders?sslpassword=hunter22'\n")
+    config = load(environ={})
+    assert "hunter22" not in repr(config) + str(config.resources["orders"])
+    assert "sslpassword=hunter22" in config.urls()["orders"] and config.passwords() == ("hunter22",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql:/me:hunter22@db1/orders", "me:hunter22@db1", "me:hunter22@db1://orders",
+        "postgresql://me:hunter22/x@db1/orders", "postgresql://me:hunter22#x@db1/orders",
+        "postgresql://me:hunter22@db1/orders?password=hunter22", "mariadb://me:hunter22@db1",
+    ],
+)  # fmt: skip
+def test_a_url_that_is_none_is_told_without_what_may_be_its_password(text: str, write: Write) -> None:
+    write(f"[resources]\norders = '{text}'\n")
+    with pytest.raises(UsageError, match="line 2, resources.orders: ") as caught:
+        load(environ={})
+    assert "hunter22" not in str(caught.value)
+
+
+def test_how_to_write_a_password_with_strange_characters_is_told(write: Write) -> None:
+    write("[resources]\norders = 'postgresql://me:a/b@db1/orders'\n")
+    with pytest.raises(UsageError, match="in a user or password, / is written %2F"):
+        load(environ={})
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])

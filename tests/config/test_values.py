@@ -148,6 +148,17 @@ WRONG = {
     "a time that is true": ("[settings]\nsweep = true\n", "line 2, settings.sweep", "not true or false"),
     "no time at all": ("[settings]\nsweep = 0\n", "line 2, settings.sweep", "not a time above zero"),
     "for ever": ("[settings]\nsweep = inf\n", "line 2, settings.sweep", "not a time above zero"),
+    "longer than a clock can wait": (
+        "[settings]\nsweep = '999999999d'\n",
+        "line 2, settings.sweep",
+        "a time above zero, and at most 36500d",
+    ),
+    "more digits than a number has": (
+        f"[settings]\nsweep = {'9' * 400}\n",
+        "line 2, settings.sweep",
+        "a time above zero, and at most 36500d",
+    ),
+    "more digits than can be read": (f"[settings]\nsweep = {'9' * 5000}\n", "nodoubt.toml is not TOML", "limit"),
     "no number": ("[settings]\npool_size = 2.5\n", "line 2, settings.pool_size", "a whole number from 1 on"),
     "too small a number": (
         "[settings]\npool_size = 0\n",
@@ -210,6 +221,12 @@ def test_what_is_wrong_is_told_with_file_line_and_key(what: str, write: Write) -
     assert where in str(caught.value) and why in str(caught.value)
     assert "hunter22" not in str(caught.value)
     assert "mistakes" not in str(caught.value), "one mistake is told once"
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e300])
+def test_settings_made_by_hand_are_held_to_the_same(value: float) -> None:
+    with pytest.raises(UsageError, match="sweep_s must be above zero, and at most"):
+        Settings(sweep_s=value)
 
 
 def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:

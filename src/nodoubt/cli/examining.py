@@ -80,7 +80,7 @@ def doctor(desk: Desk, urls: tuple[str, ...], watch: float | None, grace: float 
     named = _named(desk, urls)
     grace = desk.settings.grace_s if grace is None else grace
     expect = desk.settings.pool_size if expect is None else expect
-    desk.out = Output(json=desk.out.json, secrets=[url.password for url in named.values() if url.password])
+    desk.out = Output(json=desk.out.json, secrets=[secret for url in named.values() for secret in url.secrets()])
     with wiring.patients(named) as (patients, shell):
         if watch is None:
             report = _report(patients, shell, grace, expect)

@@ -37,6 +37,7 @@ R = TypeVar("R")
 
 REMEMBERED_BEGINS_MAX = 10_000
 ENDED_MAX = 500  # attempts that have proved themselves, before their ends are written in line
+TIME_MAX_S = 36500 * 86400.0  # locks and clocks count no further than some centuries: a thread that waits on dies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +67,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be above zero, not {getattr(self, name)!r}")
+            if not 0 < (value := getattr(self, name)) <= TIME_MAX_S:
+                raise UsageError(f"{name} must be above zero, and at most {TIME_MAX_S:.0f}, not {value!r}")
         if self.grace_s < self.prepare_s:
             raise UsageError("grace_s must not be below prepare_s: recovery would abort work that is still preparing")
 
