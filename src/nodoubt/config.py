@@ -411,7 +411,7 @@ class _Reading:
         if isinstance(given.value, str) and (given.value in self.named or "://" not in given.value):
             if given.value not in self.named:
                 there = ", ".join(self.named) or "there are none"
-                self._wrong(given, ("journal",), f"{given.value!r} is neither a URL nor one of the resources: {there}")
+                self._wrong(given, ("journal",), f"{_shown(given.value)} is neither a URL nor a resource: {there}")
             return given.value
         return self._database(given, ("journal",), given.value)
 
@@ -519,7 +519,7 @@ def _seconds(value: Any) -> float:
 
 def _shown(value: Any) -> str:
     """What stands where it should not may be a URL, and hold a password."""
-    return "a URL" if "://" in str(value) else repr(value)
+    return "this text" if any(sign in str(value) for sign in ("://", "@")) else repr(value)
 
 
 def _count(value: Any) -> int:

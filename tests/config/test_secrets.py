@@ -67,6 +67,14 @@ def test_a_url_that_is_none_is_told_without_what_may_be_its_password(text: str, 
     assert "hunter22" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["journal", "settings.grace", "settings.pool_size"])
+def test_a_url_where_none_belongs_is_not_quoted(key: str, write: Write) -> None:
+    write(f"{key} = 'me:hunter22@db1/orders'\n")
+    with pytest.raises(UsageError, match=f"line 1, {key}: this text is n") as caught:
+        load(environ={})
+    assert "hunter22" not in str(caught.value)
+
+
 def test_how_to_write_a_password_with_strange_characters_is_told(write: Write) -> None:
     write("[resources]\norders = 'postgresql://me:a/b@db1/orders'\n")
     with pytest.raises(UsageError, match="in a user or password, / is written %2F"):

@@ -185,7 +185,7 @@ WRONG = {
     "a journal that is none": (
         f"journal = 'b'\n[resources]\na = '{A}'\n",
         "line 1, journal",
-        "'b' is neither a URL nor one of the resources: a",
+        "'b' is neither a URL nor a resource: a",
     ),
     "what is expanded elsewhere": (
         "[resources]\na = 'postgresql://me:${PW}@h/d'\n",
@@ -245,7 +245,7 @@ def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:
         ({"NODOUBT_RESOURCES": "a=nonsense"}, "NODOUBT_RESOURCES, a: not a database URL"),
         ({"NODOUBT_RESOURCES": f"{A} {B}"}, "NODOUBT_RESOURCES: resource 1 has no name"),
         ({"NODOUBT_RESOURCES": f"a={A} a={B}"}, "NODOUBT_RESOURCES: two resources are called 'a'"),
-        ({"NODOUBT_JOURNAL": "b"}, "NODOUBT_JOURNAL: 'b' is neither a URL nor one of the resources: there are none"),
+        ({"NODOUBT_JOURNAL": "b"}, "NODOUBT_JOURNAL: 'b' is neither a URL nor a resource: there are none"),
     ],
 )
 def test_what_is_wrong_in_the_environment_is_told_with_the_variable(environ: dict[str, str], where: str) -> None:
@@ -256,9 +256,7 @@ def test_what_is_wrong_in_the_environment_is_told_with_the_variable(environ: dic
 def test_a_journal_that_is_no_resource_any_more_names_both(write: Write) -> None:
     """Resources that are flags replace the file's, and the file's journal may be none of them."""
     write(f"journal = 'b'\n[resources]\nb = '{B}'\n")
-    with pytest.raises(
-        UsageError, match="nodoubt.toml line 1, journal: 'b' is neither a URL nor one of the resources: a"
-    ):
+    with pytest.raises(UsageError, match="nodoubt.toml line 1, journal: 'b' is neither a URL nor a resource: a"):
         load(**flag("resources", [f"a={A}"]), environ={})
 
 
