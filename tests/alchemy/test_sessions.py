@@ -413,6 +413,35 @@ async def test_events_of_the_user_s_engine_and_of_sessions_fire(world: World) ->
     assert told == ["select", "select", "after_rollback"]
 
 
+@pytest.mark.parametrize("way", [PSYCOPG, ASYNCMY], ids=str)
+async def test_the_engine_s_own_events_of_the_end_fire_once_and_before_it(world: World) -> None:
+    """A `commit` comes as anywhere in SQLAlchemy: while there is still a transaction, to write in or to stop."""
+    told: list[str] = []
+
+    def audit(connection: Any) -> None:
+        told.append("commit")
+        connection.execute(insert(Account), {"id": 3, "balance": len(told)})
+        if stop:
+            raise KeyError("not like this")
+
+    event.listen(inner(world.engine), "commit", audit)
+    event.listen(inner(world.engine), "rollback", lambda _: told.append("rollback"))
+    for stop in (True, False):
+        told.clear()
+        with pytest.raises(KeyError) if stop else contextlib.nullcontext():
+            async with world.transaction() as tx:
+                await world.wait(tx["a"].execute(insert(Account), {"id": 2, "balance": 5}))
+        assert told == (["commit", "rollback"] if stop else ["commit"]), "of Core"
+    assert world.a.total() == 206 and world.committed() and world.left_clean()
+    told.clear()
+    with pytest.raises(IntegrityError):
+        async with world.transaction() as tx:
+            session = tx["a"].session()
+            session.add(Account(id=2, balance=5))
+            await world.wait(session.flush())
+    assert told == ["rollback"], "of the ORM"
+
+
 @pytest.mark.parametrize("way", BOTH_MODES, ids=str)
 async def test_a_hook_before_the_commit_can_still_add_and_one_after_it_cannot_harm(
     world: World, caplog: pytest.LogCaptureFixture

@@ -135,6 +135,22 @@ class Part:
         reply = _reply(self.connection.execute(statement, params))
         return reply if self.home.counts(statement) else msgspec.structs.replace(reply, count=-1)
 
+    def tell_of_commit(self) -> None:
+        """To listeners of the engine's own event, who may write, or raise and so prevent it."""
+        connection = self._connection
+        if connection is not None and connection.get_transaction() is not None:
+            connection.dispatch.commit(connection)
+
+    def tell_of_rollback(self) -> None:
+        """Likewise, when it is too late to change anything; where SQLAlchemy has rolled back, it has told them."""
+        connection = self._connection
+        if connection is None or connection.get_transaction() is None:
+            return
+        try:
+            connection.dispatch.rollback(connection)
+        except Exception:
+            log.exception("a listener to the rollback on %s has failed", self._participant.name)
+
     def enrol(self, session: Session) -> None:
         """The session takes part from now on."""
         self._enrol(self, session)

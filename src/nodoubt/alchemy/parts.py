@@ -75,6 +75,8 @@ class _Both:
                 if begun is not None:
                     begun._prepare_impl()  # `prepare` itself wants connections of SQLAlchemy's own two-phase kind
                     _refuse_strangers(begun)
+            for part in self._parts.values():
+                part.tell_of_commit()
         finally:
             self._ending = False
 
@@ -96,6 +98,9 @@ class _Both:
                 log.exception("a session could not be told that its transaction was %s", outcome)
             finally:
                 session.expire_on_commit = keep
+        if outcome == "rolled back":
+            for part in self._parts.values():
+                part.tell_of_rollback()
 
 
 def _refuse_strangers(begun: SessionTransaction) -> None:
