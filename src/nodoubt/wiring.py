@@ -167,7 +167,10 @@ def _looking_pool(name: str, url: Url, settings: Settings, shell: ThreadShell) -
             from .drivers import sqlite_onlooker
 
             return sqlite_onlooker.connect(url)
-        return _driver(url)(url, connect_timeout_s=settings.connect_s)
+        session: Any = _driver(url)(url, connect_timeout_s=settings.connect_s)
+        if url.kind == "postgres":
+            session.read_any_text()
+        return session  # type: ignore[no-any-return]
 
     return ThreadPool(name, connect, size=1, acquire_s=settings.acquire_s, call=shell.call)
 

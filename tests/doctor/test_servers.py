@@ -438,6 +438,27 @@ def test_what_is_printed_for_a_strange_gid_ends_that_very_one(pg: Ward, gid: str
     assert pg.listed() == []
 
 
+def test_an_id_of_another_encoding_hides_no_other_and_is_ended_by_what_is_printed_for_it(
+    pg: Ward, postgres: PostgresServer
+) -> None:
+    """Those of all databases are listed in each, as they were stored: one program could blind all who look."""
+    pg.prepare("plain", 1)
+    name = "ascii_" + new_cluster()
+    elsewhere = postgres.url("postgres").rpartition("/")[0] + f"/{name}"
+    pg.query(f"create database {name} template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'")
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute("create table t (x int)")
+        connection.execute(b"begin; insert into t values (1); prepare transaction 'caf\xe9\\ \xff'")
+        told = [doctor(url)["databases"][0]["prepared"] for url in (pg.url, elsewhere)]
+        assert all({one["id"] for one in each} >= {"plain", r"caf\xe9\ \xff"} for each in told)
+        (strange,) = (one for one in told[0] if one["database"] == name)
+        assert strange["kind"] == Kind.UNKNOWN
+        connection.execute(strange["action"]["after_asking"][1].encode())
+        left = connection.execute("select 1 from pg_prepared_xacts where database = current_database()")
+        assert left.rowcount == 0
+    pg.query(f"drop database {name}")
+
+
 @pytest.mark.parametrize("xa", [XaId(1, b"it's", b""), XaId(77, bytes(range(64)), bytes(range(64, 128)))])
 def test_what_is_printed_for_a_strange_xa_id_ends_that_very_one(maria: Ward, xa: XaId) -> None:
     maria.prepare(xa, 1)

@@ -273,7 +273,13 @@ def _by_hand(one: Prepared, kind: str, *, only_rollback: bool) -> tuple[str, ...
         return tuple(f"XA {verb} {one.xa.sql};" for verb in verbs)
     if kind != "postgres":
         return ()
-    return tuple(f"{verb} PREPARED {literal(one.id)};" for verb in verbs)
+    named = literal(one.id) if one.raw is None else _bytes_literal(one.raw)
+    return tuple(f"{verb} PREPARED {named};" for verb in verbs)
+
+
+def _bytes_literal(gid: bytes) -> str:
+    """For the database that it was prepared in, whose encoding takes it."""
+    return "E'" + "".join(f"\\x{byte:02x}" for byte in gid) + "'"
 
 
 def literal(gid: str) -> str:

@@ -61,12 +61,13 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """A prepared transaction. `age_s` is counted `since` its "prepare" or, where the server tells no better, since its
     "begin"; `at_least`: it may be older.
 
-    `locks` are what can be told; rows that are locked are on no list of PostgreSQL's. `session`: the one that has it
-    still (MariaDB). `xids_held`: so many transaction ids VACUUM cannot pass because of it; `dead_rows`: those in the
-    tables it has locked, as the server estimates them.
+    `raw`: its id, where that is no UTF-8, as which it is told. `locks` are what can be told; rows that are locked are
+    on no list of PostgreSQL's. `session`: the one that has it still (MariaDB). `xids_held`: so many transaction ids
+    VACUUM cannot pass because of it; `dead_rows`: those in the tables it has locked, as the server estimates them.
     """
 
     id: str
+    raw: bytes | None = None
     origin: Origin
     xa: XaId | None = None
     database: str | None = None

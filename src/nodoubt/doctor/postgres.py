@@ -38,8 +38,11 @@ NAMES = (
 _TABLE_KINDS = frozenset("rpmtSvf")  # all but indexes: what people know by name
 _STATS_RIGHT = "GRANT pg_monitor TO {user}"
 
+# Ids and names of all databases are listed in all of them, each in the encoding of its own: the server must not try to
+# convert them, and fail.
 _BEGIN = (
-    f"BEGIN READ ONLY; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
+    f"BEGIN READ ONLY; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}; "
+    f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; SET LOCAL client_encoding = SQL_ASCII"
 )
 
 # Which modes of a table's lock conflict: the manual, "Explicit Locking".
@@ -102,7 +105,8 @@ _SETTINGS = f"""SELECT name::text AS name, setting::text AS value, reset_val::te
  sourcefile::text AS file, sourceline::int4 AS line
  FROM pg_catalog.pg_settings WHERE name IN ({", ".join(f"'{name}'" for name in NAMES)})"""
 
-_PREPARED = f"""SELECT transaction::text AS number, gid, owner::text AS owner, database::text AS database,
+_PREPARED = f"""SELECT transaction::text AS number, gid,
+ pg_catalog.encode(pg_catalog.textsend(gid), 'hex') AS raw, owner::text AS owner, database::text AS database,
  extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8 AS age_s,
  pg_catalog.age(transaction)::int4 AS xids, (count(*) OVER ())::int4 AS every
  FROM pg_catalog.pg_prepared_xacts ORDER BY prepared, gid LIMIT {f.PREPARED_MAX}"""
@@ -201,7 +205,7 @@ def look(session: Session, clock: Clock) -> Script[Seen]:
 def _ask(session: Session, *statements: str) -> Script[Sequence[Reply]]:
     """The replies to the statements, asked in one message."""
     replies = yield from do(session, "run", "; ".join((_BEGIN, *statements, "ROLLBACK")))
-    return replies[3:-1]  # type: ignore[no-any-return]
+    return replies[4:-1]  # type: ignore[no-any-return]
 
 
 def _place(row: Mapping[str, Any]) -> str:
@@ -308,8 +312,10 @@ def _what(row: Mapping[str, Any]) -> str:
 
 def _prepared(row: Mapping[str, Any], held: _Held) -> f.Prepared:
     locks = held.locks(row["number"])
+    raw = bytes.fromhex(row["raw"])
     return f.Prepared(
         id=row["gid"],
+        raw=None if raw == row["gid"].encode() else raw,
         origin=of_gid(row["gid"]),
         database=row["database"],
         owner=row["owner"],

@@ -32,7 +32,7 @@ try:
     import psycopg
     from psycopg import pq
     from psycopg._queries import PostgresQuery
-    from psycopg.adapt import Transformer
+    from psycopg.adapt import Loader, Transformer
     from psycopg.errors import error_from_result
 except ImportError:
     raise MissingExtra("PostgreSQL", "postgres") from None
@@ -79,6 +79,13 @@ class Answer:
         return False
 
 
+class _AnyText(Loader):
+    """Text that may be of any encoding, or of none."""
+
+    def load(self, data: Any) -> str:
+        return bytes(data).decode("utf-8", "backslashreplace")
+
+
 class LibpqSession:
     """One connection, without what waits. Used by one thread or task at a time, but for `kill`."""
 
@@ -101,6 +108,12 @@ class LibpqSession:
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         weakref.finalize(self, self._socket.close)
         connection.add_notice_handler(self._notice)
+
+    def read_any_text(self) -> None:
+        """Read what others have stored in whatever encoding; what is no UTF-8 is written out."""
+        for name in ("text", "name", "varchar"):
+            self.connection.adapters.register_loader(name, _AnyText)
+        self._values = Transformer(self.connection)
 
     @property
     def in_transaction(self) -> bool:
