@@ -39,6 +39,18 @@ def test_what_cannot_be_made_durable_is_refused_with_the_line_to_change(new_worl
         assert world.look("SELECT * FROM t") == []
 
 
+def test_a_connection_that_reads_no_text_is_refused_with_what_to_put_into_its_url(
+    blank: Any, postgres: PostgresServer, new_world: Callable[[str], Any]
+) -> None:
+    name = blank.url.rpartition("/")[2] + "_ascii"
+    blank.look(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+    world = new_world(blank.url.rpartition("/")[0] + f"/{name}")
+    with pytest.raises(ResourceRefused, match=r"put \?client_encoding=utf8 into its URL"):
+        world.drive(world.resource.check(world.session()))
+    told = new_world(world.url + "?client_encoding=utf8")
+    assert told.drive(told.resource.check(told.session())) == ()
+
+
 def test_what_cannot_be_written_is_refused(blank: Any) -> None:
     database = blank.url.rpartition("/")[2]
     blank.look(f"ALTER DATABASE {database} SET default_transaction_read_only = on")

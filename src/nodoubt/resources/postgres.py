@@ -43,7 +43,7 @@ from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, refusal, require_durable, require_rows, warnings
-from .postgres_settings import SETTINGS, shortcomings
+from .postgres_settings import SETTINGS, UNREADABLE, shortcomings
 from .postgres_sql import (
     BEGIN,
     FORCED,
@@ -86,6 +86,8 @@ class PostgresResource:
         here = "pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
         (reply,) = yield from self._ask(session, f"SELECT {here}, {columns}")
         pid, standby, *values = reply.rows[0]
+        if isinstance(values[0], bytes):  # psycopg's way to say that it knows no encoding
+            return require_none([UNREADABLE], self.name)
         (again,) = yield from self._ask(session, "SELECT pg_catalog.pg_backend_pid()")
         found = shortcomings(
             dict(zip(SETTINGS, map(str, values), strict=True)),

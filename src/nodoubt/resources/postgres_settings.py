@@ -20,6 +20,14 @@ SETTINGS = (
 )  # fmt: skip
 
 
+# Of a connection, not of the server: a database in SQL_ASCII leaves it to each to say what its bytes mean.
+UNREADABLE = Shortcoming(
+    what="client_encoding is SQL_ASCII, so texts are only bytes",
+    advice="put ?client_encoding=utf8 into its URL",
+    refused=True,
+)
+
+
 def shortcomings(setting: Mapping[str, str], *, standby: bool, pooled: bool, proxied: bool) -> list[Shortcoming]:
     """What stands in the way, refusals first. `pooled`: two messages were answered by two server processes; `proxied`:
     the process that answers is not the one that was connected to.
