@@ -138,9 +138,7 @@ async def lose(loss: Loss, mode: str, request: Any, tmp_path: Path) -> None:
         journal = proxy.url_for(own) if own else None
         async with opened(mode, seen, journal=journal, settings=SHORT) as db:
             faults = []
-            told = await told_by(
-                db, loss, lambda: faults.append(getattr(proxy, loss.fault)(loss.pattern))
-            )
+            told = await told_by(db, loss, lambda: faults.append(getattr(proxy, loss.fault)(loss.pattern)))
             assert told == loss.told
             faults[0].wait_hit()
             # What was held arrives now, when everybody has given up on it.
