@@ -52,6 +52,13 @@ def pay_in_two_transactions(db: Coordinator) -> None:
         tx["b"].execute(GIVE)
 
 
+def pay_after_a_look(db: Coordinator) -> None:
+    """A transaction that only reads leaves no trace that anybody could ask for."""
+    with db.transaction() as tx:
+        assert tx["a"].execute("select balance from accounts").scalar() == 100
+    pay(db)
+
+
 def pay_differently_each_time(db: Coordinator, marker: str) -> None:
     with db.transaction() as tx:
         tx["a"].execute(TAKE)

@@ -13,7 +13,7 @@ from nodoubt import Coordinator, State, UsageError
 from nodoubt.points import Point
 from nodoubt.testing import Crash, CrashPointFailed, crash_points, explore, run_sql
 from nodoubt.testing.crashes import Ending, _broken
-from nodoubt.testing.nursery import Life, Nursery, Task
+from nodoubt.testing.nursery import Address, Life, Nursery, Task
 from testing import crashing
 from testing.crashing import TABLES, check, check_on_a_loop, together
 
@@ -99,6 +99,32 @@ def test_a_step_is_undone_wherever_its_process_is_killed_before_the_decision(tmp
         crash_points(crashing.pay_and_send, check=as_one, journal="sqlite", args=[str(sent)], points=points, **ON)
     )
     assert list(states.values()) == ["committed", *["aborted"] * 5, "committed"]
+
+
+def test_what_only_reads_has_broken_no_promise_though_nobody_can_tell_of_it() -> None:
+    def judge(db: Coordinator, crash: Crash) -> None:
+        check(db, Crash(crash.point, crash.states[1:]))
+
+    points = ["P6.committed", "P3.prepare@b", "P6.committed#2"]
+    states = told(crash_points(crashing.pay_after_a_look, check=judge, points=points, **ON))
+    assert list(states.values()) == ["committed, committed", "committed", "committed, aborted", "committed, committed"]
+
+
+def test_a_file_of_a_package_is_loaded_as_part_of_it(tmp_path: Path) -> None:
+    """Alone, it could not import its neighbours; and its steps would have other names than a worker knows."""
+    package = tmp_path / "a_shop" / "orders"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package.parent / "names.py").write_text('NAME = "pay"')
+    (package / "selling.py").write_text(
+        "import nodoubt\nfrom ..names import NAME\n\n@nodoubt.step\ndef charge() -> None: ...\n\n"
+        "def sell(db):\n    with db.transaction(NAME) as tx:\n        tx['a'].execute('select 1')\n"
+    )
+    address = Address.parse(f"{package}/selling.py:sell")
+    module, _ = address.load()
+    assert module.charge.name == "a_shop.orders.selling:charge"
+    assert told(explore(address, points=["P2.work@a"], **ON)) == {"no kill": "committed", "P2.work@a": "aborted"}
 
 
 def test_on_servers_each_run_has_databases_of_its_own() -> None:

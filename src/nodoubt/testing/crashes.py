@@ -274,17 +274,18 @@ class _Explorer:
                 raise UsageError(f"the tables of {name} cannot be made: {error}") from error
         with self._coordinator(at) as db:
             db.setup()
-        if self.before is not None:
+            if self.before is None:
+                return
             try:
-                self._call(self.before, at)
+                self._call(self.before, at, db)
             except Exception as error:
                 raise UsageError(f"before fails: {type(error).__name__}: {error}") from error
 
     def _coordinator(self, at: Places) -> Coordinator:
         return Coordinator(at.resources, journal=at.journal, settings=self.settings, recovery=False)
 
-    def _call(self, function: Callable[..., object], at: Places, *args: object) -> None:
-        """With a coordinator of the function's own style."""
+    def _call(self, function: Callable[..., object], at: Places, db: Coordinator, *args: object) -> None:
+        """With this coordinator, or one of the function's own style. To open one costs as much as most checks do."""
 
         async def alive() -> None:
             async with AsyncCoordinator(
@@ -295,8 +296,7 @@ class _Explorer:
 
         if inspect.iscoroutinefunction(function):
             asyncio.run(alive())
-            return
-        with self._coordinator(at) as db:
+        else:
             function(db, *args)
 
     def _judged(self, at: Places, point: Point | None, life: Life) -> Outcome:
@@ -305,28 +305,30 @@ class _Explorer:
             with self._coordinator(at) as db:
                 why = _recovered(db)
                 attempts = dict.fromkeys(attempt for _, attempt in life.reached)
-                states = tuple(_state(db, attempt) for attempt in attempts)
+                states = tuple(
+                    State.COMMITTED if _only_read(life, attempt) else _state(db, attempt) for attempt in attempts
+                )
                 broken = _broken(life, dict(zip(attempts, states, strict=True)))
+                crash = Crash(point, states)
+                if why:
+                    return Outcome(crash, Ending.DOUBT, why)
+                if broken:
+                    return Outcome(crash, Ending.BROKEN, broken)
+                if point is not None and not life.killed:
+                    return Outcome(crash, Ending.MISSED, self._why_missed(life))
+                return self._checked(at, db, crash)
         except NoDoubtError as error:
             return Outcome(Crash(point, states), Ending.DOUBT, f"{type(error).__name__}: {error}", error)
-        crash = Crash(point, states)
-        if why:
-            return Outcome(crash, Ending.DOUBT, why)
-        if broken:
-            return Outcome(crash, Ending.BROKEN, broken)
-        if point is not None and not life.killed:
-            return Outcome(crash, Ending.MISSED, self._why_missed(life))
-        return self._checked(at, crash)
 
     def _why_missed(self, life: Life) -> str:
         if life.failed:
             return f"the work failed before it came there:\n{life.failed}"
         return "the work came to its end without it: it must do the same each time"
 
-    def _checked(self, at: Places, crash: Crash) -> Outcome:
+    def _checked(self, at: Places, db: Coordinator, crash: Crash) -> Outcome:
         try:
             if self.check is not None:
-                self._call(self.check, at, crash)
+                self._call(self.check, at, db, crash)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # what test frameworks fail with need not be an Exception
@@ -358,6 +360,12 @@ def _state(db: Coordinator, attempt: str) -> State:
     except UnknownTransaction:
         return db.settle(attempt).state
     return record.state
+
+
+def _only_read(life: Life, attempt: str) -> bool:
+    """Whether it was answered without a decision: there was nothing to decide, and no trace of it to ask for."""
+    whats = [point.what for point, one in life.reached if one == attempt]
+    return "committed" in whats and "deciding" not in whats
 
 
 def _broken(life: Life, states: Mapping[str, State]) -> str:

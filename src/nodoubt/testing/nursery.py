@@ -95,12 +95,18 @@ class Address(msgspec.Struct, frozen=True):
             return sys.modules[self.module]
         if self.module and self.module != "__main__" and self._is_found():
             return importlib.import_module(self.module)
-        spec = importlib.util.spec_from_file_location(Path(self.file).stem, self.file)
+        name, folder = _packaged(Path(self.file))
+        sys.path.insert(0, str(folder))  # as for a file that is run
+        if "." in name:
+            module = importlib.import_module(name)
+            if _file_of(module) != self.file:
+                raise ImportError(f"{name} is {_file_of(module)} already")
+            return module
+        spec = importlib.util.spec_from_file_location(name, self.file)
         if spec is None or spec.loader is None:
             raise UsageError(f"{self.file} is no Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        sys.path.insert(0, str(Path(self.file).parent))  # as for a file that is run
         spec.loader.exec_module(module)
         return module
 
@@ -111,6 +117,14 @@ class Address(msgspec.Struct, frozen=True):
         except (ImportError, ValueError):
             return False
         return spec is not None and spec.origin is not None and os.path.realpath(spec.origin) == self.file
+
+
+def _packaged(file: Path) -> tuple[str, Path]:
+    """The name of a file's module, and the folder to import it from: one in a package is imported as part of it."""
+    name, folder = file.stem, file.parent
+    while (folder / "__init__.py").exists() and folder.name.isidentifier():
+        name, folder = f"{folder.name}.{name}", folder.parent
+    return name, folder
 
 
 def _file_of(module: ModuleType) -> str:
