@@ -97,6 +97,13 @@ def test_whoever_has_a_call_is_left_alone_until_its_time_is_up(state: CallState,
     assert step(held, SAMPLES[kind], at=5.0) is not held
 
 
+def test_whoever_does_not_wait_for_that_has_it_at_once_and_at_no_later_time() -> None:
+    """A time that is still to come would have whoever follows wait for it, however impatient."""
+    held = call(CallState.UNDOING, claim="c1", until=70.0, changed_at=1.0)
+    claimed = step(held, Claimed("c2", "w2", 80.0), at=2.0, patient=False)
+    assert (claimed.claim, claimed.changed_at) == ("c2", 2.0)
+
+
 def test_the_caller_itself_need_not_wait_for_its_own_action() -> None:
     claimed = step(call(until=5.0), Claimed("c1", "me", 9.0, mine=True), at=1.0)
     assert (claimed.state, claimed.tries, claimed.claim) == (CallState.UNDOING, 1, "c1")

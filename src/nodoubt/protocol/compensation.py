@@ -170,15 +170,16 @@ class NotPossible(Exception):
         self.state = call.state
 
 
-def step(call: Call, event: Event, *, at: float) -> Call:
-    """The call after the event; the very same object if the event changes nothing.
+def step(call: Call, event: Event, *, at: float, patient: bool = True) -> Call:
+    """The call after the event; the very same object if the event changes nothing. `patient`: what waits, waits.
 
     Raises `NotPossible` where the table has no rule, `NotNow` where somebody has the call for a while yet.
     """
     rule = TABLE.get((call.state, type(event)))
     if rule is None:
         raise NotPossible(call, event)
-    if rule.waits and at < call.until and not (isinstance(event, Claimed) and event.mine and rule.caller_may):
+    caller = isinstance(event, Claimed) and event.mine and rule.caller_may
+    if rule.waits and patient and at < call.until and not caller:
         raise NotNow(call)
     if rule.holder_only and getattr(event, "claim", "") != call.claim:
         return call  # it was given to somebody else since, whose word counts

@@ -77,8 +77,8 @@ def change(
         try:
             at = yield from now(ctx)
             held = call.state in (CallState.BEGUN, CallState.UNDOING)
-            impatient = held and grace_s is not None and at >= call.changed_at + grace_s
-            after = compensation.step(call, event, at=max(at, call.until) if impatient else at)
+            patient = not held or grace_s is None or at < call.changed_at + grace_s
+            after = compensation.step(call, event, at=at, patient=patient)
             if after is call or (yield from _advance(ctx, call, after)):
                 return after
             fresh = yield from _again(ctx, call)
