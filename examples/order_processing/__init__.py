@@ -1,0 +1,1 @@
+"""An order: its rows in one database, what it takes in another, and the customer's money outside."""
