@@ -24,6 +24,8 @@ from .errors import (
     Heuristic,
     InDoubt,
     InvalidName,
+    JobLost,
+    JobTaken,
     JournalUnavailable,
     KeyInFlight,
     KeyReused,
@@ -43,9 +45,11 @@ from .errors import (
     StepTimedOut,
     StillBeginning,
     TransactionAborted,
+    UnknownJob,
     UnknownTransaction,
     UsageError,
 )
+from .jobs.records import JobRecord, JobState
 from .ports import Notice, Observer, Reply
 from .protocol.records import Call, CallState, Confirmation, Readiness
 from .query import sql
@@ -71,6 +75,10 @@ __all__ = [
     "IdempotencyKey",
     "InDoubt",
     "InvalidName",
+    "JobLost",
+    "JobRecord",
+    "JobState",
+    "JobTaken",
     "JournalUnavailable",
     "KeyInFlight",
     "KeyReused",
@@ -103,6 +111,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionRecord",
     "Undoing",
+    "UnknownJob",
     "UnknownTransaction",
     "UsageError",
     "compensation",

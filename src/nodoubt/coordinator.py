@@ -24,6 +24,7 @@ from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch, UsageError
 from .idempotency import claims, once
+from .jobs import board, verb
 from .outside import AsyncOutside, Outside, Scripts
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Verdict
@@ -103,6 +104,7 @@ class _Base(Scripts):
         if self._turns % SELDOM == 0:
             yield from ends.retire(self._ctx)
             yield from claims.expire(self._ctx)
+            yield from board.expire(self._ctx)
             yield from start.renew(self._ctx)
 
     def _events_script(self, attempt: str) -> Script[list[Event]]:
@@ -131,7 +133,7 @@ def _children() -> None:
 os.register_at_fork(after_in_child=_children)
 
 
-class Coordinator(Outside, _Base, once.Verb):
+class Coordinator(Outside, _Base, once.Verb, verb.Verb):
     """Transactions over several databases, from threads.
 
     `resources`: one URL or SQLAlchemy engine, or names with them. `journal`: the name of the resource whose database
@@ -390,7 +392,7 @@ class Coordinator(Outside, _Base, once.Verb):
         return self._shell.run(self._sweep_script(grace))
 
 
-class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb):
+class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
     """Transactions over several databases, on asyncio. The verbs and arguments of `Coordinator`."""
 
     def __init__(

@@ -210,6 +210,41 @@ class KeyReused(NoDoubtError):
         self.key = key
 
 
+class JobTaken(NoDoubtError):
+    """Somebody else is at work on this job, or a chunk of it is not decided yet. Nothing was done; try again later."""
+
+    def __init__(self, job: str, why: str) -> None:
+        super().__init__(
+            f"the job {job!r} cannot be worked on now: {why}. Nothing was done. Try again, or wait here: "
+            "job(…, patience=seconds)"
+        )
+        self.job = job
+
+
+class JobLost(NoDoubtError):
+    """Another worker has taken this job over. What was committed stands; the chunk at hand was rolled back. Stop here.
+
+    `committed`: that chunk, too, had been committed before this was noticed.
+    """
+
+    def __init__(self, job: str, *, committed: bool = False) -> None:
+        chunk = "was committed, with its checkpoint, and stands" if committed else "was rolled back"
+        super().__init__(
+            f"another worker has taken the job {job!r} over. The chunk at hand {chunk}; what was committed before "
+            "stands, and the other goes on from there. This one must stop: nodoubt jobs show tells who has it"
+        )
+        self.job = job
+        self.committed = committed
+
+
+class UnknownJob(NoDoubtError):
+    """Nobody has begun a job of this name, or it was done and is forgotten since."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"there is no job {job!r}: it was never begun, or was done and is forgotten since")
+        self.job = job
+
+
 class InvalidName(NoDoubtError, ValueError):
     """A transaction name that is empty, too long, or holds control characters. No work was done."""
 

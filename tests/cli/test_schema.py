@@ -159,7 +159,11 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return become
 
 
-def test_a_status_tells_versions_and_apply_migrates(shop: Shop, later: Callable[[int], None]) -> None:
+def test_a_status_tells_versions_and_apply_migrates(empty: Shop, later: Callable[[int], None]) -> None:
+    shop = empty
+    later(SHIPPED)
+    assert shop.nodoubt("schema", "apply").exit_code == 0
+
     def versions() -> set[tuple[int, int]]:
         document = shop.json("schema", "status", code=0 if document_ok else 1)
         return {(one["version"], one["known"]) for one in (document["journal"], *document["databases"])}
@@ -180,7 +184,8 @@ def test_a_status_tells_versions_and_apply_migrates(shop: Shop, later: Callable[
     assert shop.nodoubt("ls").exit_code == 0
 
 
-def test_whoever_shuts_others_out_is_asked(shop: Shop, later: Callable[[int], None]) -> None:
+def test_whoever_shuts_others_out_is_asked(empty: Shop, later: Callable[[int], None]) -> None:
+    shop = empty
     later(EXPANDED)
     assert shop.nodoubt("schema", "apply").exit_code == 0
     later(BROKEN)

@@ -47,6 +47,7 @@ WORDS = {
     "retry_most": "but never longer than this",
     "tries_max": "of a compensation; then it is parked for a human",
     "unclaimed": "a compensation that no worker has the code for is parked after so long",
+    "job_lease": "a job whose worker has not been heard of for so long may be taken over",
     "held_warn": "staged work that holds its locks for longer is warned of",
     "open_warn": "more undecided names than this are warned of",
 }

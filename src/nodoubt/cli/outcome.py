@@ -19,6 +19,7 @@ from ..errors import (
     Heuristic,
     InDoubt,
     InvalidName,
+    JobTaken,
     JournalUnavailable,
     LineageBroken,
     NotReady,
@@ -43,7 +44,10 @@ class Exit(IntEnum):
 # The first row that fits counts.
 _CODES: tuple[tuple[tuple[type[BaseException], ...], Exit], ...] = (
     ((InDoubt, Heuristic, LineageBroken), Exit.HUMAN),
-    ((ResourceUnavailable, JournalUnavailable, StillBeginning, NotReady, NotDecided, TimeoutError), Exit.AGAIN),
+    (
+        (ResourceUnavailable, JournalUnavailable, JobTaken, StillBeginning, NotReady, NotDecided, TimeoutError),
+        Exit.AGAIN,
+    ),
     # No answer, raised before anything was decided: a verb whose outcome is unknown raises InDoubt.
     ((Unclear, SessionLost), Exit.AGAIN),
     ((UsageError, InvalidName), Exit.USAGE),

@@ -68,6 +68,7 @@ def journal(made: sa.MetaData) -> None:
     _register(made)
     _names(made)
     _steps(made)
+    _jobs(made)
     _table(
         made,
         "utf8mb4",
@@ -192,6 +193,25 @@ def _steps(made: sa.MetaData) -> None:
         sa.Index("nodoubt_calls_key", "attempt", "call_key", unique=True),
         sa.Index("nodoubt_calls_unfinished", "unfinished", "state"),
         sa.CheckConstraint("octet_length(`attempt`) = 32", name="CONSTRAINT_1"),
+    )
+
+
+def _jobs(made: sa.MetaData) -> None:
+    _table(
+        made,
+        "utf8mb4",
+        "jobs",
+        key("name", 800, primary_key=True),
+        key("run", 32),
+        key("keeper", 255),
+        of("state", mysql.VARCHAR(16, charset="ascii", collation="ascii_bin")),
+        bigint("done"),
+        bigint("total", nullable=True),
+        free("checkpoint", mysql.LONGTEXT),
+        *(free(name) for name in ("note", "worker")),
+        key("claim", 32),
+        *(double(name) for name in ("held_until", "begun_at", "changed_at")),
+        sa.CheckConstraint("octet_length(`run`) = 32", name="CONSTRAINT_1"),
     )
 
 

@@ -65,6 +65,7 @@ def journal(made: sa.MetaData) -> None:
     _register(made)
     _names(made)
     _steps(made)
+    _jobs(made)
     _table(
         made,
         "resources",
@@ -177,6 +178,23 @@ def _steps(made: sa.MetaData) -> None:
         sa.UniqueConstraint("attempt", "call_key", name="calls_attempt_call_key_key"),
         sa.CheckConstraint("length(attempt) = 32", name="calls_attempt_check"),
         sa.Index("calls_unfinished", "unfinished", "state", postgresql_where=sa.text("unfinished IS NOT NULL")),
+    )
+
+
+def _jobs(made: sa.MetaData) -> None:
+    _table(
+        made,
+        "jobs",
+        key("name", primary_key=True),
+        key("run"),
+        key("keeper"),
+        text("state"),
+        bigint("done"),
+        bigint("total", nullable=True),
+        *(text(name) for name in ("checkpoint", "note", "worker")),
+        key("claim"),
+        *(double(name) for name in ("held_until", "begun_at", "changed_at")),
+        sa.CheckConstraint("length(run) = 32", name="jobs_run_check"),
     )
 
 

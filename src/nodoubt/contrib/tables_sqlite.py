@@ -77,6 +77,7 @@ def journal(made: sa.MetaData) -> None:
     _register(made)
     _names(made)
     _steps(made)
+    _jobs(made)
     _table(
         made,
         "resources",
@@ -184,6 +185,21 @@ def _steps(made: sa.MetaData) -> None:
         sa.UniqueConstraint("attempt", "call_key"),
         sa.CheckConstraint("length(attempt) = 32"),
         sa.Index("nodoubt_calls_unfinished", "unfinished", "state", sqlite_where=sa.text("unfinished IS NOT NULL")),
+        **STRICT,
+    )
+
+
+def _jobs(made: sa.MetaData) -> None:
+    _table(
+        made,
+        "jobs",
+        text("name", primary_key=True),
+        *(text(name) for name in ("run", "keeper", "state")),
+        integer("done"),
+        integer("total", nullable=True),
+        *(text(name) for name in ("checkpoint", "note", "worker", "claim")),
+        *(real(name) for name in ("held_until", "begun_at", "changed_at")),
+        sa.CheckConstraint("length(run) = 32"),
         **STRICT,
     )
 

@@ -62,6 +62,7 @@ class Settings:
     retry_most_s: float = 300.0
     tries_max: int = 8  # of a compensation; then it is parked
     unclaimed_s: float = 3600.0  # a compensation that no worker has the code for is parked after so long
+    job_lease_s: float = 30.0  # a job whose worker has not been heard of for so long may be taken over by another
     held_warn_s: float = 3600.0  # staged work that holds its locks for longer is warned of
     open_warn: int = 100  # more undecided names than this are warned of
 
@@ -121,6 +122,8 @@ class Context:
     holding: set[str] = field(default_factory=set)  # attempts at work here that have called steps
     journal_clock: tuple[float, float] | None = None  # what it showed, and our `elapsed` then
     beating: bool = False  # whether something runs behind that tells others what is in `holding`
+    jobs: dict[str, str] = field(default_factory=dict)  # those that this process works on, with its claim
+    minding: bool = False  # whether something runs behind that renews them
     told: set[str] = field(default_factory=set)  # cautions that were given already
     unclaimed: dict[tuple[str, int], float] = field(default_factory=dict)  # calls without code here, since when
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -159,6 +162,7 @@ class Context:
         self.lock = threading.Lock()
         self.live, self.ended, self.keys_at_work = set(), [], set()
         self.holding, self.beating = set(), False
+        self.jobs, self.minding = {}, False
 
     def remember_failed_begin(self, name: str, attempt: str, *, harmless: bool) -> None:
         """So that the caller's `except` block can roll it back, and nobody else's attempt of that name."""

@@ -13,7 +13,7 @@ from ..engine import start, verbs
 from ..engine.attempt import Attempt, open_branch
 from ..engine.context import Context, Participant, asked, bounded, log, plainly, told
 from ..errors import KeyInFlight, KeyReused, NoDoubtError, UsageError
-from ..ports import Session
+from ..ports import Session, Work
 from ..script import Script
 from .keys import Key
 from .store import Claim, Row, Store, store_of
@@ -90,7 +90,8 @@ def _keeps_keys(participant: Participant) -> bool:
     return getattr(participant.resource, "keeps_keys", True)
 
 
-def _store(participant: Participant) -> Store:
+def store_for(participant: Participant) -> Store:
+    """The table of keys of this database. Raises `UsageError` for a fake."""
     if not _keeps_keys(participant):
         raise UsageError(
             f"{participant.name} is a fake, which keeps no idempotency keys: test on a throw-away database"
@@ -99,7 +100,7 @@ def _store(participant: Participant) -> Store:
 
 
 def _done(ctx: Context, participant: Participant, key: Key) -> Script[Row | None]:
-    store = _store(participant)
+    store = store_for(participant)
 
     def look(session: Session) -> Script[Row | None]:
         return store.look(session, key)
@@ -119,22 +120,33 @@ def _done(ctx: Context, participant: Participant, key: Key) -> Script[Row | None
 
 def _claimed(ctx: Context, participant: Participant, wanted: Wanted, beginning: Beginning) -> Script[Attempt | None]:
     """An attempt whose branch has the key; None if somebody else's was done meanwhile."""
-    attempt = yield from beginning()
-    claim: Claim | None = None
-    try:
-        branch = yield from open_branch(ctx, attempt, wanted.on)
-        assert branch.session is not None
-        script = _store(participant).claim(branch.session, branch.work, wanted.key)
-        claim = yield from plainly(bounded(script, ctx.settings.prepare_s, ctx.clock))
-    finally:
-        if claim is not Claim.TAKEN:
-            yield from verbs.abandon(ctx, attempt)
-    if claim is Claim.IN_FLIGHT:
+    store = store_for(participant)
+    outcome, attempt = yield from holding(
+        ctx, wanted.on, beginning, lambda session, work: store.claim(session, work, wanted.key)
+    )
+    if outcome is Claim.IN_FLIGHT:
         raise KeyInFlight(wanted.key.key)
-    if claim is Claim.DONE:
-        return None
-    branch.work.wrote = True  # what it ends with is a row
     return attempt
+
+
+def holding(
+    ctx: Context, on: str, beginning: Beginning, claim: Callable[[Session, Work], Script[Claim]]
+) -> Script[tuple[Claim, Attempt | None]]:
+    """How the claim has ended; if it was taken, with the attempt whose branch `on` it was made in."""
+    attempt = yield from beginning()
+    outcome: Claim | None = None
+    try:
+        branch = yield from open_branch(ctx, attempt, on)
+        assert branch.session is not None
+        script = claim(branch.session, branch.work)
+        outcome = yield from plainly(bounded(script, ctx.settings.prepare_s, ctx.clock))
+    finally:
+        if outcome is not Claim.TAKEN:
+            yield from verbs.abandon(ctx, attempt)
+    if outcome is not Claim.TAKEN:
+        return outcome, None
+    branch.work.wrote = True  # what it ends with is a row
+    return outcome, attempt
 
 
 def close(ctx: Context, attempt: Attempt, wanted: Wanted, result: bytes) -> None:
@@ -142,7 +154,7 @@ def close(ctx: Context, attempt: Attempt, wanted: Wanted, result: bytes) -> None
     branch = attempt.branches[wanted.on]
     # A staged transaction may commit as late as its deadline, and its key is kept from then on.
     keep_s = wanted.keep_s + max(attempt.deadline - ctx.clock.now(), 0.0)
-    branch.work.closing = _store(branch.participant).closing(branch.work, wanted.key, result, keep_s)
+    branch.work.closing = store_for(branch.participant).closing(branch.work, wanted.key, result, keep_s)
 
 
 def expire(ctx: Context) -> Script[int]:
@@ -151,7 +163,7 @@ def expire(ctx: Context) -> Script[int]:
     for participant in ctx.participants.values():
         if participant.barred or not _keeps_keys(participant):
             continue
-        store = _store(participant)
+        store = store_for(participant)
         for _ in range(FORGET_BATCHES_MAX):
             try:
                 some = yield from asked(ctx, participant.reserve, store.forget)

@@ -8,57 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from ..engine import verbs
 from ..engine.attempt import Attempt
 from ..engine.context import Context
 from ..engine.shell import AsyncShell, ThreadShell
-from ..engine.verbs import Result, Wait
+from ..engine.verbs import Wait
 from ..errors import ClosedTransaction, UsageError
-from ..ports import Reply
 from ..script import Script
-from ..transaction import AsyncBranch, AsyncTransaction, Branch, Transaction, require_wait
-from . import claims, keys
+from ..transaction import AsyncTransaction, Transaction, require_wait
+from . import blocks, claims, keys
 from .claims import Beginning, Wanted
 
 T = TypeVar("T")
 
 
-class _Once:
+class _Once(blocks.Carrying):
     """What both kinds share.
 
     `replayed`: it was done before, and `value` is what it had returned. Otherwise set `value` to what a repetition is
     to be told: JSON, read back as `returns`.
     """
 
-    def __init__(self, ctx: Context, wanted: Wanted, beginning: Beginning, wait: Wait, returns: Any) -> None:
-        self._ctx, self._wanted, self._beginning, self._wait, self._returns = ctx, wanted, beginning, wait, returns
+    def __init__(
+        self, ctx: Context, shell: Any, wanted: Wanted, beginning: Beginning, wait: Wait, returns: Any
+    ) -> None:
+        super().__init__(ctx, shell, wait)
+        self._wanted, self._beginning, self._returns = wanted, beginning, returns
         self._entered = False
-        self._attempt: Attempt | None = None
         self.replayed = False
         self.value: Any = None
 
-    def _enter(self) -> Script[None]:
+    def _take(self) -> Script[Attempt | None]:
         if self._entered:
             raise ClosedTransaction("a block of once() is entered once; call once() again")
         self._entered = True
         taken = yield from claims.take(self._ctx, self._wanted, self._beginning)
         if isinstance(taken, Attempt):
-            self._attempt = taken
-            return
+            return taken
         self.replayed, self.value = True, keys.value_of(taken.result, self._returns)
+        return None
 
-    def _begun(self) -> Script[Attempt]:
-        yield from ()
-        assert self._attempt is not None
-        return self._attempt
-
-    def _close(self) -> None:
-        assert self._attempt is not None
+    def _carry(self, attempt: Attempt) -> None:
         result = keys.stored(self.value)
         self.value = keys.value_of(result, self._returns)  # as a repetition will be told
-        claims.close(self._ctx, self._attempt, self._wanted, result)
+        claims.close(self._ctx, attempt, self._wanted, result)
 
     def _drop(self) -> None:
         claims.drop(self._ctx, self._wanted)
@@ -72,110 +67,12 @@ class _Once:
         return ClosedTransaction("use once() inside its with block")
 
 
-class Once(_Once):
+class Once(_Once, blocks.Block):
     """A block of `Coordinator.once`."""
 
-    _tx: Transaction | None = None
 
-    def __init__(
-        self, ctx: Context, shell: ThreadShell, wanted: Wanted, beginning: Beginning, wait: Wait, returns: Any
-    ) -> None:
-        super().__init__(ctx, wanted, beginning, wait, returns)
-        self._shell = shell
-
-    @property
-    def tx(self) -> Transaction:
-        """The transaction to work in. Raises `ClosedTransaction` where the work was done before."""
-        if self._tx is None:
-            raise self._no_work()
-        return self._tx
-
-    @property
-    def result(self) -> Result | None:
-        """How the transaction ended; None if this was a replay."""
-        return None if self._tx is None else self._tx.result
-
-    def __getitem__(self, name: str) -> Branch:
-        return self.tx[name]
-
-    def execute(self, statement: Any, params: Any = None) -> Reply:
-        """With one resource: as `Transaction.execute`."""
-        return self.tx.execute(statement, params)
-
-    def __enter__(self) -> Self:
-        self._shell.run(self._enter())
-        if not self.replayed:
-            self._tx = Transaction(self._ctx, self._shell, self._begun, self._wait).__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tx is None:
-            return
-        try:
-            if error is None:
-                try:
-                    self._close()
-                except BaseException as failure:
-                    self._tx.__exit__(type(failure), failure, failure.__traceback__)
-                    raise
-            self._tx.__exit__(kind, error, trace)
-        finally:
-            self._drop()
-
-
-class AsyncOnce(_Once):
+class AsyncOnce(_Once, blocks.AsyncBlock):
     """A block of `AsyncCoordinator.once`; or awaited, with the work to do."""
-
-    _tx: AsyncTransaction | None = None
-
-    def __init__(
-        self, ctx: Context, shell: AsyncShell, wanted: Wanted, beginning: Beginning, wait: Wait, returns: Any
-    ) -> None:
-        super().__init__(ctx, wanted, beginning, wait, returns)
-        self._shell = shell
-
-    @property
-    def tx(self) -> AsyncTransaction:
-        """As `Once.tx`."""
-        if self._tx is None:
-            raise self._no_work()
-        return self._tx
-
-    @property
-    def result(self) -> Result | None:
-        """As `Once.result`."""
-        return None if self._tx is None else self._tx.result
-
-    def __getitem__(self, name: str) -> AsyncBranch:
-        return self.tx[name]
-
-    async def execute(self, statement: Any, params: Any = None) -> Reply:
-        """As `Once.execute`."""
-        return await self.tx.execute(statement, params)
-
-    async def __aenter__(self) -> Self:
-        await self._shell.run(self._enter())
-        if not self.replayed:
-            self._tx = await AsyncTransaction(self._ctx, self._shell, self._begun, self._wait).__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tx is None:
-            return
-        try:
-            if error is None:
-                try:
-                    self._close()
-                except BaseException as failure:
-                    await self._tx.__aexit__(type(failure), failure, failure.__traceback__)
-                    raise
-            await self._tx.__aexit__(kind, error, trace)
-        finally:
-            self._drop()
 
 
 class Doing:

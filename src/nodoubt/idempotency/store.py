@@ -13,9 +13,12 @@ Must not: wait for a branch, or tell a row that was merely seen: `confirm` flush
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from ..journals import rows
 from ..journals.dialects import Dialect, MariaDBDialect, PostgresDialect, SqliteDialect
 from ..journals.transactions import Transactions
 from ..ports import Reply, Session, StatementFailed, Unclear, Work
@@ -74,6 +77,31 @@ class Store(Transactions):
         kept_until = f"{self.dialect.now} + {self.dialect.seconds(keep_s)}"
         return (self._insert(work, key, self.blob(result), kept_until),)
 
+    def take_over(self, session: Session, before: Key) -> Script[bool]:
+        """Within the branch, which has claimed the key that comes after `before`: whether that is still the last one.
+
+        Its row goes with this transaction, or stays with it. Whoever deletes it is its one successor, whatever
+        snapshot they look at, and however much has happened since they looked.
+        """
+        (reply,) = yield from self._ask(session, f"DELETE FROM {self.table} {self._where(before)}")
+        return reply.count == 1
+
+    def leave_behind(self, before: Key) -> tuple[str, ...]:
+        """What the branch ends with besides, where `take_over` could not delete."""
+        return ()
+
+    def last(self, session: Session, scope: str) -> Script[tuple[str, Row] | None]:
+        """The last key of this scope, with its row: a plain read."""
+        reply = yield from self._read(
+            session,
+            f"SELECT payload, {self.as_hex}, {self.pending}, idempotency_key FROM {self.table} "
+            f"WHERE scope = {self.dialect.key(scope)} ORDER BY idempotency_key DESC LIMIT 1",
+        )
+        if not reply.rows:
+            return None
+        *columns, key = reply.rows[0]
+        return rows.text(key), _row_of(columns)
+
     def forget(self, session: Session) -> Script[int]:
         """Delete a batch of rows that were kept long enough; how many there were."""
         raise NotImplementedError
@@ -99,9 +127,11 @@ class Store(Transactions):
 
 
 def _row(reply: Reply) -> Row | None:
-    if not reply.rows:
-        return None
-    payload, result, pending = reply.rows[0]
+    return _row_of(reply.rows[0]) if reply.rows else None
+
+
+def _row_of(columns: Sequence[Any]) -> Row:
+    payload, result, pending = columns
     return Row(str(payload), bytes.fromhex(str(result)), bool(pending))
 
 
@@ -188,6 +218,19 @@ class SqliteStore(Store):
         if row is None:
             return Claim.TAKEN
         return Claim.IN_FLIGHT if row.pending else Claim.DONE
+
+    def take_over(self, session: Session, before: Key) -> Script[bool]:
+        """What a prepared branch deletes of ours would be gone although it were rolled back; so the row stays.
+
+        The file is locked: what is the last one now is so until this branch has ended, or is prepared with the next.
+        """
+        last = yield from self.last(session, before.scope)
+        return last is not None and last[0] == before.key and not last[1].pending
+
+    def leave_behind(self, before: Key) -> tuple[str, ...]:
+        """The rows that `before` has followed: that one is surely committed, so they are history."""
+        scope, key = self.dialect.key(before.scope), self.dialect.key(before.key)
+        return (f"DELETE FROM {self.table} WHERE scope = {scope} AND idempotency_key < {key}",)
 
     def forget(self, session: Session) -> Script[int]:
         """Not what is still prepared: its effect is to come."""

@@ -54,6 +54,9 @@ CHANGES = (
     "unfinished",
 )  # fmt: skip
 
+# What changes while a job is worked on; where its checkpoints are does not.
+WORKED = ("state", "done", "total", "checkpoint", "note", "worker", "claim", "held_until", "changed_at")
+
 _APP: Mapping[Part, Rights] = MappingProxyType(
     {
         Part.PARTICIPANT: {
@@ -70,14 +73,15 @@ _APP: Mapping[Part, Rights] = MappingProxyType(
             "names": ("SELECT", "INSERT", "UPDATE.undecided", "UPDATE.calls", "DELETE"),
             "confirmations": ("SELECT", "INSERT", "UPDATE.answer", "UPDATE.why", "UPDATE.at", "DELETE"),
             "calls": ("SELECT", "INSERT", *(f"UPDATE.{column}" for column in CHANGES), "DELETE"),
+            "jobs": ("SELECT", "INSERT", *(f"UPDATE.{column}" for column in WORKED), "DELETE"),
             "resources": ("SELECT", "INSERT", "UPDATE.name", "UPDATE.cluster", "UPDATE.server", "UPDATE.epoch"),
             "quarantine": ("SELECT", "INSERT", "UPDATE.resource", "UPDATE.why", "UPDATE.since", "UPDATE.cleared_by"),
             "events": ("SELECT", "INSERT", "DELETE"),
         },
     }
 )
-# Recovery takes no part in work: it stages no name, calls no step, answers for nobody, settles no one-phase commit, and
-# takes no key.
+# Recovery takes no part in work: it stages no name, calls no step, answers for nobody, settles no one-phase commit,
+# takes no key, and works on no job.
 _NOT_RECOVERY: Mapping[Part, Rights] = MappingProxyType(
     {
         Part.PARTICIPANT: {"receipts": ("INSERT",), "keys": ("INSERT", "UPDATE.confirms")},
@@ -85,6 +89,7 @@ _NOT_RECOVERY: Mapping[Part, Rights] = MappingProxyType(
             "names": ("INSERT", "UPDATE.calls"),
             "confirmations": ("INSERT", "UPDATE.answer", "UPDATE.why", "UPDATE.at"),
             "calls": ("INSERT",),
+            "jobs": ("INSERT", *(f"UPDATE.{column}" for column in WORKED)),
         },
     }
 )

@@ -1,0 +1,148 @@
+"""A transaction that carries a row of ours: the block around it, sync and async.
+
+What stands on it says how the transaction begins, and which row it ends with: an idempotency key's, a job's checkpoint.
+
+Guarantees: the row is settled before the votes, in the very transaction; if it cannot be, the work is rolled back.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from ..engine.attempt import Attempt
+from ..engine.context import Context
+from ..engine.shell import AsyncShell, ThreadShell
+from ..engine.verbs import Result, Wait
+from ..errors import ClosedTransaction
+from ..ports import Reply
+from ..script import Script
+from ..transaction import AsyncBranch, AsyncTransaction, Branch, Transaction
+
+
+class Carrying:
+    """What both kinds share."""
+
+    def __init__(self, ctx: Context, shell: Any, wait: Wait) -> None:
+        self._ctx, self._shell, self._wait = ctx, shell, wait
+        self._attempt: Attempt | None = None
+
+    def _take(self) -> Script[Attempt | None]:
+        """An attempt that may write the row. None: there is nothing to do in this block."""
+        raise NotImplementedError
+
+    def _carry(self, attempt: Attempt) -> None:
+        """The block has ended well: have the attempt end with the row."""
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """The transaction is over, however it ended."""
+
+    def _no_work(self) -> ClosedTransaction:
+        raise NotImplementedError
+
+    def _begin(self) -> Script[None]:
+        self._attempt = yield from self._take()
+
+    def _begun(self) -> Script[Attempt]:
+        yield from ()
+        assert self._attempt is not None
+        return self._attempt
+
+
+class Block(Carrying):
+    """From threads."""
+
+    _shell: ThreadShell
+    _tx: Transaction | None = None
+
+    @property
+    def tx(self) -> Transaction:
+        """The transaction to work in. Raises `ClosedTransaction` where there is none."""
+        if self._tx is None:
+            raise self._no_work()
+        return self._tx
+
+    @property
+    def result(self) -> Result | None:
+        """How the transaction ended; None if there was none."""
+        return None if self._tx is None else self._tx.result
+
+    def __getitem__(self, name: str) -> Branch:
+        return self.tx[name]
+
+    def execute(self, statement: Any, params: Any = None) -> Reply:
+        """With one resource: as `Transaction.execute`."""
+        return self.tx.execute(statement, params)
+
+    def __enter__(self) -> Self:
+        self._shell.run(self._begin())
+        if self._attempt is not None:
+            self._tx = Transaction(self._ctx, self._shell, self._begun, self._wait).__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tx is None:
+            return
+        assert self._attempt is not None
+        try:
+            if error is None:
+                try:
+                    self._carry(self._attempt)
+                except BaseException as failure:
+                    self._tx.__exit__(type(failure), failure, failure.__traceback__)
+                    raise
+            self._tx.__exit__(kind, error, trace)
+        finally:
+            self._drop()
+
+
+class AsyncBlock(Carrying):
+    """On asyncio."""
+
+    _shell: AsyncShell
+    _tx: AsyncTransaction | None = None
+
+    @property
+    def tx(self) -> AsyncTransaction:
+        """As `Block.tx`."""
+        if self._tx is None:
+            raise self._no_work()
+        return self._tx
+
+    @property
+    def result(self) -> Result | None:
+        """As `Block.result`."""
+        return None if self._tx is None else self._tx.result
+
+    def __getitem__(self, name: str) -> AsyncBranch:
+        return self.tx[name]
+
+    async def execute(self, statement: Any, params: Any = None) -> Reply:
+        """As `Block.execute`."""
+        return await self.tx.execute(statement, params)
+
+    async def __aenter__(self) -> Self:
+        await self._shell.run(self._begin())
+        if self._attempt is not None:
+            self._tx = await AsyncTransaction(self._ctx, self._shell, self._begun, self._wait).__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tx is None:
+            return
+        assert self._attempt is not None
+        try:
+            if error is None:
+                try:
+                    self._carry(self._attempt)
+                except BaseException as failure:
+                    await self._tx.__aexit__(type(failure), failure, failure.__traceback__)
+                    raise
+            await self._tx.__aexit__(kind, error, trace)
+        finally:
+            self._drop()

@@ -1,0 +1,92 @@
+"""The chain of checkpoints: each is written by the transaction whose effects it tells of, and replaces the one before.
+
+Guarantees: a link commits only if the one that it began from was the last, so no chunk is done twice and none is left
+out (I22), whoever was asleep for however long, at whatever isolation, and with no clock in it; the first is written
+under an id that nobody else knows yet.
+
+Must not: trust a lease, or what the journal says of progress.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..engine.attempt import Attempt
+from ..engine.context import Context, Participant, plainly, told
+from ..errors import UsageError
+from ..idempotency import claims
+from ..idempotency.claims import Beginning
+from ..idempotency.keys import Key
+from ..idempotency.store import Claim, Row, Store
+from ..ports import Session, Work
+from ..script import Script
+from .records import Link
+
+CHECKPOINT_BYTES_MAX = 4096  # where to go on from, not what was found
+KEPT_S = 100 * 365.25 * 86400.0  # of a job that is not done: it may be begun again at any time
+_SCOPE = "\x1fjob "  # which no user's scope can begin with: those hold no control characters
+
+
+def encoded(checkpoint: Any) -> bytes:
+    """Raises `UsageError` for what is no JSON, or too long."""
+    try:
+        text = msgspec.json.encode(checkpoint)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(f"a checkpoint must be JSON, as msgspec writes it: {error}") from error
+    if len(text) > CHECKPOINT_BYTES_MAX:
+        raise UsageError(
+            f"this checkpoint has {len(text)} bytes, more than {CHECKPOINT_BYTES_MAX}: it says where to go on from, "
+            "such as the last id; keep what was found in a table of your own"
+        )
+    return text
+
+
+def key_of(run: str, number: int) -> Key:
+    """A link's row among the idempotency keys."""
+    return Key(_SCOPE + run, f"{number:012}", "")
+
+
+def last(ctx: Context, keeper: Participant, run: str) -> Script[tuple[Link, bool] | None]:
+    """The last link, and whether it is only prepared: a plain read. The next link's commit flushes what it follows."""
+    store = claims.store_for(keeper)
+
+    def look(session: Session) -> Script[tuple[str, Row] | None]:
+        return store.last(session, key_of(run, 0).scope)
+
+    found = yield from plainly(told(ctx, keeper.pool, look))
+    if found is None:
+        return None
+    number, row = found
+    checkpoint, done, finished = msgspec.json.decode(row.result)
+    return Link(int(number), checkpoint, done, finished), row.pending
+
+
+def take(
+    ctx: Context, keeper: Participant, run: str, before: Link, beginning: Beginning
+) -> Script[tuple[Claim, Attempt | None]]:
+    """An attempt that may write the link after `before`, if that is still the last one."""
+    store = claims.store_for(keeper)
+
+    def claim(session: Session, work: Work) -> Script[Claim]:
+        return _claim(store, session, work, run, before)
+
+    return claims.holding(ctx, keeper.name, beginning, claim)
+
+
+def _claim(store: Store, session: Session, work: Work, run: str, before: Link) -> Script[Claim]:
+    """First the key of the new link: whoever is at work on it, or prepared, holds that, and we do not wait for them."""
+    outcome = yield from store.claim(session, work, key_of(run, before.number + 1))
+    if outcome is not Claim.TAKEN or before.number == 0:
+        return outcome
+    last = yield from store.take_over(session, key_of(run, before.number))
+    return Claim.TAKEN if last else Claim.DONE
+
+
+def close(attempt: Attempt, keeper: Participant, run: str, before: Link, after: Link, *, keep_s: float) -> None:
+    """The attempt will end with the link."""
+    store, work = claims.store_for(keeper), attempt.branches[keeper.name].work
+    value = msgspec.json.encode([after.checkpoint, after.done, after.finished])
+    row = store.closing(work, key_of(run, after.number), value, keep_s)
+    work.closing = (*store.leave_behind(key_of(run, before.number)), *row)

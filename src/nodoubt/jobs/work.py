@@ -1,0 +1,322 @@
+"""A job while somebody works on it, as scripts: in, out, and what is told of its progress. The blocks: `blocks`.
+
+Guarantees: whoever is let in has written a link of their own, so that whoever was at work before can commit no more; a
+block that ends well has written the last one; one that fails leaves the job to be begun again, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from ..engine import start, verbs
+from ..engine.attempt import Attempt
+from ..engine.context import Context, Participant, log
+from ..errors import ClosedTransaction, JobLost, JobTaken, NoDoubtError, ResourceRefused, UnknownJob, UsageError
+from ..idempotency import claims
+from ..idempotency.claims import Beginning
+from ..idempotency.store import Claim
+from ..script import Pause, Script
+from ..xid import check_name
+from . import board, links
+from .bar import Bar
+from .records import JobState, Link, Row
+
+Item = TypeVar("Item")
+C = TypeVar("C")
+
+
+class Work:
+    """What both kinds of `job()` share."""
+
+    def __init__(
+        self, ctx: Context, name: str, total: int | None, on: str | None, patience_s: float | None, *, quiet: bool
+    ) -> None:
+        if total is not None and total < 0:
+            raise UsageError(f"a job has a number of items, not {total!r}")
+        self.ctx = ctx
+        self.name = check_name(name)
+        self.total = total
+        self.link = Link()
+        self.at_work = False  # on a chunk
+        self.lost = False  # somebody else has it
+        self._on, self._patience_s = on, patience_s
+        self._bar = Bar(name, quiet=quiet)
+        self._keeper: Participant | None = None
+        self._run, self._claim = "", ctx.ids.attempt()
+        self._note = ""
+        self._entered = self._open = self._left = self._gone = False
+
+    # ---- links
+
+    def beginning(self, timeout_s: float | None) -> Script[Attempt]:
+        """A transaction of this job."""
+        yield from ()
+        return verbs.begin_now(self.ctx, self.name, timeout_s)
+
+    def take(self, beginning: Beginning) -> Script[tuple[Claim, Attempt | None]]:
+        """An attempt that may write the link after the last one."""
+        return links.take(self.ctx, self._kept_by, self._run, self.link, beginning)
+
+    def close(self, attempt: Attempt, after: Link) -> None:
+        """The attempt will end with this link. One that nobody goes on from is kept as an idempotency key is."""
+        final = after.finished or after.number == 1
+        keep_s = self.ctx.settings.retention_s if final else links.KEPT_S
+        links.close(attempt, self._kept_by, self._run, self.link, after, keep_s=keep_s)
+
+    @property
+    def _kept_by(self) -> Participant:
+        assert self._keeper is not None
+        return self._keeper
+
+    def _relay(self, *, finished: bool = False) -> Script[None]:
+        """A link without work: whoever begins, or ends. Raises `JobTaken`."""
+        outcome, attempt = yield from self.take(lambda: self.beginning(None))
+        if attempt is None:
+            flying = "a chunk of it is at work, or waits for recovery, which ends it"
+            raise JobTaken(self.name, flying if outcome is Claim.IN_FLIGHT else "somebody else has just begun it")
+        after = replace(self.link, number=self.link.number + 1, finished=finished)
+        self.close(attempt, after)
+        yield from verbs.complete(self.ctx, (yield from verbs.finish_work(self.ctx, attempt)))
+        self.link = after
+
+    # ---- in
+
+    def enter_once(self) -> None:
+        """Raises `ClosedTransaction`."""
+        if self._entered:
+            raise ClosedTransaction("a job's block is entered once: call job() again")
+        self._entered = True
+
+    def entering(self) -> Script[None]:
+        """Begin it, or go on with it. Raises `JobTaken`. It runs shielded, so `gone` says that nobody waits any more."""
+        if (yield from self._look()) is None:
+            yield from self._begin_new()
+        if not (yield from self._claimed()):
+            return
+        try:
+            yield from self._find_link()
+            if self.link.finished:
+                yield from self._end(JobState.DONE, "")
+                return
+            yield from self._relay()
+            yield from self.tell()
+        except BaseException:
+            yield from self._quietly(self._release())
+            raise
+        if self._gone:
+            yield from self._quietly(self._release())
+            return
+        self._open = True
+
+    def gone(self) -> None:
+        """Whoever was to be let in was interrupted, or cancelled."""
+        self._gone = True
+        self.ctx.jobs.pop(self.name, None)  # if it was just let in, its lease ends by itself
+
+    def until(self) -> float | None:
+        """When patience ends, by the clock's `elapsed`; None: never."""
+        return None if self._patience_s is None else self.ctx.clock.elapsed() + self._patience_s
+
+    def waiting(self, error: JobTaken, until: float | None, pause_s: float) -> Script[None]:
+        """Before the next look whether the job has become free; raises the error where there is none."""
+        if until is not None and self.ctx.clock.elapsed() + pause_s > until:
+            raise error
+        yield Pause(pause_s)
+
+    def _look(self) -> Script[Row | None]:
+        return board.asked(self.ctx, lambda b, s: b.find(s, self.name), changes=False)
+
+    def _begin_new(self) -> Script[None]:
+        """Nobody knows this run before it is listed, so nobody else can write its first link."""
+        ctx = self.ctx
+        keeper = self._keeper = ctx.participant(claims.place_of(ctx, self._on))
+        yield from start.admit(ctx, keeper)
+        self._run, self.link = ctx.ids.attempt(), Link()
+        yield from self._relay()
+        # If somebody was quicker, what is listed is theirs, and this link is deleted when an old key would be.
+        yield from board.asked(ctx, lambda b, s: b.add(s, self.name, self._run, keeper.resource_id, self.total))
+
+    def _claimed(self) -> Script[bool]:
+        """Whether it is ours now; False: it is done. Raises `JobTaken`."""
+        ctx = self.ctx
+        row = yield from board.asked(
+            ctx, lambda b, s: b.claim(s, self.name, self._claim, ctx.owner, ctx.settings.job_lease_s)
+        )
+        if row is None:
+            raise JobTaken(self.name, "somebody has just had it forgotten")
+        self._run = row.run
+        self.total = row.record.total if self.total is None else self.total
+        if row.record.state is JobState.DONE:
+            self.link = Link(0, row.record.checkpoint, row.record.done, finished=True)
+            return False
+        if row.claim != self._claim:
+            left = f"{row.record.worker} is at work on it, and has it for {row.held_s:.1f} s more, or longer"
+            raise JobTaken(self.name, left)
+        try:
+            yield from self._find_keeper(row)
+        except BaseException:
+            yield from self._quietly(self._release())
+            raise
+        ctx.jobs[self.name] = self._claim
+        return True
+
+    def _find_keeper(self, row: Row) -> Script[None]:
+        ctx = self.ctx
+        for participant in ctx.participants.values():
+            if participant.resource_id == "":
+                yield from start.admit(ctx, participant)
+        keeper = ctx.by_id(row.keeper)
+        if keeper is None:
+            raise UsageError(
+                f"the checkpoints of {self.name!r} are on a database ({row.keeper}) that is not among the resources of "
+                "this coordinator: name it, too"
+            )
+        if self._on not in (None, keeper.name):
+            raise UsageError(f"the checkpoints of {self.name!r} are on {keeper.name}, for good, not on {self._on}")
+        self._keeper = keeper
+
+    def _find_link(self) -> Script[None]:
+        found = yield from links.last(self.ctx, self._kept_by, self._run)
+        if found is None:
+            raise ResourceRefused(
+                f"{self._kept_by.name} has no checkpoint of the job {self.name!r}, which the journal knows: was that "
+                "database restored? Where to go on from is not known: look at its effects, then forget_job(name), and "
+                "begin anew"
+            )
+        self.link, pending = found
+        if pending:
+            raise JobTaken(self.name, "a chunk of it is prepared, and waits for recovery, which ends it")
+
+    # ---- at work
+
+    def require_open(self) -> None:
+        """Raises `ClosedTransaction`, `JobLost`, `UsageError` where no chunk can be begun."""
+        if self.link.finished:
+            raise ClosedTransaction(f"the job {self.name!r} is done: there is nothing left to do in it")
+        if not self._open:
+            raise ClosedTransaction("work on a job inside its with block")
+        if self.lost:
+            raise JobLost(self.name)
+        if self.at_work:
+            raise UsageError("a job has one chunk at a time: end the one at hand first")
+
+    def pause(self, note: str) -> None:
+        """As the block ends, it is not done."""
+        self._left, self._note = True, note
+
+    def sliced(self, items: Sequence[Item], size: int, make: Callable[[Sequence[Item], int], C]) -> Iterator[C]:
+        """The chunks that are left of the items; whoever leaves this loop early has not done the job."""
+        if size < 1:
+            raise UsageError(f"a chunk has one item or more, not {size!r}")
+        if self.link.finished:
+            return
+        at = 0 if self.link.checkpoint is None else self.link.checkpoint
+        if not isinstance(at, int) or at > len(items):
+            raise UsageError(
+                f"the job {self.name!r} goes on from {at!r}, and these are {len(items)} items: give the same ones as "
+                "before, in the same order (more may follow them)"
+            )
+        self.total = len(items) if self.total is None else self.total
+        self._left = True
+        while at < len(items):
+            some = items[at : at + size]
+            at += len(some)
+            yield make(some, at)
+            if self.link.checkpoint != at:
+                raise UsageError(
+                    f"the chunk that ends at item {at} was not committed: work on it in its block, with chunk as tx, "
+                    "and let its errors end the job, which goes on from there when it is begun again"
+                )
+        self._left = False
+
+    def tell(self, note: str = "", done: int | None = None) -> Script[None]:
+        """Progress, for everybody to see: at the last link, or, not committed yet, at so many items.
+
+        If the journal is away, what is committed stands all the same. Raises `JobLost`.
+        """
+        ctx, total, self._note = self.ctx, self.total, note
+        link = self.link if done is None else replace(self.link, done=done)
+        self._bar.show(link.done, total, note)
+        try:
+            mine = yield from board.asked(
+                ctx, lambda b, s: b.advance(s, self.name, self._claim, link, total, note, ctx.settings.job_lease_s)
+            )
+        except NoDoubtError as error:
+            log.warning("the progress of the job %s cannot be told for now: %s", self.name, error)
+            return
+        if not mine:
+            self.lost = True
+            raise JobLost(self.name, committed=done is None)
+
+    def reported(self, done: int, note: str) -> Script[None]:
+        """As `tell`, between or within chunks."""
+        if not self._open:
+            raise ClosedTransaction("report on a job inside its with block, and while it is not done")
+        if done < 0:
+            raise UsageError(f"a job has done a number of items, not {done!r}")
+        return self.tell(note, int(done))
+
+    # ---- out
+
+    def leaving(self, error: BaseException | None) -> Script[None]:
+        """The block has ended. Raises `JobLost`, and what the last link's commit raises."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            if error is None and not self._left:
+                yield from self._finish()
+            elif not self.lost:
+                note = self._note if error is None else f"{type(error).__name__}: {error}"
+                yield from self._quietly(self._end(JobState.STOPPED, note))
+        finally:
+            self.ctx.jobs.pop(self.name, None)
+            self._bar.end()
+
+    def _finish(self) -> Script[None]:
+        if self.lost:
+            raise JobLost(self.name)
+        try:
+            yield from self._relay(finished=True)
+        except JobTaken:
+            self.lost = True
+            raise JobLost(self.name) from None
+        except BaseException as error:
+            yield from self._quietly(self._end(JobState.STOPPED, f"{type(error).__name__}: {error}"))
+            raise
+        yield from self._quietly(self._end(JobState.DONE, ""))
+
+    def _end(self, state: JobState, note: str) -> Script[None]:
+        link = self.link
+        self.ctx.jobs.pop(self.name, None)
+        yield from board.asked(self.ctx, lambda b, s: b.end(s, self.name, self._claim, state, link, note))
+
+    def _release(self) -> Script[None]:
+        self.ctx.jobs.pop(self.name, None)
+        yield from board.asked(self.ctx, lambda b, s: b.release(s, self.name, self._claim))
+
+    def _quietly(self, script: Script[None]) -> Script[None]:
+        """Whoever begins the job again finds out what could not be told."""
+        try:
+            yield from script
+        except NoDoubtError as error:
+            log.warning("how the job %s was left cannot be told for now: %s", self.name, error)
+
+    def forgetting(self) -> Script[None]:
+        """End its chain, so that nobody who is asleep goes on with it; then forget it."""
+        row = yield from self._look()
+        if row is None:
+            raise UnknownJob(self.name)
+        if (yield from self._claimed()):
+            try:
+                yield from self._find_link()
+                yield from self._relay(finished=True)
+            except ResourceRefused as error:
+                log.warning("%s", error)  # nobody can go on from what is not there
+            except BaseException:
+                yield from self._quietly(self._release())
+                raise
+            self.ctx.jobs.pop(self.name, None)
+        yield from board.asked(self.ctx, lambda b, s: b.remove(s, self.name, self._run))
