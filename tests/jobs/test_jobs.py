@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -100,3 +101,217 @@ async def test_an_error_stops_a_job_and_it_goes_on_from_its_last_checkpoint(mode
                 async with block(other, again.chunk()):
                     raise AssertionError("there is no work")
     assert balances(pair) == [155, 155]
+
+
+async def test_a_chunk_of_one_s_own_says_where_to_go_on_from(mode: str, pair: list[Database]) -> None:
+    async with opened(mode, pair) as db:
+        async with job(db, "walk", on="b") as walk:
+            while True:
+                after = (walk.checkpoint or {"id": 0})["id"]
+                if after == 4:
+                    break
+                async with block(db, walk.chunk()) as chunk:
+                    await add(db, chunk, 1)
+                    chunk.checkpoint({"id": after + 2}, done=2)
+            with pytest.raises(UsageError, match="say how far"):
+                async with block(db, walk.chunk()) as chunk:
+                    await add(db, chunk, 1000)
+            with pytest.raises(UsageError, match="must be JSON"):
+                async with block(db, walk.chunk()) as chunk:
+                    await add(db, chunk, 1000)
+                    chunk.checkpoint(object())
+            with pytest.raises(UsageError, match="more than 4096"):
+                async with block(db, walk.chunk()) as chunk:
+                    chunk.checkpoint("x" * 5000)
+            assert walk.done == 4
+        record = await db.progress("walk")
+        assert (record.state, record.done, record.total, record.checkpoint) == (JobState.DONE, 4, None, {"id": 4})
+        assert [one.name for one in await db.jobs()] == ["walk"]
+    assert balances(pair) == [102, 102]
+
+
+async def test_while_somebody_works_on_it_nobody_else_is_let_in(mode: str, pair: list[Database]) -> None:
+    """The lease is renewed for as long as the process lives, however long a chunk takes."""
+    async with opened(mode, pair, settings=BRIEF) as db, opened(mode, pair, settings=BRIEF) as other:
+        async with job(db, "sum") as first:
+            begun = (await db.progress("sum")).changed_at
+            renewed = lambda: _held_until(pair[0], "sum") > begun + 2 * BRIEF.job_lease_s  # noqa: E731
+            await asyncio.to_thread(until, renewed)
+            for face in (db, other):
+                with pytest.raises(JobTaken, match="is at work on it"):
+                    async with job(face, "sum"):
+                        raise AssertionError("nobody is let in")
+            with pytest.raises(JobTaken):
+                await other.forget_job("sum")
+            for chunk in first.chunks(ITEMS, 5):
+                async with block(db, chunk) as tx:
+                    await add(db, tx, sum(chunk.items))
+        async with job(other, "sum") as again:
+            assert again.finished
+    assert balances(pair) == [155, 155]
+
+
+async def test_who_was_asleep_commits_no_more_and_is_told(mode: str, pair: list[Database]) -> None:
+    """However far the other has come: even where it has come to the end, and is forgotten."""
+    async with opened(mode, pair) as sleeper, opened(mode, pair) as db:
+        for number, ending in enumerate(("taken", "further", "done", "forgotten")):
+            name = f"sum-{number}"
+            with pytest.raises(JobLost, match="was rolled back"):
+                async with job(sleeper, name) as asleep:
+                    chunk = next(asleep.chunks(ITEMS, 5))  # it knows where to go on from
+                    _expire(pair[0], name)
+                    if ending == "taken":
+                        async with job(db, name) as awake:
+                            awake.pause("for the other to come")
+                    else:
+                        await work_off(db, name, upto=5 if ending == "further" else 10)
+                    if ending == "forgotten":
+                        await db.forget_job(name)
+                    async with block(sleeper, chunk) as tx:
+                        await add(sleeper, tx, 1000)
+            if ending != "forgotten":
+                assert (await db.progress(name)).state is (JobState.DONE if ending == "done" else JobState.STOPPED)
+    assert balances(pair) == [100 + 15 + 55 + 55] * 2 and not any(one.prepared() for one in pair)
+
+
+async def work_off(db: Face, name: str, *, upto: int = 10) -> None:
+    async with job(db, name) as some:
+        for chunk in some.chunks(ITEMS, 5):
+            async with block(db, chunk) as tx:
+                await add(db, tx, sum(chunk.items))
+            if some.done >= upto < len(ITEMS):
+                break
+
+
+def _table(one: Database) -> str:
+    return "nodoubt.jobs" if one.kind == "postgres" else "nodoubt_jobs"
+
+
+def _held_until(one: Database, name: str) -> float:
+    return float(one.query(f"select held_until from {_table(one)} where name = ?", _key(one, name))[0][0])
+
+
+def _expire(one: Database, name: str) -> None:
+    """As if its worker had not been heard of."""
+    one.query(f"update {_table(one)} set held_until = 0 where name = ?", _key(one, name))
+
+
+def _key(one: Database, name: str) -> Any:
+    return name.encode() if one.kind == "mariadb" else name
+
+
+async def test_a_chunk_that_is_at_work_is_waited_for(mode: str, pair: list[Database]) -> None:
+    """Its worker's lease has ended, but the transaction is open: nobody else can begin before that has ended."""
+    if pair[0].kind == "sqlite":  # whose files are locked while a branch is at work
+        return await _a_chunk_stands_although_the_job_was_taken(mode, pair)
+    async with opened(mode, pair) as sleeper, opened(mode, pair) as db:
+        with pytest.raises(JobLost) as lost:
+            async with job(sleeper, "sum") as asleep, block(sleeper, next(asleep.chunks(ITEMS, 5))) as tx:
+                await add(sleeper, tx, 15)
+                _expire(pair[0], "sum")
+                with pytest.raises(JobTaken, match="at work, or waits for recovery"):
+                    async with job(db, "sum"):
+                        raise AssertionError("nobody is let in")
+        assert lost.value.committed and "sum" not in sleeper.db._ctx.jobs
+        async with job(db, "sum", patience=5) as second:
+            assert second.done == 5
+            second.pause()
+    assert balances(pair) == [115, 115]
+
+
+async def _a_chunk_stands_although_the_job_was_taken(mode: str, pair: list[Database]) -> None:
+    async with opened(mode, pair) as db:
+        with pytest.raises(JobLost) as lost:
+            async with job(db, "sum", on="b") as asleep, block(db, next(asleep.chunks(ITEMS, 5))) as tx:
+                await add(db, tx, 15, "b")
+                _take(pair[0], "sum")
+        assert lost.value.committed and "sum" not in db.db._ctx.jobs
+    assert balances(pair) == [100, 115]
+
+
+def _take(one: Database, name: str) -> None:
+    one.query(f"update {_table(one)} set claim = 'somebody' where name = ?", _key(one, name))
+
+
+async def test_progress_is_seen_while_the_work_is_held(mode: str, pair: list[Database]) -> None:
+    """The page's job: one transaction for all of it. Its row cannot be seen, and its progress can."""
+    journal = {"journal": pair[0].url.replace("a.db", "journal.db")} if pair[0].kind == "sqlite" else {}
+    async with opened(mode, pair, **journal) as db, opened(mode, pair, **journal) as other:
+        async with job(db, "held", total=10, on="a") as held:
+            async with db.staged("all of it") as tx:
+                for number in ITEMS:
+                    await tx.execute("b", ADD, number)
+                    await said(db, held.report(number, f"at {number}"))
+                    seen = await other.progress("held")
+                    assert (seen.done, seen.note, seen.checkpoint) == (number, f"at {number}", None)
+                    assert pair[1].balance() == 100
+            assert pair[1].balance() == 100 and (await other.progress("held")).done == 10
+            await db.commit_distributed("all of it")
+        assert (await other.progress("held")).state is JobState.DONE
+    assert pair[1].balance() == 155
+
+
+async def test_wrong_arguments_are_told_before_any_work(mode: str, request: Any, tmp_path: Path) -> None:
+    pair = [make_database("sqlite", name, request, tmp_path) for name in "ab"]
+    async with opened(mode, pair, journal=f"sqlite:///{tmp_path}/journal.db") as db:
+        for args, options, told in (
+            (("",), {"on": "a"}, "name"),
+            (("n",), {"on": "c"}, "no resource 'c'"),
+            (("n",), {}, "say which database keeps"),
+            (("n",), {"on": "a", "total": -1}, "a number of items"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                async with job(db, *args, **options):
+                    raise AssertionError("work must not start")
+        with pytest.raises(UnknownJob, match="no job 'n'"):
+            await db.progress("n")
+        with pytest.raises(UnknownJob):
+            await db.forget_job("n")
+        assert await db.jobs() == []
+        async with job(db, "n", on="a") as n:
+            for size, items, told in ((0, ITEMS, "one item or more"), (3, [], "")):
+                with pytest.raises(UsageError, match=told) if told else contextlib.nullcontext():
+                    list(n.chunks(items, size))
+            with pytest.raises(UsageError, match="was not committed"):
+                for _ in n.chunks(ITEMS, 5):
+                    pass
+            async with block(db, n.chunk()) as chunk:
+                with pytest.raises(UsageError, match="one chunk at a time"):
+                    async with block(db, n.chunk()):
+                        pass
+                chunk.checkpoint("z")
+            with pytest.raises(UsageError, match="goes on from 'z'"):
+                list(n.chunks(ITEMS, 5))
+        async with job(db, "m", on="b") as m:
+            m.pause()
+        with pytest.raises(UsageError, match="are on b, for good"):
+            async with job(db, "m", on="a"):
+                pass
+
+
+async def test_a_job_whose_checkpoint_is_gone_is_not_begun_again_by_guess(mode: str, pair: list[Database]) -> None:
+    async with opened(mode, pair) as db:
+        await work_off(db, "sum", upto=5)
+        pair[0].query(f"delete from {'nodoubt.keys' if pair[0].kind == 'postgres' else 'nodoubt_keys'}")
+        with pytest.raises(Exception, match="Where to go on from is not known"):
+            async with job(db, "sum"):
+                raise AssertionError("nobody knows where from")
+        await db.forget_job("sum")
+        await work_off(db, "sum")
+    assert balances(pair) == [170, 170]
+
+
+async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(mode: str, pair: list[Database]) -> None:
+    async with opened(mode, pair) as db:
+        await work_off(db, "done")
+        await work_off(db, "stopped", upto=5)
+    async with opened(mode, pair, settings=replace(QUICK, retention_s=1e-9)) as db:
+
+        def expire() -> Any:
+            return db.db._shell.run(board.expire(db.db._ctx))
+
+        assert await said(db, expire()) == 1 and await said(db, expire()) == 0
+        assert [one.name for one in await db.jobs()] == ["stopped"]
+    async with opened(mode, pair) as db:
+        await work_off(db, "stopped")
+    assert balances(pair) == [210, 210]

@@ -17,6 +17,7 @@ from nodoubt.engine import ends, start
 from nodoubt.engine.context import using
 from nodoubt.engine.survey import survey
 from nodoubt.idempotency import claims
+from nodoubt.jobs import board
 from nodoubt.protocol.records import Quarantined
 from nodoubt.steps.undoing import undo as undo_all
 from nodoubt.url import parse_url
@@ -97,6 +98,30 @@ def forget_keys(places: Places, by: Places | None = None) -> None:
         table = "nodoubt.keys" if place.kind == "postgres" else "nodoubt_keys"
         left = place.query(f"select count(*) from {table} where confirms = 0")[0][0]
         _clean(left == 0, f"denied: keys on {place.name}")
+
+
+def work_on_a_job(places: Places) -> None:
+    """Begun, left, gone on with and done; given up; and told of, all the while that the lease is renewed."""
+    name = _name()
+    with coordinator(places) as db:
+        for items in ([1], [1, 2]):
+            with db.job(name, quiet=True) as job:
+                for chunk in job.chunks(items, 1):
+                    with chunk as tx:
+                        _move(tx)
+                    db._shell.run(board.hold_all(db._ctx))
+                if len(items) == 1:
+                    job.pause()
+            _clean(db.progress(name).done == len(items), "denied: the progress")
+        db.forget_job(name)
+        _clean(all(one.name != name for one in db.jobs()), "the list of jobs")
+
+
+def forget_jobs(places: Places, by: Places | None = None) -> None:
+    with coordinator(places) as db, db.job(_name(), quiet=True):
+        pass
+    with coordinator(by or places, FORGETFUL) as db:
+        _clean(db._shell.run(board.expire(db._ctx)) > 0, "denied: nothing was forgotten")
 
 
 def stage_and_decide(places: Places) -> None:
@@ -212,6 +237,7 @@ def _ask(places: Places, name: str, attempt: str) -> None:
         _clean(any(one.name == name for one in db.transactions()), "the list of names")
         _clean(bool(db.events(attempt)), "the trail")
         db.steps(name)
+        db.jobs()
         db.confirmations(attempt)
         db.quarantined()
     with wiring.onlooker(urls, None, SOON) as (ctx, shell):
@@ -239,6 +265,8 @@ DUTIES: tuple[Duty, ...] = (
     settle,
     take_keys,
     forget_keys,
+    work_on_a_job,
+    forget_jobs,
     stage_and_decide,
     call_and_confirm,
     undo,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kit import Face, Watching
-from nodoubt import NoDoubtError, SchemaMismatch, State, SweepReport
+from kit import QUICK, Face, Watching
+from nodoubt import Coordinator, NoDoubtError, SchemaMismatch, State, SweepReport
 from schema.releases import BROKEN, EXPANDED, SHIPPED, Releases, Scene, coordinator, make, migrate, scene_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("impatient")]
@@ -100,6 +100,40 @@ async def test_a_journal_grows_under_coordinators_that_notice_nothing(scene: Sce
         assert other.commit_distributed("later").complete
     assert scene.balances() == [69, 131]
     finished_by(scene, Releases())  # and one of the release before may begin anew
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_the_table_of_jobs_comes_under_coordinators_that_do_not_know_it(
+    scene: Scene, mode: str, moment: str
+) -> None:
+    """What is really shipped, over release 1; which works on, and of which nobody is asked for a job."""
+
+    def shipped() -> Coordinator:
+        urls = {one.name: one.url for one in scene.pair}
+        return Coordinator(urls, journal=scene.journal, settings=QUICK, recovery=False)
+
+    def grown() -> None:
+        with shipped() as db:
+            with pytest.raises(SchemaMismatch, match="run nodoubt schema apply"):
+                db.jobs()
+            db.setup(migrate=True)
+
+    old = await opened_old(scene, mode)
+    try:
+        came = at(old, moment, grown)
+        assert await pay(old) == "committed"
+        assert came == ["begun", DONE]
+        with shipped() as db, db.job("pay", on="b") as job:
+            with job.chunk() as tx:
+                tx["b"].execute("update accounts set balance = balance + 1 where id = 0")
+                tx.checkpoint("paid", done=1)
+            assert db.progress("pay").checkpoint == "paid"
+        assert await pay(old) == "committed"
+        assert (await old.recover(grace=0)).clean
+    finally:
+        await old.close()
+    assert scene.balances() == [40, 161]
+    finished_by(scene, Releases())
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -17,7 +17,7 @@ from integration import test_transactions as whole
 from kit import make_database
 from nodoubt import Coordinator, NoDoubtError
 from nodoubt.schema import Grant, Part, Role, Tables, shipped
-from nodoubt.schema.grants import CHANGES
+from nodoubt.schema.grants import CHANGES, WORKED
 from nodoubt.url import parse_url
 from schema import duties
 from schema.accounts import Guarded, another, dropped, guarded
@@ -27,6 +27,7 @@ from schema.duties import (
     commit_at_once,
     commit_in_one_database,
     forget,
+    forget_jobs,
     forget_keys,
     look,
     quarantine,
@@ -34,6 +35,7 @@ from schema.duties import (
     stage_and_decide,
     take_keys,
     undo,
+    work_on_a_job,
 )
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +73,12 @@ NEEDED: dict[str, dict[str, duties.Duty]] = {
         **{f"UPDATE ({column})": undo for column in CHANGES},
         "DELETE": forget,
     },
+    "jobs": {
+        "SELECT": forget_jobs,
+        "INSERT": work_on_a_job,
+        **{f"UPDATE ({column})": work_on_a_job for column in WORKED},
+        "DELETE": forget_jobs,
+    },
     "resources": dict.fromkeys(
         ("SELECT", "INSERT", "UPDATE", "UPDATE (name)", "UPDATE (cluster)", "UPDATE (server)", "UPDATE (epoch)"), begin
     ),
@@ -92,7 +100,7 @@ NEEDED: dict[str, dict[str, duties.Duty]] = {
     "keys": {"SELECT": take_keys, "INSERT": take_keys, "UPDATE (confirms)": take_keys, "DELETE": forget_keys},
     "SCHEMA nodoubt": {"USAGE": begin},
 }
-RECOVERY = (begin, undo, recover, quarantine, forget, forget_keys)
+RECOVERY = (begin, undo, recover, quarantine, forget, forget_keys, forget_jobs)
 
 
 def needed(one: Grant) -> duties.Duty:

@@ -1,0 +1,137 @@
+"""kill -9 of a job's worker: whoever begins the job again does the rest of it, no chunk twice, and none is left out.
+
+And the harm that is done without each of the rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crash.test_coordinator_killed import hash_of, killed_at, recover
+from jobs import mutants
+from jobs.test_jobs import BRIEF, ITEMS, PAIRS, _expire, add, balances, block, job, work_off
+from kit import Database, make_database, opened
+from nodoubt import Coordinator, JobLost, JobState, JobTaken, ResourceUnavailable
+
+CHILD = Path(__file__).with_name("child.py")
+DONE = [100 + sum(ITEMS)] * 2
+
+# Two links are written before the first chunk: the run's own, and the worker's. Then how many items progress tells of,
+# and how many are surely done.
+POINTS = [
+    ("P1.begun@b", 0, 0),
+    ("P2.work@b#2", 3, 3),  # in the second chunk
+    ("P3.prepared@b#2", 3, 3),  # it is undone by recovery
+    ("P6.committed#4", 3, 6),  # it stands, and its progress has not been told
+    ("P7.branch-committed@b#2", 3, 6),
+]
+
+
+def resume(pair: list[Database], told: int, done: int) -> None:
+    with Coordinator({one.name: one.url for one in pair}, settings=BRIEF, recovery=False) as db:
+        recover(db, pair)
+        assert db.progress("sum").done == told
+        with db.job("sum", patience=10) as rest:
+            assert rest.done == done
+            for chunk in rest.chunks(ITEMS, 3):
+                with chunk as tx:
+                    for one in pair:
+                        placeholder = "?" if one.kind == "sqlite" else "%s"
+                        amount = sum(chunk.items)
+                        tx[one.name].execute(f"update accounts set balance = balance + {placeholder}", (amount,))
+        record = db.progress("sum")
+        assert (record.state, record.done) == (JobState.DONE, 10)
+
+
+def killed(pair: list[Database], kill: str, mode: str, mutant: str = "") -> None:
+    urls = {one.name: one.url for one in pair}
+    with Coordinator(urls, recovery=False) as db:
+        db.setup()
+    killed_at({"urls": urls, "mode": mode, "kill": kill, "mutant": mutant}, CHILD)
+
+
+@pytest.mark.parametrize("kinds", PAIRS, ids="+".join)
+@pytest.mark.parametrize(("kill", "told", "done"), POINTS)
+def test_kill_9_neither_repeats_a_chunk_nor_leaves_one_out(
+    kill: str, told: int, done: int, kinds: tuple[str, str], request: Any, tmp_path: Path
+) -> None:
+    pair = [make_database(kind, name, request, tmp_path) for kind, name in zip(kinds, "ab", strict=True)]
+    killed(pair, kill, ("sync", "async")[hash_of(kinds, kill) % 2])
+    resume(pair, told, done)
+    assert balances(pair) == DONE and not any(one.prepared() for one in pair)
+
+
+@pytest.fixture
+def files(tmp_path: Path, request: Any) -> list[Database]:
+    return [make_database("sqlite", name, request, tmp_path) for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "told", "done", "wrong"),
+    [("checkpoint first", 3, 6, -sum(ITEMS[3:6])), ("checkpoint after", 3, 3, sum(ITEMS[3:6]))],
+)
+def test_mutants_that_write_the_checkpoint_apart_lose_a_chunk_or_do_it_twice(
+    mutant: str, told: int, done: int, wrong: int, files: list[Database]
+) -> None:
+    """Killed between the two transactions of the second chunk."""
+    killed(files, "P6.committed#5", "sync", mutant)
+    resume(files, told, done)
+    assert balances(files) == [one + wrong for one in DONE]
+
+
+@pytest.fixture(params=PAIRS, ids="+".join)
+def pair(request: Any, tmp_path: Path) -> list[Database]:
+    return [make_database(kind, name, request, tmp_path) for kind, name in zip(request.param, "ab", strict=True)]
+
+
+def test_mutant_without_the_fence_who_was_asleep_does_a_chunk_again(
+    pair: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutants.without_the_fence(monkeypatch)
+
+    async def main() -> None:
+        async with opened("sync", pair) as sleeper, opened("sync", pair) as db:
+            with pytest.raises(JobLost) as lost:
+                async with job(sleeper, "sum") as asleep:
+                    chunk = next(asleep.chunks(ITEMS, 5))
+                    _expire(pair[0], "sum")
+                    await work_off(db, "sum")
+                    async with block(sleeper, chunk) as tx:
+                        await add(sleeper, tx, sum(chunk.items))
+            assert lost.value.committed
+
+    asyncio.run(main())
+    assert balances(pair) == [one + sum(ITEMS[:5]) for one in DONE]
+
+
+def test_without_the_lease_workers_throw_each_other_out_and_no_chunk_is_done_twice(
+    pair: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four at the same time, each of whom begins again until it is done: the lease is not what makes it safe."""
+    mutants.without_the_lease(monkeypatch)
+    urls = {one.name: one.url for one in pair}
+    with Coordinator(urls, recovery=False) as db:
+        db.setup()
+
+    def worker(_: int) -> int:
+        thrown_out = 0
+        with Coordinator(urls, settings=BRIEF) as db:
+            while True:
+                try:
+                    with db.job("sum", quiet=True) as some:
+                        for chunk in some.chunks(ITEMS, 1):
+                            with chunk as tx:
+                                for one in pair:
+                                    tx[one.name].execute(f"update accounts set balance = balance + {chunk.items[0]}")
+                    return thrown_out
+                except (JobTaken, JobLost, ResourceUnavailable):  # or the other's branch has locked a table of SQLite's
+                    thrown_out += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(worker, range(4))) > 0
+    assert balances(pair) == DONE
