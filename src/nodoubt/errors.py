@@ -216,7 +216,7 @@ class JobTaken(NoDoubtError):
     def __init__(self, job: str, why: str) -> None:
         super().__init__(
             f"the job {job!r} cannot be worked on now: {why}. Nothing was done. Try again, or wait here: "
-            "job(…, patience=seconds)"
+            "job(…, patience=seconds). If you know that its worker is dead: job(…, takeover=True)"
         )
         self.job = job
 

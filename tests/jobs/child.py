@@ -1,4 +1,4 @@
-"""The process that is killed: adds the items to a and to b, three at a time, and dies by SIGKILL at the point it was told."""
+"""The process that is killed: adds the items to a and to b, three at a time; it dies by SIGKILL at a point."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from nodoubt.jobs.blocks import _Chunk
 from nodoubt.jobs.board import Board
 from nodoubt.script import Script
 
-
 CHUNK: Any = _Chunk
 
 

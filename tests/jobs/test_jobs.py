@@ -203,7 +203,8 @@ def _key(one: Database, name: str) -> Any:
 async def test_a_chunk_that_is_at_work_is_waited_for(mode: str, pair: list[Database]) -> None:
     """Its worker's lease has ended, but the transaction is open: nobody else can begin before that has ended."""
     if pair[0].kind == "sqlite":  # whose files are locked while a branch is at work
-        return await _a_chunk_stands_although_the_job_was_taken(mode, pair)
+        await _a_chunk_stands_although_the_job_was_taken(mode, pair)
+        return
     async with opened(mode, pair) as sleeper, opened(mode, pair) as db:
         with pytest.raises(JobLost) as lost:
             async with job(sleeper, "sum") as asleep, block(sleeper, next(asleep.chunks(ITEMS, 5))) as tx:

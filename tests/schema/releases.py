@@ -1,8 +1,8 @@
 """Releases that there never were: the code of today, with the first tables, and two kinds of others after them.
 
-Release 1 is the first migration alone. Release 2 adds to the tables, so that coordinators of release 1 work on. Release 3
-changes what they mean, so that older coordinators are refused: it renames the tables that are their gates, and knows
-them by their new names.
+Release 1 is the first migration alone. Release 2 adds to the tables, so that coordinators of release 1 work on.
+Release 3 changes what they mean, so that older coordinators are refused: it renames the tables that are their gates,
+and knows them by their new names.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from .desk import config_option, journal_option, resource_option, set_option
 from .examining import doctor
 from .exploring import explore
 from .initiating import init
+from .jobs import jobs
 from .leaving import drop
 from .recovering import recover
 from .resolving import reap, resolve
@@ -41,7 +42,7 @@ def root(resources: tuple[str, ...], journal: str | None, file: str | None, sets
 
 
 COMMANDS = (
-    demo, init, config, ls, show, commit, rollback, settle, resolve, recover, reap, steps, doctor, schema, drop,
+    demo, init, config, ls, show, commit, rollback, settle, resolve, recover, reap, steps, jobs, doctor, schema, drop,
     explore, bench,
 )  # fmt: skip
 for command in COMMANDS:

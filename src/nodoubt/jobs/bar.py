@@ -36,6 +36,11 @@ class Bar:
         self._name = name
         self._progress = None if quiet else progress_bar()
 
+    @property
+    def drawn(self) -> bool:
+        """Whether there is one."""
+        return self._progress is not None
+
     def show(self, done: int, total: int | None, note: str) -> None:
         """So far it is; drawn for the first time, or anew."""
         if self._progress is None:

@@ -63,9 +63,13 @@ class Board(Transactions):
             return False
         return True
 
-    def claim(self, session: Session, name: str, claim: str, worker: str, lease_s: float) -> Script[Row | None]:
-        """Take it, if nobody has it and it is not done; the row as it is then."""
-        until, free = self._until(lease_s), f"held_until < {self.dialect.now} AND state <> '{JobState.DONE.value}'"
+    def claim(
+        self, session: Session, name: str, claim: str, worker: str, lease_s: float, *, takeover: bool
+    ) -> Script[Row | None]:
+        """Take it, if nobody has it (or whoever has), and it is not done; the row as it is then."""
+        until, free = self._until(lease_s), f"state <> '{JobState.DONE.value}'"
+        if not takeover:
+            free += f" AND held_until < {self.dialect.now}"
         changes = f"claim = {self.dialect.key(claim)}, worker = {self.dialect.free_text(worker)}, held_until = {until}"
         _, reply = yield from self._write(
             session,

@@ -44,6 +44,7 @@ class Verb(_Verb):
         total: int | None = None,
         on: str | None = None,
         patience: float | None = 0.0,
+        takeover: bool = False,
         quiet: bool = False,
     ) -> Job:
         """A long job, as a block: begun, or gone on with from its last checkpoint; done when the block ends well.
@@ -52,12 +53,17 @@ class Verb(_Verb):
         the job to be begun again. `total`: how many items there are, for the progress. `on`: the database that keeps
         the checkpoint, a branch of every chunk's transaction, chosen once; default: the one with the journal.
         `patience`: seconds to wait while somebody else is at work on it, or a chunk is in doubt; None: however long.
+        `takeover`: do not wait until its worker has not been heard of for a while, for you know that it is dead; if it
+        is not, it is thrown out.
         `quiet`: no progress bar, in a terminal either.
 
         Raises `JobTaken` (nothing was done), `JobLost` (somebody else has taken it over), `UsageError`, `InvalidName`,
         `JournalUnavailable`, and as `transaction`.
         """
-        return Job(Work(self._writable(), name, total, on, patience, quiet=quiet), self._shell)
+        return Job(
+            Work(self._writable(), name, total=total, on=on, patience_s=patience, takeover=takeover, quiet=quiet),
+            self._shell,
+        )
 
     def progress(self, name: str) -> JobRecord:
         """How far a job is, as everybody can see. Raises `UnknownJob`."""
@@ -72,7 +78,7 @@ class Verb(_Verb):
 
         What its chunks have committed stands. Raises `UnknownJob`, `JobTaken`.
         """
-        self._shell.shielded(Work(self._writable(), name, None, None, 0.0, quiet=True).forgetting())
+        self._shell.shielded(Work(self._writable(), name).forgetting())
 
 
 class AsyncVerb(_Verb):
@@ -87,10 +93,14 @@ class AsyncVerb(_Verb):
         total: int | None = None,
         on: str | None = None,
         patience: float | None = 0.0,
+        takeover: bool = False,
         quiet: bool = False,
     ) -> AsyncJob:
         """As `Coordinator.job`."""
-        return AsyncJob(Work(self._writable(), name, total, on, patience, quiet=quiet), self._shell)
+        return AsyncJob(
+            Work(self._writable(), name, total=total, on=on, patience_s=patience, takeover=takeover, quiet=quiet),
+            self._shell,
+        )
 
     async def progress(self, name: str) -> JobRecord:
         """As `Coordinator.progress`."""
@@ -102,4 +112,4 @@ class AsyncVerb(_Verb):
 
     async def forget_job(self, name: str) -> None:
         """As `Coordinator.forget_job`."""
-        await self._shell.shielded(Work(self._writable(), name, None, None, 0.0, quiet=True).forgetting())
+        await self._shell.shielded(Work(self._writable(), name).forgetting())

@@ -31,7 +31,15 @@ class Work:
     """What both kinds of `job()` share."""
 
     def __init__(
-        self, ctx: Context, name: str, total: int | None, on: str | None, patience_s: float | None, *, quiet: bool
+        self,
+        ctx: Context,
+        name: str,
+        *,
+        total: int | None = None,
+        on: str | None = None,
+        patience_s: float | None = 0.0,
+        takeover: bool = False,
+        quiet: bool = True,
     ) -> None:
         if total is not None and total < 0:
             raise UsageError(f"a job has a number of items, not {total!r}")
@@ -41,7 +49,7 @@ class Work:
         self.link = Link()
         self.at_work = False  # on a chunk
         self.lost = False  # somebody else has it
-        self._on, self._patience_s = on, patience_s
+        self._on, self._patience_s, self._takeover = on, patience_s, takeover
         self._bar = Bar(name, quiet=quiet)
         self._keeper: Participant | None = None
         self._run, self._claim = "", ctx.ids.attempt()
@@ -90,7 +98,7 @@ class Work:
         self._entered = True
 
     def entering(self) -> Script[None]:
-        """Begin it, or go on with it. Raises `JobTaken`. It runs shielded, so `gone` says that nobody waits any more."""
+        """Begin it, or go on with it. Raises `JobTaken`. It runs shielded: `gone` says that nobody waits for it."""
         if (yield from self._look()) is None:
             yield from self._begin_new()
         if not (yield from self._claimed()):
@@ -141,8 +149,9 @@ class Work:
     def _claimed(self) -> Script[bool]:
         """Whether it is ours now; False: it is done. Raises `JobTaken`."""
         ctx = self.ctx
+        mine, lease_s, takeover = self._claim, ctx.settings.job_lease_s, self._takeover
         row = yield from board.asked(
-            ctx, lambda b, s: b.claim(s, self.name, self._claim, ctx.owner, ctx.settings.job_lease_s)
+            ctx, lambda b, s: b.claim(s, self.name, mine, ctx.owner, lease_s, takeover=takeover)
         )
         if row is None:
             raise JobTaken(self.name, "somebody has just had it forgotten")

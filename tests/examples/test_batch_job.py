@@ -1,0 +1,72 @@
+"""The batch job: killed at every point it moves everybody, once; and what becomes of the page's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples.batch_job import job, original
+
+from kit import QUICK, make_database
+from nodoubt import Coordinator, NoDoubtError, State
+from nodoubt.testing import crash_points
+
+# On servers, where a life costs more: in the second of the two chunks, and between it and the end.
+POINTS = [
+    "P2.work@shop#2",
+    "P3.prepared@shop#2",
+    "P4.all-prepared#2",
+    "P5.deciding@legacy#4",
+    "P6.committed#4",
+    "P7.branch-committed@shop#2",
+    "P6.committed#5",
+]
+
+
+def test_killed_at_every_point_it_moves_everybody_once() -> None:
+    explored = crash_points(job.migrate, resources=job.RESOURCES, tables=job.TABLES, check=job.check)
+    states = {one.crash.states[-1] for one in explored.outcomes if one.crash.states}
+    assert states == {State.COMMITTED, State.ABORTED}
+
+
+def test_on_servers_too() -> None:
+    resources = {"legacy": "postgres", "shop": "mariadb"}
+    crash_points(job.migrate, resources=resources, tables=job.TABLES, check=job.check, points=POINTS)
+
+
+ITEMS = list(range(1, 7))
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb", "sqlite"])
+def test_the_page_s_job_is_never_told_done_although_its_items_are(kind: str, request: Any, tmp_path: Path) -> None:
+    """On PostgreSQL it ends as 'initializing'; on MariaDB it waits for its own lock; on SQLite it is refused."""
+    only = make_database(kind, "only", request, tmp_path)
+    for statement in (original.TABLE, original.DONE):
+        only.query(statement)
+    with Coordinator(only.url, settings=QUICK, recovery=False) as db:
+        db.setup()
+        page = original.BatchJobOrchestrator(db, "data_migration_2024", timeout=1)
+        if kind == "postgres":
+            page.execute_job(ITEMS, 3)
+        else:
+            with pytest.raises(NoDoubtError):
+                page.execute_job(ITEMS, 3)
+    rows = only.query("select status, processed_items from batch_jobs")
+    done = [item for (item,) in only.query("select item from done order by item")]
+    if kind == "postgres":
+        assert rows == [("initializing", 0)] and done == ITEMS
+    else:
+        assert rows == [] and done == ITEMS[:3], "half of the items are done, and nothing tells of it"
+
+
+def test_begun_again_the_page_s_job_does_its_items_again(tmp_path: Path, request: Any) -> None:
+    """It never reads its progress, and its name is a new one each time: there is no recovery from a checkpoint."""
+    only = make_database("postgres", "only", request, tmp_path)
+    for statement in (original.TABLE, original.DONE):
+        only.query(statement)
+    with Coordinator(only.url, settings=QUICK, recovery=False) as db:
+        db.setup()
+        for _ in range(2):
+            original.BatchJobOrchestrator(db, "data_migration_2024", timeout=1).execute_job(ITEMS, 3)
+    assert len(only.query("select item from done")) == 2 * len(ITEMS)
