@@ -261,6 +261,34 @@ def charged_once(world: World, make: Make) -> Iterator[None]:
     assert billing.query("select * from charges") == [(7, 990)]
 
 
+@stage("jobs.md", "Long jobs", "One transaction for each chunk, or one for all", "Two workers, and one that was asleep")
+def worked_off(world: World, make: Make) -> Iterator[None]:
+    """A thousand orders, and an index of them that is filled, or emptied, chunk by chunk."""
+    shop, search = file(world, "shop"), file(world, "search")
+    shop.query("create table orders (id integer primary key, indexed int not null default 0)")
+    numbers = "with recursive n (x) as (values (1) union all select x + 1 from n where x < 1000)"
+    shop.query(f"insert into orders (id) {numbers} select x from n")
+    search.query("create table entries (order_id integer primary key)")
+    configure(world, shop, search)
+    shell = world.heading.startswith("Two workers")
+    if shell:
+        with coordinator([shop, search]) as db:
+            db.setup()
+            with db.job("index-orders", quiet=True) as job:
+                for chunk in job.chunks(range(1000), 400):
+                    with chunk:
+                        pass
+    yield
+    if shell:
+        assert "1000 of 1000 (100 %)" in world.told[0] and '"done": 1000' in world.told[1]
+        assert "is forgotten" in world.told[2]
+    elif world.heading == "Long jobs":
+        assert shop.query("select sum(indexed) from orders") == [(1000,)]
+        assert search.query("select count(*) from entries") == [(0,)]  # the second snippet has emptied it again
+    else:
+        assert search.query("select count(*) from entries") == [(1000,)]
+
+
 @stage("README.md", "Once")
 def charged(world: World, make: Make) -> Iterator[None]:
     shop, billing = file(world, "shop"), file(world, "billing")

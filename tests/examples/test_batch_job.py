@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from examples.batch_job import job, original
 from kit import QUICK, make_database
 from nodoubt import Coordinator, NoDoubtError, State
 from nodoubt.testing import crash_points
+from nodoubt.testing.crashes import Exploration
 
+README = Path(job.__file__).with_name("README.md")
 # On servers, where a life costs more: in the second of the two chunks, and between it and the end.
 POINTS = [
     "P2.work@shop#2",
@@ -24,10 +27,26 @@ POINTS = [
 ]
 
 
-def test_killed_at_every_point_it_moves_everybody_once() -> None:
+def test_killed_at_every_point_it_moves_everybody_once_and_the_readme_shows_where() -> None:
+    """`NODOUBT_RATCHET=write` writes the matrix anew."""
     explored = crash_points(job.migrate, resources=job.RESOURCES, tables=job.TABLES, check=job.check)
-    states = {one.crash.states[-1] for one in explored.outcomes if one.crash.states}
-    assert states == {State.COMMITTED, State.ABORTED}
+    text = README.read_text()
+    before, _, rest = text.partition("<!-- matrix: begin -->\n")
+    after = rest[rest.index("<!-- matrix: end -->") :]
+    shown = f"{before}<!-- matrix: begin -->\n{matrix(explored)}{after}"
+    if os.environ.get("NODOUBT_RATCHET") == "write":
+        README.write_text(shown)
+    assert text == shown, "run this test with NODOUBT_RATCHET=write"
+
+
+def matrix(explored: Exploration) -> str:
+    lines = ["| killed at | what is so there | its transactions | have moved |", "| --- | --- | --- | --- |"]
+    for one in explored.outcomes:
+        meaning = "it runs to its end" if one.crash.point is None else one.crash.point.meaning
+        ended = [state is State.COMMITTED for state in one.crash.states]
+        signs = "".join("C" if committed else "A" for committed in ended)
+        lines.append(f"| `{one.name}` | {meaning} | {signs} | {job.SIZE * sum(ended[2:4])} |")
+    return "\n".join([*lines, ""])
 
 
 def test_on_servers_too() -> None:

@@ -96,7 +96,7 @@ def forget_keys(places: Places, by: Places | None = None) -> None:
         db._shell.run(claims.expire(db._ctx))
     for place in places:
         table = "nodoubt.keys" if place.kind == "postgres" else "nodoubt_keys"
-        left = place.query(f"select count(*) from {table} where confirms = 0")[0][0]
+        left = place.query(f"select count(*) from {table} where confirms = 0 and scope = ''")[0][0]
         _clean(left == 0, f"denied: keys on {place.name}")
 
 
@@ -112,7 +112,8 @@ def work_on_a_job(places: Places) -> None:
                     db._shell.run(board.hold_all(db._ctx))
                 if len(items) == 1:
                     job.pause()
-            _clean(db.progress(name).done == len(items), "denied: the progress")
+            seen = db.progress(name)
+            _clean((seen.done, seen.total) == (len(items), len(items)), "denied: the progress")
         db.forget_job(name)
         _clean(all(one.name != name for one in db.jobs()), "the list of jobs")
 

@@ -45,7 +45,7 @@ class Work:
             raise UsageError(f"a job has a number of items, not {total!r}")
         self.ctx = ctx
         self.name = check_name(name)
-        self.total = total
+        self.total, self._counted = total, total is not None
         self.link = Link()
         self.at_work = False  # on a chunk
         self.lost = False  # somebody else has it
@@ -227,7 +227,8 @@ class Work:
                 f"the job {self.name!r} goes on from {at!r}, and these are {len(items)} items: give the same ones as "
                 "before, in the same order (more may follow them)"
             )
-        self.total = len(items) if self.total is None else self.total
+        if not self._counted:
+            self.total = len(items)
         self._left = True
         while at < len(items):
             some = items[at : at + size]

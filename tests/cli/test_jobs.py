@@ -1,0 +1,93 @@
+"""`jobs`: what is told of long jobs, to people and to programs."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from cli.conftest import Shop
+from kit import until
+
+
+def work(shop: Shop, name: str, *, upto: int, note: str = "") -> None:
+    """Four items, of which so many are done in this life."""
+    with shop.coordinator() as db, db.job(name, total=4, quiet=True) as job:
+        for chunk in job.chunks(range(4), 2):
+            if job.done >= upto:
+                job.pause(note)
+                break
+            with chunk as tx:
+                tx["stock"].execute("insert into notes values (?)", (f"{name} {job.done}",))
+
+
+def test_jobs_are_listed_and_shown_to_people_and_to_programs(shop: Shop) -> None:
+    assert shop.nodoubt("jobs", "ls").stdout == "No jobs.\n"
+    assert shop.json("jobs", "ls") == {"jobs": []}
+    work(shop, "half", upto=2, note="for lunch \x1b[31m")
+    work(shop, "whole", upto=4)
+    listed = shop.nodoubt("jobs", "ls").stdout
+    assert "2 of 4 (50 %)" in listed and "for lunch \\x1b[31m" in listed and "\x1b" not in listed
+    assert [one["name"] for one in shop.json("jobs", "ls")["jobs"]] == ["whole", "half"]
+    shown = shop.nodoubt("jobs", "show", "half").stdout
+    assert "stopped" in shown and "checkpoint  2" in shown
+    told = shop.json("jobs", "show", "whole")
+    assert (told["state"], told["done"], told["total"], told["checkpoint"]) == ("done", 4, 4, 4)
+    unknown = shop.nodoubt("jobs", "show", "other")
+    assert unknown.exit_code == 1 and "there is no job 'other'" in unknown.stderr
+
+
+def test_a_watch_ends_when_nobody_is_at_work_and_says_whether_it_is_done(shop: Shop) -> None:
+    work(shop, "half", upto=2)
+    work(shop, "whole", upto=4)
+    assert shop.nodoubt("jobs", "show", "whole", "--watch").exit_code == 0
+    left = shop.nodoubt("jobs", "show", "half", "--watch")
+    assert left.exit_code == 1 and left.stdout.count("2 of 4 (50 %)") == 2  # a line for the change, and all of it
+    assert shop.nodoubt("jobs", "show", "half", "--watch", "--every", "0").exit_code == 2
+
+
+def test_a_watch_sees_each_change_of_another_process_s_job(shop: Shop) -> None:
+    lines: list[str] = []
+    with shop.coordinator() as db, db.job("walk", total=4, quiet=True) as job:
+        job.report(0, "begins")
+        watching = shop.start("jobs", "show", "walk", "--watch", "--every", "0.05", "--json")
+        assert watching.stdout is not None
+        lines.append(watching.stdout.readline())
+        for chunk in job.chunks(range(4), 2):
+            with chunk:
+                pass
+            lines.append(watching.stdout.readline())
+    told, errors = watching.communicate(timeout=60)
+    lines += told.splitlines()
+    assert watching.returncode == 0, errors
+    assert [(one["state"], one["done"]) for one in map(json.loads, lines)] == [
+        ("running", 0),
+        ("running", 2),
+        ("running", 4),
+        ("done", 4),
+    ]
+
+
+def test_ctrl_c_ends_a_watch_and_nothing_else(shop: Shop) -> None:
+    with shop.coordinator() as db, db.job("walk", total=4, quiet=True) as job:
+        watching = shop.start("jobs", "show", "walk", "--watch")
+        assert watching.stdout is not None and "running" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 130
+        watching.communicate()
+        job.pause()
+        until(lambda: db.progress("walk").done == 0)
+
+
+def test_a_job_is_given_up_only_after_a_question_and_not_while_somebody_is_at_work(shop: Shop) -> None:
+    work(shop, "half", upto=2)
+    refused = shop.nodoubt("jobs", "forget", "half")
+    assert refused.exit_code == 2 and "--yes" in refused.stderr
+    with shop.coordinator() as db, db.job("half", quiet=True) as job:
+        taken = shop.nodoubt("jobs", "forget", "half", "--yes")
+        assert taken.exit_code == 75 and "is at work on it" in taken.stderr
+        job.pause()
+    assert shop.nodoubt("jobs", "forget", "half", "--yes").exit_code == 0
+    assert shop.json("jobs", "ls") == {"jobs": []}
+    with shop.coordinator() as db, db.job("half", quiet=True) as job:
+        assert job.done == 0
+        job.pause()
