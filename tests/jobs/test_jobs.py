@@ -14,6 +14,7 @@ import pytest
 from kit import QUICK, Database, Face, make_database, opened, until
 from nodoubt import ClosedTransaction, JobLost, JobState, JobTaken, UnknownJob, UsageError
 from nodoubt.jobs import board
+from nodoubt.testing.fakes import FakeCoordinator
 
 pytestmark = pytest.mark.anyio
 
@@ -159,12 +160,11 @@ async def test_who_was_asleep_commits_no_more_and_is_told(mode: str, pair: list[
             with pytest.raises(JobLost, match="was rolled back"):
                 async with job(sleeper, name) as asleep:
                     chunk = next(asleep.chunks(ITEMS, 5))  # it knows where to go on from
-                    _expire(pair[0], name)
                     if ending == "taken":
-                        async with job(db, name) as awake:
+                        async with job(db, name, takeover=True) as awake:
                             awake.pause("for the other to come")
                     else:
-                        await work_off(db, name, upto=5 if ending == "further" else 10)
+                        await work_off(db, name, upto=5 if ending == "further" else 10, takeover=True)
                     if ending == "forgotten":
                         await db.forget_job(name)
                     async with block(sleeper, chunk) as tx:
@@ -174,8 +174,8 @@ async def test_who_was_asleep_commits_no_more_and_is_told(mode: str, pair: list[
     assert balances(pair) == [100 + 15 + 55 + 55] * 2 and not any(one.prepared() for one in pair)
 
 
-async def work_off(db: Face, name: str, *, upto: int = 10) -> None:
-    async with job(db, name) as some:
+async def work_off(db: Face, name: str, *, upto: int = 10, takeover: bool = False) -> None:
+    async with job(db, name, takeover=takeover) as some:
         for chunk in some.chunks(ITEMS, 5):
             async with block(db, chunk) as tx:
                 await add(db, tx, sum(chunk.items))
@@ -191,11 +191,6 @@ def _held_until(one: Database, name: str) -> float:
     return float(one.query(f"select held_until from {_table(one)} where name = ?", _key(one, name))[0][0])
 
 
-def _expire(one: Database, name: str) -> None:
-    """As if its worker had not been heard of."""
-    one.query(f"update {_table(one)} set held_until = 0 where name = ?", _key(one, name))
-
-
 def _key(one: Database, name: str) -> Any:
     return name.encode() if one.kind == "mariadb" else name
 
@@ -209,9 +204,8 @@ async def test_a_chunk_that_is_at_work_is_waited_for(mode: str, pair: list[Datab
         with pytest.raises(JobLost) as lost:
             async with job(sleeper, "sum") as asleep, block(sleeper, next(asleep.chunks(ITEMS, 5))) as tx:
                 await add(sleeper, tx, 15)
-                _expire(pair[0], "sum")
                 with pytest.raises(JobTaken, match="at work, or waits for recovery"):
-                    async with job(db, "sum"):
+                    async with job(db, "sum", takeover=True):
                         raise AssertionError("nobody is let in")
         assert lost.value.committed and "sum" not in sleeper.db._ctx.jobs
         async with job(db, "sum", patience=5) as second:
@@ -316,3 +310,44 @@ async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(mode: str, p
     async with opened(mode, pair) as db:
         await work_off(db, "stopped")
     assert balances(pair) == [210, 210]
+
+
+@pytest.fixture
+def files(tmp_path: Path, request: Any) -> list[Database]:
+    return [make_database("sqlite", name, request, tmp_path) for name in "ab"]
+
+
+async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: list[Database]) -> None:
+    """While it waits to be let in, and in the middle of a chunk."""
+    async with opened("async", files) as db, opened("async", files) as other:
+
+        async def works(waits: asyncio.Event) -> None:
+            async with db.db.job("sum", patience=None) as some:
+                for chunk in some.chunks(ITEMS, 5):
+                    async with chunk as tx:
+                        await add(db, tx, sum(chunk.items))
+                        waits.set()
+                        await asyncio.Event().wait()
+
+        async with job(other, "sum") as first:
+            waiting = asyncio.create_task(works(asyncio.Event()))
+            await asyncio.sleep(0)
+            first.pause()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        at_work = asyncio.Event()
+        working = asyncio.create_task(works(at_work))
+        await at_work.wait()
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        record = await db.progress("sum")
+        assert (record.state, record.done) == (JobState.STOPPED, 0) and "CancelledError" in record.note
+        await work_off(other, "sum")
+    assert balances(files) == [155, 155]
+
+
+def test_on_fakes_there_are_no_jobs() -> None:
+    with FakeCoordinator("shop") as db, pytest.raises(UsageError, match="throw-away database"), db.job("n"):
+        raise AssertionError("nobody is let in")

@@ -14,9 +14,10 @@ import pytest
 
 from crash.test_coordinator_killed import hash_of, killed_at, recover
 from jobs import mutants
-from jobs.test_jobs import BRIEF, ITEMS, PAIRS, _expire, add, balances, block, job, work_off
-from kit import Database, make_database, opened
+from jobs.test_jobs import BRIEF, ITEMS, PAIRS, add, balances, block, job, work_off
+from kit import Database, Watching, make_database, opened
 from nodoubt import Coordinator, JobLost, JobState, JobTaken, ResourceUnavailable
+from nodoubt.url import parse_url
 
 CHILD = Path(__file__).with_name("child.py")
 DONE = [100 + sum(ITEMS)] * 2
@@ -99,14 +100,47 @@ def test_mutant_without_the_fence_who_was_asleep_does_a_chunk_again(
             with pytest.raises(JobLost) as lost:
                 async with job(sleeper, "sum") as asleep:
                     chunk = next(asleep.chunks(ITEMS, 5))
-                    _expire(pair[0], "sum")
-                    await work_off(db, "sum")
+                    await work_off(db, "sum", takeover=True)
                     async with block(sleeper, chunk) as tx:
                         await add(sleeper, tx, sum(chunk.items))
             assert lost.value.committed
 
     asyncio.run(main())
     assert balances(pair) == [one + sum(ITEMS[:5]) for one in DONE]
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+def test_who_falls_asleep_with_an_old_snapshot_is_thrown_out_all_the_same(
+    kind: str, isolation: str, request: Any, tmp_path: Path
+) -> None:
+    """The chunk's transaction has begun, and has claimed nothing yet, while another worker does all of the job."""
+    only = make_database(kind, "a", request, tmp_path)
+    urls = {"a": only.url}
+    if kind == "postgres":
+        only.query(f"alter database {parse_url(only.url).database} set default_transaction_isolation = '{isolation}'")
+    asleep: list[str] = []
+
+    def falls_asleep(notice: Any) -> None:
+        if (notice.point, notice.what) == ("P1", "begun") and armed and not asleep:
+            asleep.append(notice.attempt)
+            with (
+                Coordinator(urls, settings=BRIEF, recovery=False) as other,
+                other.job("sum", takeover=True) as all_of_it,
+            ):
+                for chunk in all_of_it.chunks(ITEMS, 5):
+                    with chunk as theirs:
+                        amount = sum(chunk.items)
+                        theirs["a"].execute(f"update accounts set balance = balance + {amount} where id = 0")
+
+    armed: list[bool] = []
+    with Coordinator(urls, settings=BRIEF, recovery=False, observer=Watching(falls_asleep)) as db:
+        db.setup()
+        with pytest.raises(JobLost, match="was rolled back"), db.job("sum") as job_:
+            armed.append(True)
+            with next(job_.chunks(ITEMS, 5)) as tx:
+                tx["a"].execute("update accounts set balance = balance + 15 where id = 0")
+    assert asleep and only.balance() == DONE[0]
 
 
 def test_without_the_lease_workers_throw_each_other_out_and_no_chunk_is_done_twice(

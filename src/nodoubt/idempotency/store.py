@@ -26,6 +26,7 @@ from ..script import Script
 from .keys import Key
 
 FORGET_MAX = 500  # rows of one batch
+OUT_OF_DATE = "40001"  # PostgreSQL, above READ COMMITTED: the row is there in our snapshot, and is deleted since
 
 
 class Claim(Enum):
@@ -83,7 +84,12 @@ class Store(Transactions):
         Its row goes with this transaction, or stays with it. Whoever deletes it is its one successor, whatever
         snapshot they look at, and however much has happened since they looked.
         """
-        (reply,) = yield from self._ask(session, f"DELETE FROM {self.table} {self._where(before)}")
+        try:
+            (reply,) = yield from self._ask(session, f"DELETE FROM {self.table} {self._where(before)}")
+        except StatementFailed as error:
+            if error.code != OUT_OF_DATE:
+                raise
+            return False
         return reply.count == 1
 
     def leave_behind(self, before: Key) -> tuple[str, ...]:
