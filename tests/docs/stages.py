@@ -289,6 +289,18 @@ def worked_off(world: World, make: Make) -> Iterator[None]:
         assert search.query("select count(*) from entries") == [(1000,)]
 
 
+@stage("operations.md", "A job does not come to its end")
+def left(world: World, make: Make) -> Iterator[None]:
+    shop, stock = shop_and_stock(world)
+    configure(world, shop, stock)
+    with coordinator([shop, stock]) as db:
+        db.setup()
+        with db.job("index-orders", quiet=True) as job:
+            job.pause("the disk is full")
+    yield
+    assert all("the disk is full" in told for told in world.told)
+
+
 @stage("README.md", "Once")
 def charged(world: World, make: Make) -> Iterator[None]:
     shop, billing = file(world, "shop"), file(world, "billing")

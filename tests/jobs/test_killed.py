@@ -15,8 +15,9 @@ import pytest
 from crash.test_coordinator_killed import hash_of, killed_at, recover
 from jobs import mutants
 from jobs.test_jobs import BRIEF, ITEMS, PAIRS, add, balances, block, job, work_off
-from kit import Database, Watching, make_database, opened
+from kit import Database, make_database, opened
 from nodoubt import Coordinator, JobLost, JobState, JobTaken, ResourceUnavailable
+from nodoubt.idempotency.store import MariaDBStore, PostgresStore
 from nodoubt.url import parse_url
 
 CHILD = Path(__file__).with_name("child.py")
@@ -109,36 +110,43 @@ def test_mutant_without_the_fence_who_was_asleep_does_a_chunk_again(
     assert balances(pair) == [one + sum(ITEMS[:5]) for one in DONE]
 
 
-@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
-@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+@pytest.mark.parametrize(
+    ("kind", "isolation"),
+    [("postgres", "read committed"), ("postgres", "repeatable read"), ("mariadb", "repeatable read")],
+)
 def test_who_falls_asleep_with_an_old_snapshot_is_thrown_out_all_the_same(
-    kind: str, isolation: str, request: Any, tmp_path: Path
+    kind: str, isolation: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The chunk's transaction has begun, and has claimed nothing yet, while another worker does all of the job."""
+    """The chunk's transaction has its snapshot, and no lock yet, while another worker does all of the job."""
     only = make_database(kind, "a", request, tmp_path)
     urls = {"a": only.url}
-    if kind == "postgres":
+    if kind == "postgres":  # it is MariaDB's default
         only.query(f"alter database {parse_url(only.url).database} set default_transaction_isolation = '{isolation}'")
     asleep: list[str] = []
 
-    def falls_asleep(notice: Any) -> None:
-        if (notice.point, notice.what) == ("P1", "begun") and armed and not asleep:
-            asleep.append(notice.attempt)
-            with (
-                Coordinator(urls, settings=BRIEF, recovery=False) as other,
-                other.job("sum", takeover=True) as all_of_it,
-            ):
-                for chunk in all_of_it.chunks(ITEMS, 5):
-                    with chunk as theirs:
-                        amount = sum(chunk.items)
-                        theirs["a"].execute(f"update accounts set balance = balance + {amount} where id = 0")
+    def all_of_it() -> None:
+        with Coordinator(urls, settings=BRIEF, recovery=False) as other, other.job("sum", takeover=True) as job_:
+            for chunk in job_.chunks(ITEMS, 5):
+                with chunk as tx:
+                    tx["a"].execute(f"update accounts set balance = balance + {sum(chunk.items)} where id = 0")
+
+    store: Any = {"postgres": PostgresStore, "mariadb": MariaDBStore}[kind]
+    sound = store.claim
+
+    def claim(self: Any, session: Any, work: Any, key: Any) -> Any:
+        if armed and not asleep:
+            asleep.append(key.key)
+            yield from self._ask(session, "SELECT count(*) FROM accounts")
+            all_of_it()
+        return (yield from sound(self, session, work, key))
 
     armed: list[bool] = []
-    with Coordinator(urls, settings=BRIEF, recovery=False, observer=Watching(falls_asleep)) as db:
+    monkeypatch.setattr(store, "claim", claim)
+    with Coordinator(urls, settings=BRIEF, recovery=False) as db:
         db.setup()
-        with pytest.raises(JobLost, match="was rolled back"), db.job("sum") as job_:
+        with pytest.raises(JobLost, match="was rolled back"), db.job("sum") as mine:
             armed.append(True)
-            with next(job_.chunks(ITEMS, 5)) as tx:
+            with next(mine.chunks(ITEMS, 5)) as tx:
                 tx["a"].execute("update accounts set balance = balance + 15 where id = 0")
     assert asleep and only.balance() == DONE[0]
 
