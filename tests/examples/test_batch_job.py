@@ -17,13 +17,10 @@ from nodoubt.testing.crashes import Exploration
 README = Path(job.__file__).with_name("README.md")
 # On servers, where a life costs more: in the second of the two chunks, and between it and the end.
 POINTS = [
-    "P2.work@shop#2",
     "P3.prepared@shop#2",
-    "P4.all-prepared#2",
     "P5.deciding@legacy#4",
     "P6.committed#4",
     "P7.branch-committed@shop#2",
-    "P6.committed#5",
 ]
 
 

@@ -284,19 +284,20 @@ async def test_wrong_arguments_are_told_before_any_work(mode: str, request: Any,
                 pass
 
 
-async def test_a_job_whose_checkpoint_is_gone_is_not_begun_again_by_guess(mode: str, pair: list[Database]) -> None:
-    async with opened(mode, pair) as db:
+async def test_a_job_whose_checkpoint_is_gone_is_not_begun_again_by_guess(mode: str, files: list[Database]) -> None:
+    async with opened(mode, files) as db:
         await work_off(db, "sum", upto=5)
-        pair[0].query(f"delete from {'nodoubt.keys' if pair[0].kind == 'postgres' else 'nodoubt_keys'}")
+        files[0].query("delete from nodoubt_keys")
         with pytest.raises(Exception, match="Where to go on from is not known"):
             async with job(db, "sum"):
                 raise AssertionError("nobody knows where from")
         await db.forget_job("sum")
         await work_off(db, "sum")
-    assert balances(pair) == [170, 170]
+    assert balances(files) == [170, 170]
 
 
-async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(mode: str, pair: list[Database]) -> None:
+async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[Database]) -> None:
+    mode = "sync"
     async with opened(mode, pair) as db:
         await work_off(db, "done")
         await work_off(db, "stopped", upto=5)

@@ -26,7 +26,6 @@ DONE = [100 + sum(ITEMS)] * 2
 # Two links are written before the first chunk: the run's own, and the worker's. Then how many items progress tells of,
 # and how many are surely done.
 POINTS = [
-    ("P1.begun@b", 0, 0),
     ("P2.work@b#2", 3, 3),  # in the second chunk
     ("P3.prepared@b#2", 3, 3),  # it is undone by recovery
     ("P6.committed#4", 3, 6),  # it stands, and its progress has not been told
