@@ -19,7 +19,7 @@ async def main(task: dict[str, Any]) -> None:
     IN_A_CHILD.get(task.get("mutant", ""), lambda: None)()
     face = Face(task["mode"], databases, observer=AtPoint(Point.parse(task["kill"])), settings=BRIEF)
     await face.open()
-    async with job(face, "sum") as some:
+    async with job(face, "sum", on=task["on"]) as some:
         for chunk in some.chunks(ITEMS, 3):
             async with block(face, chunk) as tx:
                 await add(face, tx, sum(chunk.items))

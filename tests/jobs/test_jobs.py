@@ -252,7 +252,7 @@ async def test_wrong_arguments_are_told_before_any_work(mode: str, request: Any,
         for args, options, told in (
             (("",), {"on": "a"}, "name"),
             (("n",), {"on": "c"}, "no resource 'c'"),
-            (("n",), {}, "say which database keeps"),
+            (("n",), {}, "say which database keeps it"),
             (("n",), {"on": "a", "total": -1}, "a number of items"),
         ):
             with pytest.raises(ValueError, match=told):

@@ -49,11 +49,11 @@ def resume(pair: list[Database], told: int, done: int) -> None:
         assert (record.state, record.done) == (JobState.DONE, 10)
 
 
-def killed(pair: list[Database], kill: str, mode: str, mutant: str = "") -> None:
+def killed(pair: list[Database], kill: str, mode: str, mutant: str = "", on: str | None = None) -> None:
     urls = {one.name: one.url for one in pair}
     with Coordinator(urls, recovery=False) as db:
         db.setup()
-    killed_at({"urls": urls, "mode": mode, "kill": kill, "mutant": mutant}, CHILD)
+    killed_at({"urls": urls, "mode": mode, "kill": kill, "mutant": mutant, "on": on}, CHILD)
 
 
 @pytest.mark.parametrize("kinds", PAIRS, ids="+".join)
@@ -65,6 +65,26 @@ def test_kill_9_neither_repeats_a_chunk_nor_leaves_one_out(
     killed(pair, kill, ("sync", "async")[hash_of(kinds, kill) % 2])
     resume(pair, told, done)
     assert balances(pair) == DONE and not any(one.prepared() for one in pair)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kill", "done"), [(pair, "P6.committed#4", 6) for pair in PAIRS] + [(PAIRS[1], "P3.prepared@b#2", 3)]
+)
+def test_a_checkpoint_that_is_prepared_keeps_everybody_out_until_recovery_has_ended_it(
+    kinds: tuple[str, str], kill: str, done: int, request: Any, tmp_path: Path
+) -> None:
+    """It is in b, whose branch is prepared, while the journal's has been decided, or not."""
+    pair = [make_database(kind, name, request, tmp_path) for kind, name in zip(kinds, "ab", strict=True)]
+    killed(pair, kill, ("sync", "async")[hash_of(kinds, kill) % 2], on="b")
+    urls = {one.name: one.url for one in pair}
+    with (
+        Coordinator(urls, settings=BRIEF, recovery=False) as db,
+        pytest.raises(JobTaken, match="waits for recovery"),
+        db.job("sum", takeover=True),
+    ):
+        raise AssertionError("nobody is let in")
+    resume(pair, 3, done)
+    assert balances(pair) == DONE
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def place_of(ctx: Context, on: str | None) -> str:
     with_journal = next((one.name for one in ctx.participants.values() if one.holds_journal), None)
     if with_journal is None:
         raise UsageError(
-            "say which database keeps the key, the same one in every program: once(key, payload, on=…), one of "
+            "say which database keeps it, the same one in every program: on=…, one of "
             f"{', '.join(ctx.participants)}. (It would be the one with the journal, but that is none of these.)"
         )
     return with_journal
