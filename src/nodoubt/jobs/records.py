@@ -23,8 +23,8 @@ class JobState(StrEnum):
 class JobRecord:
     """A job, for people. `done` and `total` count items; `note` is what was said last, or why it stopped.
 
-    So much is surely committed, but for what was said by `report`. After a crash it can be one chunk more: that is found
-    out when somebody begins the job again.
+    So much is surely committed, but for what was said by `report`. After a crash it can be one chunk more: that is
+    found out when somebody begins the job again.
     """
 
     name: str
