@@ -116,7 +116,7 @@ def test_a_sound_journal_is_told_in_numbers(home: Database) -> None:
     document = doctor("-r", f"home={home.url}", code=0)
     assert rules(document, "home") == []
     (one,) = document["databases"]
-    assert (one["journal"]["version"], one["journal"]["epoch"], one["journal"]["open_commits"]) == (1, 1, 0)
+    assert (one["journal"]["version"], one["journal"]["epoch"], one["journal"]["open_commits"]) == (2, 1, 0)
     assert one["journal"]["cluster"] == one["identity"]["cluster"]
     assert one["journal"]["floor_at"] is None
 

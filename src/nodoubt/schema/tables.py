@@ -123,7 +123,15 @@ class Tables:
         version = yield from self.version(session)
         if version is None or version.stands == 0:
             yield from self.migrate(session)
+        elif version.stands < self.known and self.schema.kind == "mariadb":
+            yield from self._let_finish(session)
         yield from self.require(session)
+
+    def _let_finish(self, session: Session) -> Script[None]:
+        """Older tables, or somebody who makes new ones and is between two migrations: that one holds the lock."""
+        yield from self._run(
+            session, f"SELECT GET_LOCK({self._lock}, {LOCK_WAIT_S}); SELECT RELEASE_LOCK({self._lock})"
+        )
 
     def migrate(self, session: Session) -> Script[None]:
         """Apply what is missing. Refuses, before it does anything, what only a newer release knows."""
@@ -148,7 +156,8 @@ class Tables:
             if not missing:
                 return
             try:
-                yield from self._at_once(session, missing[0], first=version is None)
+                # All of the first ones together: nobody else must find a part of them, and take it for old tables.
+                yield from self._at_once(session, missing if version is None else missing[:1], first=version is None)
             except StatementFailed as error:
                 tries += 1
                 if (yield from self.version(session)) != version:
@@ -157,11 +166,11 @@ class Tables:
                     self._refuse(error, missing[0])
                 yield Pause(TABLE_PAUSE_S)  # let those pass who have queued behind us
 
-    def _at_once(self, session: Session, migration: Migration, *, first: bool) -> Script[None]:
+    def _at_once(self, session: Session, migrations: Iterable[Migration], *, first: bool) -> Script[None]:
         """The row first: of two who do it at a time, the second one's fails, and with it all the rest."""
-        steps = len(migration.statements)
-        record = (self.schema.record_sql(),) if first else ()
-        statements = (*record, self._row_sql(migration, steps), migration.sql)
+        statements = [self.schema.record_sql()] if first else []
+        for migration in migrations:
+            statements += (self._row_sql(migration, len(migration.statements)), migration.sql)
         message = ";\n".join((*self._begin(), *statements, "COMMIT"))
         try:
             replies = yield from self._run(session, message)
