@@ -25,6 +25,32 @@ def test_every_file_that_a_document_names_exists() -> None:
             assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
+COSTS = {
+    "one database": ("postgres", "first", ("once",)),
+    "PostgreSQL + PostgreSQL, at once": ("postgres+postgres", "first", ("once",)),
+    "PostgreSQL + MariaDB, at once": ("postgres+mariadb", "first", ("once",)),
+    "three PostgreSQL, at once": ("postgres+postgres+postgres", "first", ("once",)),
+    "PostgreSQL + PostgreSQL, the journal elsewhere": ("postgres+postgres", "own postgres", ("once",)),
+    "one PostgreSQL, staged, then committed": ("postgres", "first", ("begin", "commit")),
+}
+
+
+def test_the_page_on_cost_says_what_is_counted() -> None:
+    """The forced writes it says are the contract's: `cost/test_forced_writes.py`."""
+    ratchet = (ROOT / "tests" / "cost" / "round_trips.txt").read_text()
+    page = (ROOT / "docs" / "performance.md").read_text()
+    table = {
+        row[0]: row[3] for row in re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", page, re.MULTILINE)
+    }
+    for title, (shape, journal, ways) in COSTS.items():
+        for mode in ("sync", "async"):
+            counted = [
+                re.search(rf"^{re.escape(shape)} +{journal} +{way} +{mode} +(\d+) =", ratchet, re.MULTILINE)
+                for way in ways
+            ]
+            assert table[title] == " + ".join(found[1] for found in counted if found), (title, mode)
+
+
 TESTING_PAGE = ROOT / "docs" / "testing-your-code.md"
 
 
