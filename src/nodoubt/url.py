@@ -17,6 +17,7 @@ from .errors import UsageError
 _SECRETS = frozenset({"sslpassword"})  # options of libpq's
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 KINDS = {"postgresql": "postgres", "postgres": "postgres", "mariadb": "mariadb", "mysql": "mariadb", "sqlite": "sqlite"}
+DRIVERS = {"postgres": ("psycopg", "asyncpg"), "mariadb": ("pymysql", "asyncmy"), "sqlite": ("apsw",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,11 @@ def parse_url(text: str) -> Url:
     if "\0" in unquote(text) or any("\ud800" <= c <= "\udfff" for c in text):
         raise UsageError(f"the {base} URL holds a NUL, or bytes that are no text in UTF-8")
     kind = KINDS[base]
+    if driver and driver not in DRIVERS[kind]:
+        raise UsageError(
+            f"{base}+{driver[:20]}:// names a driver that is not used here: leave it out, or name "
+            f"{' or '.join(DRIVERS[kind])}. An engine of SQLAlchemy's with a driver of its own can be a resource itself"
+        )
     if kind == "sqlite":
         path = text[len(scheme) + 3 :]
         if not path.startswith("/") or path in ("/", "/:memory:"):

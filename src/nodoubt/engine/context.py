@@ -74,6 +74,13 @@ class Settings:
             raise UsageError("grace_s must not be below prepare_s: recovery would abort work that is still preparing")
 
 
+def check_seconds(what: str, seconds: float) -> float:
+    """A time that somebody has given. Raises `UsageError`."""
+    if not 0 < seconds <= TIME_MAX_S:  # NaN is neither
+        raise UsageError(f"{what} is above zero seconds, and at most {TIME_MAX_S:.0f}, not {seconds!r}")
+    return seconds
+
+
 @dataclass(slots=True)
 class Participant:
     """One database: its scripts, its sessions, and who it said it is."""

@@ -33,7 +33,7 @@ from ..script import Pause, Script, every
 from ..xid import Xid, check_name, check_who
 from . import cautions, questions, readiness, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
-from .context import Context, FailedBegin, bounded, told
+from .context import Context, FailedBegin, bounded, check_seconds, told
 from .phases import Course, raise_for, to_answer, to_end
 from .questions import State
 
@@ -66,9 +66,7 @@ def begin_now(ctx: Context, name: str | None, timeout_s: float | None) -> Attemp
 def _until(ctx: Context, timeout_s: float | None) -> float | None:
     if timeout_s is None:
         return None
-    if timeout_s <= 0:
-        raise UsageError(f"a timeout is above zero seconds, not {timeout_s!r}")
-    return ctx.clock.elapsed() + timeout_s
+    return ctx.clock.elapsed() + check_seconds("a timeout", timeout_s)
 
 
 def begin_staged(
@@ -83,9 +81,7 @@ def begin_staged(
 ) -> Script[Attempt]:
     """An attempt under a name that nobody else lives under. Raises `InvalidName`, `DuplicateTransaction`."""
     check_name(name)
-    lasts_s = ctx.settings.deadline_s if deadline_s is None else deadline_s
-    if lasts_s <= 0:
-        raise UsageError(f"a deadline is above zero seconds from now, not {lasts_s!r}")
+    lasts_s = ctx.settings.deadline_s if deadline_s is None else check_seconds("the time to a deadline", deadline_s)
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise UsageError(f"metadata is text under text; {key!r} is not")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..engine import questions
 from ..engine.attempt import Attempt, left_s
-from ..engine.context import Context, log
+from ..engine.context import Context, check_seconds, log
 from ..errors import (
     BranchDoomed,
     InvalidName,
@@ -66,8 +66,8 @@ def use(
     """Check everything that can be checked here. Raises `UsageError`."""
     _require_declared(Step.kind, step, isinstance(step, Step))
     _require_declared(Compensation.kind, undo, undo is None or isinstance(undo, Compensation))
-    if timeout_s is not None and not timeout_s > 0:
-        raise UsageError(f"a timeout is above zero seconds, not {timeout_s!r}")
+    if timeout_s is not None:
+        check_seconds("a timeout", timeout_s)
     try:
         key = step.name if key is None else check_name(key)
     except InvalidName as error:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, get_typ
 
 import msgspec
 
+from ..engine.context import check_seconds
 from ..errors import UsageError
 
 P = ParamSpec("P")
@@ -100,8 +101,8 @@ class Options:
         refused: tuple[type[Exception], ...] = (),
     ) -> Options:
         """Raises `UsageError`."""
-        if timeout is not None and not timeout > 0:
-            raise UsageError(f"the timeout of a {kind} is above zero seconds, not {timeout!r}")
+        if timeout is not None:
+            check_seconds(f"the timeout of a {kind}", timeout)
         if tries is not None and tries < 1:
             raise UsageError(f"a {kind} is tried at least once, not {tries!r} times")
         for name, errors in (("retry_on", retry_on), ("refused", refused)):

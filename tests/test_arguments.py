@@ -1,0 +1,68 @@
+"""Arguments that can't be meant are refused before any work is done: times that never come, drivers not used here."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import nodoubt
+from nodoubt import AsyncCoordinator, Coordinator, UsageError
+from nodoubt.url import parse_url
+
+NO_TIMES = [0, -1, float("nan"), float("inf"), 1e12]
+
+
+@nodoubt.step
+def charge(ctx: nodoubt.StepContext) -> None:
+    """Never called here."""
+
+
+@pytest.mark.parametrize("seconds", NO_TIMES)
+def test_a_time_that_never_comes_is_refused_wherever_it_is_given(seconds: float, tmp_path: Path) -> None:
+    with Coordinator(f"sqlite:///{tmp_path}/a.db") as db:
+        db.setup()
+        with pytest.raises(UsageError, match="above zero"), db.transaction(timeout=seconds):
+            pass
+        with pytest.raises(UsageError, match="above zero"), db.begin_distributed("order", timeout=seconds):
+            pass
+        with pytest.raises(UsageError, match="above zero"), db.begin_distributed("order", deadline=seconds):
+            pass
+        with pytest.raises(UsageError, match="above zero"), db.once("key", {}, keep=seconds):
+            pass
+        with db.transaction() as tx, pytest.raises(UsageError, match="above zero"):
+            tx.call(charge, timeout=seconds)
+        assert db.transactions() == []
+    with pytest.raises(UsageError, match="above zero"):
+        nodoubt.step(timeout=seconds)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg2://host/db",
+        "postgresql+nonsense://host/db",
+        "mysql+aiomysql://host/db",
+        "mariadb+mysqldb://host/db",
+        "sqlite+aiosqlite:///file.db",
+    ],
+)
+def test_a_driver_that_is_not_used_is_refused_rather_than_exchanged(url: str) -> None:
+    with pytest.raises(UsageError, match="names a driver that is not used here: leave it out, or name"):
+        parse_url(url)
+    with pytest.raises(UsageError, match="names a driver that is not used here"):
+        Coordinator(url)
+
+    async def on_asyncio() -> None:
+        with pytest.raises(UsageError, match="names a driver that is not used here"):
+            AsyncCoordinator(url)
+
+    asyncio.run(on_asyncio())
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+asyncpg://host/db", "mysql+pymysql://host/db", "mariadb+asyncmy://host/db"]
+)
+def test_the_drivers_that_are_used_may_be_named(url: str) -> None:
+    assert parse_url(url).database == "db"
