@@ -97,11 +97,11 @@ def run_checked(arguments: list[str], account: pwd.struct_passwd | None, directo
 
 
 def spawn(
-    arguments: list[str], account: pwd.struct_passwd | None, directory: Path, log: int
+    arguments: list[str], account: pwd.struct_passwd | None, directory: Path, log: int, **variables: str
 ) -> subprocess.Popen[bytes]:
     user, group, groups = _who(account)
     return subprocess.Popen(
-        arguments, user=user, group=group, extra_groups=groups, cwd=directory, env=environment(),
+        arguments, user=user, group=group, extra_groups=groups, cwd=directory, env=environment(**variables),
         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
 

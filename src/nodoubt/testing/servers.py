@@ -73,8 +73,16 @@ class Server(ABC):
     kind: ClassVar[str]
     in_memory: ClassVar[bool] = True  # may live there, if there is plenty
 
-    def __init__(self, settings: Mapping[str, Setting] | None = None, *, under: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Setting] | None = None,
+        *,
+        under: str | Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`under`: where its directory goes. `variables`: more for the server's own environment."""
         self._under = None if under is None else Path(under)
+        self._variables = dict(variables or {})
         #: Read at each start: change it and `restart()` to run with other settings.
         self.settings: dict[str, Setting] = {**self.defaults, **(settings or {})}
         self.host = "127.0.0.1"
@@ -271,7 +279,7 @@ class Server(ABC):
         log = self.directory / "log"
         with log.open("ab") as stream:
             self._log_start = stream.tell()
-            self._process = spawn(self._argv(), self._account(), self.data, stream.fileno())
+            self._process = spawn(self._argv(), self._account(), self.data, stream.fileno(), **self._variables)
         if self._guard is not None:
             self._guard.watch(self._process.pid)
         try:

@@ -1,0 +1,119 @@
+"""After the nemesis: recovery until nothing is in doubt, and then a look at everything, as a stranger has it.
+
+Guarantees: bounded; what has not come to rest by then is told, and is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kit import Database
+from nodoubt import Coordinator, NoDoubtError, OutcomeConflict, State
+
+from . import workload
+from .checker import Content, Final
+from .history import ABORTED, COMMITTED, Writer
+from .world import SERVERS, World
+
+SETTLE_TIME_MAX_S = 180.0
+PAUSE_S = 0.2
+OPEN = {
+    "commits": "select attempt from {}decisions where verdict = 'commit' and ended_at is null",
+    "undecided names": "select name from {}names where undecided is not null",
+    "unfinished steps": "select attempt from {}calls where unfinished is not null",
+    "quarantined branches": "select attempt from {}quarantine where cleared_by = ''",
+}
+
+
+def settle(world: World, cluster: str) -> list[str]:
+    """Finish by name what is staged, and sweep until nothing is left to do; what remains, in words."""
+    answers = Writer(world.folder / f"{cluster}-closing.history", f"{cluster}-closing")
+    deadline = time.monotonic() + SETTLE_TIME_MAX_S
+    try:
+        with world.coordinator(cluster) as db:
+            while True:
+                trouble = _sweep(db, answers)
+                if not trouble and not _open(world, cluster) and not any(d.prepared() for d in world.databases[cluster]):
+                    break
+                if time.monotonic() > deadline:
+                    return [f"recovery does not come to an end: {trouble or 'see what is open'}"]
+                time.sleep(PAUSE_S)
+            return [f"{name} is barred: {why}" for name, why in db.barred.items()]
+    except NoDoubtError as error:
+        return [f"recovery could not begin: {type(error).__name__}: {error}"]
+
+
+def _sweep(db: Coordinator, answers: Writer) -> str:
+    """One round; "" if it found nothing amiss."""
+    try:
+        for record in db.transactions(state=State.PREPARED):
+            try:
+                db.commit_distributed(record.name)
+            except OutcomeConflict as error:
+                answers.append(error.stands, record.name, why="at the end")
+            else:
+                answers.append(COMMITTED, record.name, why="at the end")
+        report = db.recover(grace=0)
+        return "" if report.clean else str(report)
+    except NoDoubtError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _open(world: World, cluster: str) -> list[str]:
+    """What the journal has not done with."""
+    journal = world.journal(cluster)
+    prefix = "nodoubt." if journal.kind == "postgres" else "nodoubt_"
+    rows = {what: [str(row[0]) for row in journal.query(sql.format(prefix))] for what, sql in OPEN.items()}
+    return [f"{what} in the journal: {', '.join(found[:10])}" for what, found in rows.items() if found]
+
+
+def look(world: World, cluster: str, left: list[str]) -> Final:
+    """The state of one cluster."""
+    databases = {database.name: _content(database) for database in world.databases[cluster]}
+    return Final(databases, workload.BALANCE, (*left, *_open(world, cluster)))
+
+
+def _content(database: Database) -> Content:
+    return Content(
+        accounts={int(key): int(value) for key, value in database.query("select id, balance from accounts")},
+        transfers=[(str(t), int(k), int(a)) for t, k, a in database.query("select tx, account, amount from transfers")],
+        heads={int(key): int(n) for key, n in database.query("select k, n from heads")},
+        appends=[(int(key), int(at), str(tx)) for key, at, tx in database.query("select k, at, tx from lists")],
+        prepared=tuple(database.prepared()),
+        locked=database.locked(),
+    )
+
+
+def servers_left(world: World) -> list[str]:
+    """What the servers still list as prepared, whoever's it is."""
+    left = []
+    for name in SERVERS:
+        sql = "xa recover" if name == "maria" else "select gid from pg_prepared_xacts"
+        url = world.servers[name].url("soak" if name == "maria" else "postgres")
+        left += [f"{name} lists {row}" for row in Database(name, url).query(sql)]
+    return left
+
+
+def doctor(world: World) -> list[str]:
+    """What `nodoubt doctor` says that a human must see."""
+    urls = [database.url for cluster in world.databases.values() for database in cluster]
+    done = subprocess.run(
+        [sys.executable, "-m", "nodoubt", "doctor", "--json", *urls], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")},
+    )  # fmt: skip
+    try:
+        report = json.loads(done.stdout)
+    except ValueError:
+        return [f"the doctor gave no report ({done.returncode}): {done.stdout[-500:]} {done.stderr[-500:]}"]
+    findings = [*report["findings"], *(f for one in report["databases"] for f in one["findings"])]
+    errors = [one["error"] for one in report["databases"] if one["error"]]
+    humans = [f"{finding['rule']}: {finding['what']}" for finding in findings if finding["severity"] == "human"]
+    return [*humans, *(f"could not be examined: {error}" for error in errors)]
+
+
+__all__ = ["ABORTED", "doctor", "look", "servers_left", "settle"]

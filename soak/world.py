@@ -1,0 +1,237 @@
+"""What the soak runs on: servers, databases, proxies, clocks and processes, all started here and gone at the end.
+
+Three clusters share the servers: one with its journal in PostgreSQL, one in MariaDB, one in a SQLite file of its own. Each
+has its databases `p1` to `p3` on the three PostgreSQL servers, `m` on MariaDB, and a file `s`.
+
+Guarantees: nothing outlives the block, not even what is stopped or frozen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from kit import Database
+from nodoubt import Coordinator
+from nodoubt.testing.proxy import TcpProxy
+from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server
+from nodoubt.url import parse_url
+
+from . import clock, workload
+from .worker import SETTINGS, Task
+
+ROOT = Path(__file__).parent.parent
+END_TIME_MAX_S = 90.0
+SERVERS = ("pg1", "pg2", "pg3", "maria")
+PLACES = {"p1": "pg1", "p2": "pg2", "p3": "pg3", "m": "maria"}
+JOURNALS = {"p": "p1", "m": "m", "s": "apart"}  # by cluster
+
+
+@dataclass(frozen=True)
+class Role:
+    """One process: `name` begins with its cluster's."""
+
+    name: str
+    role: str  # clients, clerk or recoverer
+    mode: str = "sync"
+    clients: int = 0
+    proxied: bool = False
+    driver: str = ""
+
+    @property
+    def cluster(self) -> str:
+        return self.name[0]
+
+
+ROLES = (
+    Role("p-async-1", "clients", "async", 25),
+    Role("p-async-2", "clients", "async", 25, proxied=True),
+    Role("p-sync", "clients", "sync", 10),
+    Role("p-clerk", "clerk", "async", proxied=True),
+    Role("p-recoverer", "recoverer"),
+    Role("m-async", "clients", "async", 15, driver="asyncpg"),
+    Role("m-sync", "clients", "sync", 8, proxied=True),
+    Role("m-clerk", "clerk", "sync"),
+    Role("m-recoverer", "recoverer", proxied=True),
+    Role("s-async", "clients", "async", 10, proxied=True),
+    Role("s-sync", "clients", "sync", 7),
+    Role("s-clerk", "clerk", "async"),
+    Role("s-recoverer", "recoverer"),
+)
+CLIENTS = sum(role.clients for role in ROLES)
+
+
+class World:
+    """All of it. `think_s` as a `Task` has it."""
+
+    def __init__(self, folder: Path, seed: int, *, think_s: float, clocks: bool, under: Path | None = None) -> None:
+        self.folder, self.seed, self.think_s = folder, seed, think_s
+        self.closed = folder / "closed"
+        self.clocks: dict[str, clock.Clock] = {}
+        if clocks:
+            names = [*SERVERS, *(role.name for role in ROLES)]
+            self.clocks = {name: clock.Clock(folder / f"{name}.clock") for name in names}
+        self.servers: dict[str, Server] = {
+            name: MariaDBServer(_MARIADB, under=under, variables=self._clock(name))
+            if name == "maria"
+            else PostgresServer(_POSTGRES, under=under, variables=self._clock(name))
+            for name in SERVERS
+        }
+        self.proxies: dict[str, TcpProxy] = {}
+        self.databases: dict[str, list[Database]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.failed: list[str] = []  # processes that ended by themselves, and badly
+        self.down: set[str] = set()  # processes that are meant to be down
+        self._starts = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.folder.chmod(0o755)  # the servers' accounts read their clocks there
+        try:
+            for name, server in self.servers.items():
+                server.start()
+                self.proxies[name] = TcpProxy.to(server.url("postgres" if name != "maria" else "soak")).start()
+            for cluster in JOURNALS:
+                self._found(cluster)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        for proxy in self.proxies.values():
+            proxy.stop()
+        for server in self.servers.values():
+            server.stop()
+
+    def _clock(self, name: str) -> Mapping[str, str]:
+        return self.clocks[name].variables if name in self.clocks else {}
+
+    def _found(self, cluster: str) -> None:
+        """Its databases with their tables, and ours."""
+        self.databases[cluster] = [
+            Database(name, f"sqlite:///{self.folder}/{cluster}-s.db")
+            if name == "s"
+            else Database(name, self.servers[PLACES[name]].url(f"soak_{cluster}"))
+            for name in workload.DATABASES
+        ]
+        for database in self.databases[cluster]:
+            if database.kind == "sqlite":
+                database.query("pragma journal_mode = wal")
+            for statement in workload.TABLES:
+                database.query(statement)
+        with self.coordinator(cluster) as db:
+            db.setup()
+
+    def journal(self, cluster: str) -> Database:
+        """The database that holds it."""
+        where = JOURNALS[cluster]
+        for database in self.databases[cluster]:
+            if database.name == where:
+                return database
+        return Database("journal", f"sqlite:///{self.folder}/{cluster}-journal.db")
+
+    def coordinator(self, cluster: str) -> Coordinator:
+        """One of our own, past the proxies, under the true time."""
+        return Coordinator(self._urls(cluster), journal=self._where(cluster), settings=SETTINGS, recovery=False)
+
+    def _where(self, cluster: str) -> str:
+        return self.journal(cluster).url if JOURNALS[cluster] == "apart" else JOURNALS[cluster]
+
+    def _urls(self, cluster: str, role: Role | None = None) -> dict[str, str]:
+        urls = {}
+        for database in self.databases[cluster]:
+            url = database.url
+            if role is not None and role.proxied and database.name in PLACES:
+                url = self.proxies[PLACES[database.name]].url_for(url)
+            if role is not None and role.driver and parse_url(url).kind == "postgres":
+                url = url.replace("postgresql://", f"postgresql+{role.driver}://")
+            urls[database.name] = url
+        return urls
+
+    # ---- processes
+
+    def start_all(self) -> None:
+        for role in ROLES:
+            self.start(role.name)
+
+    def start(self, name: str) -> None:
+        """Start it, for the first time or again."""
+        role = next(one for one in ROLES if one.name == name)
+        with self._lock:
+            self._starts += 1
+            number = self._starts
+        urls, where = self._urls(role.cluster, role), self._where(role.cluster)
+        variables = {
+            **os.environ,
+            **self._clock(name),
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "src"))),
+        }
+        if role.role == "recoverer":
+            arguments = ["soak.clock", "recover", "--watch", "--every", "1s", "--grace", f"{SETTINGS.grace_s:g}s"]
+            variables["NODOUBT_RESOURCES"] = " ".join(f"{one}={url}" for one, url in urls.items())
+            variables["NODOUBT_JOURNAL"] = where
+        else:
+            task = Task(
+                name, role.role, role.mode, role.clients, urls, where, str(self.folder / f"{name}.history"),
+                str(self.closed), f"{self.seed}/{name}/{number}", self.think_s,
+            )  # fmt: skip
+            arguments = ["soak.worker", msgspec.json.encode(task).decode()]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables,
+                cwd=self.folder,
+            )  # fmt: skip
+
+    def look_after(self) -> None:
+        """A process or server that has ended by itself is noted, and started again."""
+        for name, process in list(self.processes.items()):
+            if name not in self.down and process.poll() is not None and self.processes[name] is process:
+                self.failed.append(f"{name} ended by itself with {process.returncode}: {self.log_of(name)}")
+                self.start(name)
+
+    def log_of(self, name: str) -> str:
+        """The end of what it has said."""
+        text = (self.folder / f"{name}.log").read_text(errors="replace")
+        return text[-2000:]
+
+    def close(self) -> None:
+        """The clients' day is over; all processes end in order."""
+        self.closed.touch()
+        for role in ROLES:
+            if role.role == "recoverer":
+                self.processes[role.name].send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + END_TIME_MAX_S
+        for name, process in self.processes.items():
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                self.failed.append(f"{name} did not end within {END_TIME_MAX_S:g} s: {self.log_of(name)}")
+                process.kill()
+                continue
+            if process.returncode != 0:
+                self.failed.append(f"{name} ended with {process.returncode}: {self.log_of(name)}")
+
+
+_POSTGRES = {
+    "max_connections": 300,
+    "max_prepared_transactions": 300,
+    "shared_buffers": "64MB",
+    "autovacuum": True,
+    "restart_after_crash": True,
+}
+_MARIADB = {"max-connections": 300, "innodb-buffer-pool-size": "64M"}
