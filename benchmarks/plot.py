@@ -21,15 +21,15 @@ def svg(results: Results, shown: Sequence[Shown]) -> str:
     parts: list[str] = []
     y = 10
     for table, rows in races:
-        parts.append(_text(8, y + 16, f"{table.scenario}, {table.clients} clients: throughput", weight="bold"))
+        parts.append(text(8, y + 16, f"{table.scenario}, {table.clients} clients: throughput", weight="bold"))
         y += HEAD - 8
         top = y
         for row in rows:
             parts += _bar(row, y, scale)
             y += BAR + GAP
-        parts.append(_line(LEFT + scale, top - 4, LEFT + scale, y, dash=True))  # the yardstick: 1
+        parts.append(line(LEFT + scale, top - 4, LEFT + scale, y, dash=True))  # the yardstick: 1
         y += 12
-    parts.append(_text(8, y + 10, f"Ratios within alternating rounds, median and quartiles, {results.date}.", size=11))
+    parts.append(text(8, y + 10, f"Ratios within alternating rounds, median and quartiles, {results.date}.", size=11))
     style = "font-family:sans-serif;font-size:12px;background:#fff"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 20}" style="{style}" role="img">\n'
@@ -46,20 +46,20 @@ def _bar(row: Figures, y: int, scale: float) -> list[str]:
     colour = "#1a6b54" if row.name.startswith("nodoubt") else "#9aa5b1"
     middle = y + BAR / 2
     return [
-        _text(LEFT - 8, y + 12, row.name, anchor="end"),
+        text(LEFT - 8, y + 12, row.name, anchor="end"),
         f'<rect x="{LEFT}" y="{y}" width="{ratio.median * scale:.1f}" height="{BAR}" fill="{colour}"/>',
-        _line(LEFT + ratio.low * scale, middle, LEFT + ratio.high * scale, middle),
-        _text(LEFT + max(ratio.high, ratio.median) * scale + 6, y + 12, f"{ratio.median:.2f}"),
+        line(LEFT + ratio.low * scale, middle, LEFT + ratio.high * scale, middle),
+        text(LEFT + max(ratio.high, ratio.median) * scale + 6, y + 12, f"{ratio.median:.2f}"),
     ]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal", size: int = 12) -> str:
+def text(x: float, y: float, what: str, *, anchor: str = "start", weight: str = "normal", size: int = 12) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" font-size="{size}" '
-        f'fill="#222">{escape(text)}</text>'
+        f'fill="#222">{escape(what)}</text>'
     )
 
 
-def _line(x: float, y: float, to_x: float, to_y: float, *, dash: bool = False) -> str:
+def line(x: float, y: float, to_x: float, to_y: float, *, dash: bool = False) -> str:
     dashes = ' stroke-dasharray="3 3"' if dash else ""
     return f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{to_x:.1f}" y2="{to_y:.1f}" stroke="#222"{dashes}/>'

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from . import campaign, report
+from . import campaign, plot, report
 
 HERE = Path(__file__).parent
 THINK_S = 1.0
@@ -24,13 +25,14 @@ def main() -> None:
         say=lambda text: print(text, flush=True),
     )  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "throughput.svg").write_text(report.plot(outcome))
+    (options.out / "throughput.svg").write_text(plot.svg(outcome))
     (options.out / "RESULTS.md").write_text(report.markdown(outcome))
     print(report.markdown(outcome))
     print(f"report: {options.out}/RESULTS.md; again: make soak MINUTES={options.minutes:g} SEED={options.seed}")
     if outcome.findings:
         print(f"{len(outcome.findings)} findings; histories, logs and the nemesis' own are kept in {folder}")
         sys.exit(1)
+    shutil.rmtree(folder)
 
 
 def _options() -> argparse.Namespace:

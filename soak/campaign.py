@@ -51,20 +51,24 @@ def without() -> dict[str, str]:
 def lanes(missing: tuple[str, ...]) -> list[Lane]:
     """Two things that break among the servers, two among the processes, two in the network, and a clock, at any time."""
     kinds = {name: "mariadb" if name == "maria" else "postgres" for name in SERVERS}
-    processes = [role.name for role in ROLES]
-    clocks = {name: "clock" for name in (*SERVERS, *processes)}
+    # Whose journal is a file writes to it all the time.
+    processes = {role.name: "process with files" if role.cluster == "s" else "process" for role in ROLES}
+    odd, even = ({name: processes[name] for name in list(processes)[first::2]} for first in (0, 1))
+    clocks = dict.fromkeys((*SERVERS, *processes), "clock")
     return [
         Lane("server 1", "server", {name: kinds[name] for name in ("pg1", "pg3")}, missing),
         Lane("server 2", "server", {name: kinds[name] for name in ("pg2", "maria")}, missing),
-        Lane("process 1", "process", dict.fromkeys(processes[::2], "process"), missing),
-        Lane("process 2", "process", dict.fromkeys(processes[1::2], "process"), missing),
-        Lane("network 1", "network", {name: kinds[name] for name in ("pg1", "maria")}, missing),
+        Lane("process 1", "process", odd, missing),
+        Lane("process 2", "process", even, missing),
+        Lane("network 1", "network", {"pg1": "journal", "maria": "mariadb"}, missing),
         Lane("network 2", "network", {name: kinds[name] for name in ("pg2", "pg3")}, missing),
         Lane("clock", "clock", clocks, missing),
     ]
 
 
-def run(folder: Path, seconds: float, seed: int, *, think_s: float, under: Path | None, say: Callable[[str], None]) -> Outcome:
+def run(
+    folder: Path, seconds: float, seed: int, *, think_s: float, under: Path | None, say: Callable[[str], None]
+) -> Outcome:
     """The whole of it. Raises only if it could not begin."""
     missing = without()
     for fault, need in missing.items():
@@ -113,6 +117,8 @@ def _judge(
     for cluster, end in finals.items():
         own = [line for line in lines if line.who.startswith(f"{cluster}-")]
         found += [Finding(one.rule, f"cluster {cluster}: {one.what}") for one in checker.check(own, end)]
+    for cluster in JOURNALS if found else ():
+        final.keep_decisions(world, cluster)
     there = {tx for end in finals.values() for tx in checker.ids(end)}
     counts = {
         "transactions begun": sum(line.what == history.BEGUN for line in lines),

@@ -102,9 +102,7 @@ def _there(final: Final) -> dict[str, list[tuple[str, Leg]]]:
     return there
 
 
-def _halves(
-    stories: Mapping[str, _Story], there: Mapping[str, Sequence[tuple[str, Leg]]]
-) -> Iterator[Finding]:
+def _halves(stories: Mapping[str, _Story], there: Mapping[str, Sequence[tuple[str, Leg]]]) -> Iterator[Finding]:
     for tx, legs in there.items():
         plan = stories[tx].plan if tx in stories else None
         if plan is None:
@@ -122,9 +120,7 @@ def _places(legs: Sequence[tuple[str, Leg]]) -> str:
     return " + ".join(sorted(f"{leg.database}[{kind} {leg.key}: {leg.amount:+d}]" for kind, leg in legs))
 
 
-def _answers(
-    stories: Mapping[str, _Story], there: Mapping[str, Sequence[tuple[str, Leg]]]
-) -> Iterator[Finding]:
+def _answers(stories: Mapping[str, _Story], there: Mapping[str, Sequence[tuple[str, Leg]]]) -> Iterator[Finding]:
     for tx, story in stories.items():
         if story.committed is not None and tx not in there:
             yield Finding("answer", f"{tx} was told committed, and is nowhere")
@@ -188,7 +184,9 @@ def _order(stories: Mapping[str, _Story], final: Final) -> Iterator[Finding]:
                 free.append(later)
     circle = sorted(tx for tx, number in before.items() if number)
     if circle:
-        yield Finding("order", f"{len(circle)} transactions stand in or behind a circle, such as {', '.join(circle[:5])}")
+        yield Finding(
+            "order", f"{len(circle)} transactions stand in or behind a circle, such as {', '.join(circle[:5])}"
+        )
 
 
 def _real_time(stories: Mapping[str, _Story], where: str, order: Sequence[str]) -> Iterator[Finding]:

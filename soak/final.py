@@ -17,7 +17,7 @@ from nodoubt import Coordinator, NoDoubtError, OutcomeConflict, State
 
 from . import workload
 from .checker import Content, Final
-from .history import ABORTED, COMMITTED, Writer
+from .history import COMMITTED, Writer
 from .world import SERVERS, World
 
 SETTLE_TIME_MAX_S = 180.0
@@ -38,7 +38,11 @@ def settle(world: World, cluster: str) -> list[str]:
         with world.coordinator(cluster) as db:
             while True:
                 trouble = _sweep(db, answers)
-                if not trouble and not _open(world, cluster) and not any(d.prepared() for d in world.databases[cluster]):
+                if (
+                    not trouble
+                    and not _open(world, cluster)
+                    and not any(d.prepared() for d in world.databases[cluster])
+                ):
                     break
                 if time.monotonic() > deadline:
                     return [f"recovery does not come to an end: {trouble or 'see what is open'}"]
@@ -89,13 +93,22 @@ def _content(database: Database) -> Content:
     )
 
 
+def keep_decisions(world: World, cluster: str) -> None:
+    """The journal's decisions, for whoever has to find out what went wrong: the databases go with the run."""
+    journal = world.journal(cluster)
+    prefix = "nodoubt." if journal.kind == "postgres" else "nodoubt_"
+    columns = "name, attempt, verdict, mode, branches, point, owner, reason, decided_at, ended_at, confirms"
+    with (world.folder / f"{cluster}-decisions.jsonl").open("w") as stream:
+        for row in journal.query(f"select {columns} from {prefix}decisions order by decided_at"):
+            stream.write(json.dumps(row, default=str) + "\n")
+
+
 def servers_left(world: World) -> list[str]:
     """What the servers still list as prepared, whoever's it is."""
     left = []
     for name in SERVERS:
         sql = "xa recover" if name == "maria" else "select gid from pg_prepared_xacts"
-        url = world.servers[name].url("soak" if name == "maria" else "postgres")
-        left += [f"{name} lists {row}" for row in Database(name, url).query(sql)]
+        left += [f"{name} lists {row} as prepared" for row in world.stranger(name).query(sql)]
     return left
 
 
@@ -114,6 +127,3 @@ def doctor(world: World) -> list[str]:
     errors = [one["error"] for one in report["databases"] if one["error"]]
     humans = [f"{finding['rule']}: {finding['what']}" for finding in findings if finding["severity"] == "human"]
     return [*humans, *(f"could not be examined: {error}" for error in errors)]
-
-
-__all__ = ["ABORTED", "doctor", "look", "servers_left", "settle"]

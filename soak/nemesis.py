@@ -25,10 +25,12 @@ from nodoubt.testing.servers import PostgresServer
 from .plan import Act
 from .world import World
 
+SEEN_AFTER_S = 2.5  # libfaketime looks every second
 DETACH_TIME_MAX_S = 20.0
 ATTACH_TIME_MAX_S = 5.0
 WRITES = "pwrite64,pwritev,fallocate"  # what databases write with; sockets, logs and histories are written otherwise
-EVERY = (1, 1, 3, 20)  # of the writes fail: all, or each so-manieth
+EVERY = (1, 1, 2, 5)  # of a thread's writes fail: all, or each so-manieth
+ENDING_TIME_MAX_S = 5.0  # a server that a full disk ends writes its last words first
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class Nemesis:
         self.done: list[Done] = []
         self.errors: list[str] = []
         self._log = log.open("ab", buffering=0)
+        self._filled: set[str] = set()  # servers that have had a full disk since they were started
         self._over = threading.Event()
         self._lock = threading.Lock()
         lanes: dict[str, list[Act]] = defaultdict(list)
@@ -71,11 +74,8 @@ class Nemesis:
             proxy.heal()
         for clock in self.world.clocks.values():
             clock.set(0)
-        for name, server in self.world.servers.items():
-            if not server.running:
-                self.errors.append(f"{name} was down when everything was to be whole: {server.log()}")
-                server.kill()
-                server.restart()
+        for name in self.world.servers:
+            self._raise_again(name)
 
     def _run(self, acts: Sequence[Act]) -> None:
         for act in acts:
@@ -119,10 +119,7 @@ class Nemesis:
 
     def _break_server(self, act: Act) -> tuple[int | None, str]:
         server = self.world.servers[act.target]
-        if not server.running:
-            self.errors.append(f"{act.target} had ended by itself: {server.log()}")
-            server.kill()
-            server.restart()
+        self._raise_again(act.target)
         match act.fault:
             case "kill":
                 server.kill()
@@ -143,12 +140,27 @@ class Nemesis:
                 server.restart()
             case "fill the disk":
                 hits = self._fill_disk(act, server.pid)
-                if not server.running:
-                    server.kill()
-                    server.restart()
-                    return hits, "it ended by that"
-                return hits, ""
+                deadline = time.monotonic() + ENDING_TIME_MAX_S
+                while hits and server.running and time.monotonic() < deadline and not self._over.wait(0.1):
+                    pass
+                ended = not server.running
+                if hits:
+                    self._filled.add(act.target)
+                self._raise_again(act.target)
+                return hits, "it ended by that" if ended else ""
+        self._filled.discard(act.target)
         return None, ""
+
+    def _raise_again(self, name: str) -> None:
+        """Start a server that has ended. Only a full disk may have done that: it may take its time to die of it."""
+        server = self.world.servers[name]
+        if server.running:
+            return
+        if name not in self._filled:
+            self.errors.append(f"{name} had ended by itself: {server.log()}")
+        server.kill()
+        server.restart()
+        self._filled.discard(name)
 
     # ---- processes
 
@@ -230,9 +242,20 @@ class Nemesis:
     def _move_clock(self, act: Act) -> tuple[int | None, str]:
         clock = self.world.clocks[act.target]
         clock.set(int(act.seconds))
-        self._wait(act)
+        self._over.wait(SEEN_AFTER_S)
+        note = self._shown(act.target) if act.target in self.world.servers else ""
+        self._over.wait(act.for_s - SEEN_AFTER_S)
         clock.set(0)
-        return None, ""
+        return None, note
+
+    def _shown(self, name: str) -> str:
+        """What a server says that the time is."""
+        sql = "select unix_timestamp(now(6))" if name == "maria" else "select extract(epoch from clock_timestamp())"
+        try:
+            shown = self.world.stranger(name).query(sql)[0][0]
+        except Exception as error:
+            return f"not asked: {type(error).__name__}"
+        return f"it shows {float(shown) - time.time():+.0f} s"
 
 
 def _serves_a_client(pid: int) -> bool:

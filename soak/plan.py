@@ -26,14 +26,30 @@ DELAYS_S = (0.05, 1.5)
 JUMPS_S = (1, 5, 30, 600, 3600, 86400)
 # What a lost request or reply is aimed at, in the words of its server. All of it stands in plain text on the wire.
 STATEMENTS = {
-    "postgres": ("PREPARE TRANSACTION", "COMMIT PREPARED", "ROLLBACK PREPARED", "INSERT INTO nodoubt.decisions", "COMMIT"),
-    "mariadb": ("XA PREPARE", "XA COMMIT", "XA ROLLBACK", "nodoubt_decisions", "COMMIT"),
+    "postgres": (
+        "PREPARE TRANSACTION",
+        "PREPARE TRANSACTION",
+        "COMMIT PREPARED",
+        "COMMIT PREPARED",
+        "ROLLBACK PREPARED",
+    ),
+    "journal": ("PREPARE TRANSACTION", "COMMIT PREPARED", "nodoubt.decisions", "nodoubt.names", "COMMIT"),
+    "mariadb": ("XA PREPARE", "XA PREPARE", "XA COMMIT", "XA ROLLBACK", "nodoubt_decisions", "COMMIT"),
 }
 FAULTS: Mapping[str, Mapping[str, int]] = {
     "postgres": {"kill": 4, "kill a backend": 3, "freeze": 4, "restart": 1, "fill the disk": 2},
     "mariadb": {"kill": 4, "freeze": 4, "restart": 1, "fill the disk": 2},
-    "process": {"kill": 7, "stop": 4, "fill the disk": 1},
-    "network": {"sever": 3, "half open": 2, "cut off": 2, "lose a request": 4, "lose a reply": 6, "stall": 3, "delay": 4},
+    "process": {"kill": 2, "stop": 1},
+    "process with files": {"kill": 4, "stop": 2, "fill the disk": 3},
+    "network": {
+        "sever": 3,
+        "half open": 2,
+        "cut off": 2,
+        "lose a request": 4,
+        "lose a reply": 6,
+        "stall": 3,
+        "delay": 4,
+    },
     "clock": {"move the clock": 1},
 }
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from .history import Leg, Plan
 
-ACCOUNTS = 100
-LISTS = 40
+ACCOUNTS = 400
+LISTS = 120
 BALANCE = 1_000_000
 OVERDRAFT = 1_000_000_000
 DATABASES = ("m", "p1", "p2", "p3", "s")  # in this order everywhere, or two transactions would wait for each other
@@ -32,6 +32,7 @@ TABLES = (
 SHAPES = {"P": 2, "PP": 8, "PPP": 3, "mP": 5, "Ps": 2, "ms": 1, "mPs": 1, "m": 1, "s": 1}
 FATES = {"commit": 85, "rollback": 7, "overdraft": 4, "duplicate": 4}
 STAGED_SHARE = 0.25
+STAGED_SHARE_OF_FILES = 0.08  # a file's tables are locked while one is staged on them
 CROSSED_SHARE = 0.02  # the other way round: circles of waiting that no server can see
 
 Statement = tuple[str, str, tuple[Any, ...]]  # the database, SQL with ? for its parameters, those
@@ -54,7 +55,8 @@ def draw(dice: random.Random) -> Plan:
         legs = [Leg(name, dice.randrange(LISTS)) for name in names]
     if dice.random() < CROSSED_SHARE:
         legs.reverse()
-    return Plan(kind, "staged" if dice.random() < STAGED_SHARE else "once", fate, tuple(legs))
+    staged = dice.random() < (STAGED_SHARE_OF_FILES if "s" in shape else STAGED_SHARE)
+    return Plan(kind, "staged" if staged else "once", fate, tuple(legs))
 
 
 def statements(tx: str, plan: Plan) -> Iterator[Statement]:

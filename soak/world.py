@@ -33,6 +33,7 @@ from .worker import SETTINGS, Task
 
 ROOT = Path(__file__).parent.parent
 END_TIME_MAX_S = 90.0
+LOG_LINES_MAX = 100_000
 SERVERS = ("pg1", "pg2", "pg3", "maria")
 PLACES = {"p1": "pg1", "p2": "pg2", "p3": "pg3", "m": "maria"}
 JOURNALS = {"p": "p1", "m": "m", "s": "apart"}  # by cluster
@@ -101,7 +102,7 @@ class World:
         try:
             for name, server in self.servers.items():
                 server.start()
-                self.proxies[name] = TcpProxy.to(server.url("postgres" if name != "maria" else "soak")).start()
+                self.proxies[name] = TcpProxy.to(self.stranger(name).url).start()
             for cluster in JOURNALS:
                 self._found(cluster)
         except BaseException:
@@ -115,7 +116,8 @@ class World:
             process.wait()
         for proxy in self.proxies.values():
             proxy.stop()
-        for server in self.servers.values():
+        for name, server in self.servers.items():
+            (self.folder / f"{name}.log").write_text(server.log(LOG_LINES_MAX))
             server.stop()
 
     def _clock(self, name: str) -> Mapping[str, str]:
@@ -144,6 +146,10 @@ class World:
             if database.name == where:
                 return database
         return Database("journal", f"sqlite:///{self.folder}/{cluster}-journal.db")
+
+    def stranger(self, server: str) -> Database:
+        """A server, as somebody sees it who has nothing to do with us."""
+        return Database(server, self.servers[server].url("soak" if server == "maria" else "postgres"))
 
     def coordinator(self, cluster: str) -> Coordinator:
         """One of our own, past the proxies, under the true time."""
@@ -223,7 +229,8 @@ class World:
                 self.failed.append(f"{name} did not end within {END_TIME_MAX_S:g} s: {self.log_of(name)}")
                 process.kill()
                 continue
-            if process.returncode != 0:
+            # A recoverer that has only just been started again has no ear for SIGTERM yet.
+            if process.returncode not in (0, -signal.SIGTERM):
                 self.failed.append(f"{name} ended with {process.returncode}: {self.log_of(name)}")
 
 
