@@ -37,6 +37,7 @@ SETTINGS = Settings(
     pool_size=8,
 )  # fmt: skip
 WORK_TIME_MAX_S = 6.0
+DECIDED_SHARE = 0.2  # answered before phase two
 CANCELLED_SHARE = 0.02
 CANCELLED_WITHIN_S = 0.3
 SETTLES_SHARE = 0.5
@@ -139,7 +140,8 @@ class Process:
         cancelled = self.task.mode == "async" and dice.random() < CANCELLED_SHARE
         try:
             async with asyncio.timeout(dice.uniform(0, CANCELLED_WITHIN_S) if cancelled else None) as scope:
-                async with db.transaction(tx, timeout=WORK_TIME_MAX_S) as handle:
+                wait = "decided" if dice.random() < DECIDED_SHARE else "applied"
+                async with db.transaction(tx, timeout=WORK_TIME_MAX_S, wait=wait) as handle:
                     await self.do(handle, tx, plan)
         except InDoubt as error:
             self.told(DOUBT, tx, error)
