@@ -1,1 +1,1 @@
-"""Hours of real processes and servers under a nemesis, and a judge of what they have done; README.md tells how to run it."""
+"""Real processes and servers under a nemesis for as long as you like, and a judge of what they have done."""

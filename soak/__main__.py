@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from . import campaign, plot, report
+from .rig import WHOLE
 
 HERE = Path(__file__).parent
-THINK_S = 1.0
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="nodoubt-soak-", dir=options.under))
     print(f"seed {options.seed}; histories and logs in {folder}", flush=True)
     outcome = campaign.run(
-        folder, options.minutes * 60, options.seed, think_s=options.think, under=Path(options.under),
+        folder, options.minutes * 60, options.seed, WHOLE, under=Path(options.under),
         say=lambda text: print(text, flush=True),
     )  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    parser.add_argument("--think", type=float, default=THINK_S, help="a client's longest pause, in seconds")
     parser.add_argument("--under", default="/var/tmp", help="where servers and files live: a disk")  # noqa: S108
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()

@@ -14,10 +14,11 @@ from nodoubt.testing.processes import wait_for
 
 from . import checker, clock, final, history
 from .checker import Finding
-from .history import HELLO, Line
+from .history import Line
 from .nemesis import Done, Nemesis
-from .plan import Lane, plan
-from .world import JOURNALS, ROLES, SERVERS, World
+from .plan import plan
+from .rig import Rig
+from .world import World
 
 OPENING_TIME_MAX_S = 120.0
 LOOK_AFTER_S = 1.0
@@ -28,14 +29,15 @@ class Outcome(msgspec.Struct):
 
     seed: int
     seconds: float
+    rig: Rig
     date: str
     without: tuple[str, ...]
-    lines: list[Line]
+    lines: list[Line]  # in the order of their times
     done: list[Done]
     findings: list[Finding]
     began: float
     settled_s: dict[str, float]
-    counts: dict[str, int]
+    there: int  # transactions in the databases
 
 
 def without() -> dict[str, str]:
@@ -48,39 +50,21 @@ def without() -> dict[str, str]:
     return missing
 
 
-def lanes(missing: tuple[str, ...]) -> list[Lane]:
-    """Two things that break among the servers, two among the processes, two in the network, and a clock, at any time."""
-    kinds = {name: "mariadb" if name == "maria" else "postgres" for name in SERVERS}
-    # Whose journal is a file writes to it all the time.
-    processes = {role.name: "process with files" if role.cluster == "s" else "process" for role in ROLES}
-    odd, even = ({name: processes[name] for name in list(processes)[first::2]} for first in (0, 1))
-    clocks = dict.fromkeys((*SERVERS, *processes), "clock")
-    return [
-        Lane("server 1", "server", {name: kinds[name] for name in ("pg1", "pg3")}, missing),
-        Lane("server 2", "server", {name: kinds[name] for name in ("pg2", "maria")}, missing),
-        Lane("process 1", "process", odd, missing),
-        Lane("process 2", "process", even, missing),
-        Lane("network 1", "network", {"pg1": "journal", "maria": "mariadb"}, missing),
-        Lane("network 2", "network", {name: kinds[name] for name in ("pg2", "pg3")}, missing),
-        Lane("clock", "clock", clocks, missing),
-    ]
-
-
 def run(
-    folder: Path, seconds: float, seed: int, *, think_s: float, under: Path | None, say: Callable[[str], None]
+    folder: Path, seconds: float, seed: int, rig: Rig, *, under: Path | None, say: Callable[[str], None]
 ) -> Outcome:
     """The whole of it. Raises only if it could not begin."""
     missing = without()
     for fault, need in missing.items():
         say(f"without {fault!r}, which needs {need}")
-    acts = plan(seed, seconds, lanes(tuple(missing)))
+    acts = plan(seed, seconds, rig.all_lanes(tuple(missing)), calm_s=rig.calm_s)
     (folder / "plan.jsonl").write_bytes(b"".join(msgspec.json.encode(act) + b"\n" for act in acts))
-    with World(folder, seed, think_s=think_s, clocks="move the clock" not in missing, under=under) as world:
+    with World(folder, seed, rig, clocks="move the clock" not in missing, under=under) as world:
         world.start_all()
         wait_for(lambda: _at_work(world), "all processes to begin", OPENING_TIME_MAX_S)
-        say(f"{len(ROLES)} processes are at work; {len(acts)} faults in {seconds:g} s, seed {seed}")
+        say(f"{len(rig.roles)} processes are at work; {len(acts)} faults in {seconds:g} s, seed {seed}")
         began = time.monotonic()
-        nemesis = Nemesis(world, acts, folder / "nemesis.jsonl")
+        nemesis = Nemesis(world, acts, folder / "nemesis.jsonl", say)
         nemesis.start()
         over = threading.Event()
         while time.monotonic() - began < seconds:
@@ -96,7 +80,7 @@ def _at_work(world: World) -> bool:
     world.look_after()
     if world.failed:
         raise RuntimeError(world.failed[0])
-    wanted = [role.name for role in ROLES if role.role != "recoverer"]
+    wanted = [role.name for role in world.rig.roles if role.role != "recoverer"]
     return all((path := world.folder / f"{name}.history").exists() and path.stat().st_size for name in wanted)
 
 
@@ -106,24 +90,21 @@ def _judge(
     found = [Finding("rest", one) for one in (*world.failed, *nemesis.errors)]
     settled: dict[str, float] = {}
     finals = {}
-    for cluster in JOURNALS:
+    for cluster in world.rig.clusters:
         start = time.monotonic()
         left = final.settle(world, cluster)
         settled[cluster] = round(time.monotonic() - start, 1)
         finals[cluster] = final.look(world, cluster, left)
     found += [Finding("rest", one) for one in (*final.servers_left(world), *final.doctor(world))]
     say("settled; judging")
-    lines = list(history.read(world.folder))
+    lines = sorted(history.read(world.folder), key=lambda line: line.at)
     for cluster, end in finals.items():
         own = [line for line in lines if line.who.startswith(f"{cluster}-")]
         found += [Finding(one.rule, f"cluster {cluster}: {one.what}") for one in checker.check(own, end)]
-    for cluster in JOURNALS if found else ():
+    for cluster in world.rig.clusters if found else ():
         final.keep_decisions(world, cluster)
-    there = {tx for end in finals.values() for tx in checker.ids(end)}
-    counts = {
-        "transactions begun": sum(line.what == history.BEGUN for line in lines),
-        "transactions in the databases": len(there),
-        "starts of processes": sum(line.what == HELLO for line in lines),
-    }
+    there = sum(len(checker.ids(end)) for end in finals.values())
     date = time.strftime("%Y-%m-%d")
-    return Outcome(world.seed, seconds, date, missing, lines, nemesis.done, sorted(found), began, settled, counts)
+    return Outcome(
+        world.seed, seconds, world.rig, date, missing, lines, nemesis.done, sorted(found), began, settled, there
+    )  # fmt: skip

@@ -9,12 +9,12 @@ Held, for each cluster:
 - *sum*: over all databases the sum of the balances is what it was (I23); and each account holds what it had and what
   its transfers have moved.
 - *list*: each list's places are 1, 2, 3, … without a gap, as many as its head has counted.
-- *order*: who appends holds the list's head until the branch ends, so all lists of all databases together have one order:
-  that of "stands before, in some list" has no circle; and who began after another was told that it had committed stands
-  behind that one in every list that both are in.
+- *order*: who appends holds the list's head until the branch ends, so all lists of all databases together have one
+  order: that of "stands before, in some list" has no circle; and who began after another was told that it had
+  committed stands behind that one in every list that both are in.
 - *rest*: nothing is prepared, locked, open or undecided; nothing is in quarantine, no database is barred, recovery came
   to an end, and no process ended by itself.
-- *alarm*: nobody was told that atomicity, lineage, the schema or an invariant is broken: no nemesis of ours breaks those.
+- *alarm*: nobody was told that atomicity, lineage, the schema or an invariant is broken: no nemesis of ours does that.
 
 Guarantees: pure.
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -72,15 +73,14 @@ def check(history: Iterable[Line], final: Final) -> list[Finding]:
     found: list[Finding] = []
     for line in sorted(history, key=lambda line: line.at):
         story = stories[line.tx] if line.tx else _Story()
-        match line.what:
-            case _ if line.what == BEGUN:
-                story.plan, story.begun = line.plan, line.at
-            case _ if line.what == COMMITTED and story.committed is None:
-                story.committed = line.at
-            case _ if line.what == ABORTED and story.aborted is None:
-                story.aborted = line.why
-            case _ if line.what == ALARM:
-                found.append(Finding("alarm", f"{line.who} {line.tx}: {line.why}"))
+        if line.what == BEGUN:
+            story.plan, story.begun = line.plan, line.at
+        elif line.what == COMMITTED and story.committed is None:
+            story.committed = line.at
+        elif line.what == ABORTED and story.aborted is None:
+            story.aborted = line.why
+        elif line.what == ALARM:
+            found.append(Finding("alarm", f"{line.who} {line.tx}: {line.why}"))
     there = _there(final)
     found += _halves(stories, there)
     found += _answers(stories, there)
@@ -172,7 +172,7 @@ def _order(stories: Mapping[str, _Story], final: Final) -> Iterator[Finding]:
             lists[key].append(tx)
         for key, order in lists.items():
             yield from _real_time(stories, f"list {key} in {name}", order)
-            for first, second in zip(order, order[1:], strict=False):
+            for first, second in pairwise(order):
                 if second not in behind[first]:
                     behind[first].add(second)
                     before[second] += 1

@@ -56,7 +56,7 @@ class Clock:
 def mend_sleep() -> None:
     """See the module."""
     if "FAKETIME_TIMESTAMP_FILE" in os.environ:
-        time.sleep = _sleep
+        time.sleep = _sleep  # type: ignore[assignment]
 
 
 def _sleep(seconds: float) -> None:

@@ -18,7 +18,8 @@ from nodoubt import Coordinator, NoDoubtError, OutcomeConflict, State
 from . import workload
 from .checker import Content, Final
 from .history import COMMITTED, Writer
-from .world import SERVERS, World
+from .rig import SERVERS
+from .world import World
 
 SETTLE_TIME_MAX_S = 180.0
 PAUSE_S = 0.2

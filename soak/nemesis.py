@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,7 +34,7 @@ ENDING_TIME_MAX_S = 5.0  # a server that a full disk ends writes its last words 
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What became of an act. Times: this machine's monotonic clock. `hits`: how often it struck, where that is counted."""
+    """What became of an act. Times: this machine's monotonic clock. `hits`: how often it struck, if that is counted."""
 
     act: Act
     began: float
@@ -46,7 +46,7 @@ class Done(msgspec.Struct, frozen=True):
 class Nemesis:
     """All lanes."""
 
-    def __init__(self, world: World, acts: Sequence[Act], log: Path, *, say: bool = True) -> None:
+    def __init__(self, world: World, acts: Sequence[Act], log: Path, say: Callable[[str], None]) -> None:
         self.world, self.say = world, say
         self.done: list[Done] = []
         self.errors: list[str] = []
@@ -93,15 +93,11 @@ class Nemesis:
         with self._lock:
             self.done.append(done)
             self._log.write(msgspec.json.encode(done) + b"\n")
-            if self.say:
-                act = done.act
-                more = " ".join(part for part in (act.pattern, f"{act.seconds:+g}s" if act.seconds else "") if part)
-                hits = "" if done.hits is None else f" ({done.hits} hits)"
-                print(
-                    f"{done.began - self._began:7.1f}s  {act.fault:<16} {act.target:<12} {done.ended - done.began:5.1f}s  "
-                    f"{more}{hits} {done.note}",
-                    flush=True,
-                )
+        act = done.act
+        more = " ".join(part for part in (act.pattern, f"{act.seconds:+g}s" if act.seconds else "") if part)
+        hits = "" if done.hits is None else f" ({done.hits} hits)"
+        when = f"{done.began - self._began:7.1f}s  {act.fault:<16} {act.target:<12} {done.ended - done.began:5.1f}s"
+        self.say(f"{when}  {more}{hits} {done.note}")
 
     def _do(self, act: Act) -> tuple[int | None, str]:
         if act.fault == "move the clock":
@@ -192,7 +188,7 @@ class Nemesis:
         inject = f"inject={WRITES}:error=ENOSPC:when={every}+{every}"
         with out.with_suffix(".log").open("wb") as log:
             strace = subprocess.Popen(
-                ["strace", "-f", "-qq", "-e", f"trace={WRITES}", "-e", inject, "-e", "signal=none", "-o", str(out), *pids],
+                ["strace", "-f", "-qq", "-e", f"trace={WRITES}", "-e", inject, "-e", "signal=none", "-o", out, *pids],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         try:

@@ -1,8 +1,9 @@
 """The nemesis' plan: what breaks when, drawn from a seed before anything runs.
 
-Guarantees: pure: the same seed, targets and time give the same plan. Each lane does one thing after the other, and no two
-lanes share a target; so nothing is broken twice at once, while up to one thing a lane is broken at any time. Each minute
-begins calm, which is what the throughput under faults is compared with.
+Guarantees: pure: the same seed, lanes and calm give the same plan, of which a shorter run has the beginning. A lane
+does one thing after the other, and no two lanes of a kind share a target; so nothing is broken twice at once in the same
+way, while up to one thing a lane is broken at any time. Each minute begins calm, which is what the throughput under
+faults is compared with.
 
 Must not: touch anything.
 """
@@ -15,7 +16,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 MINUTE_S = 60.0
-CALM_S = 12.0  # nothing begins in the first so many seconds of a minute
 GAP_S = {"server": (5.0, 16.0), "process": (3.0, 9.0), "network": (4.0, 10.0), "clock": (5.0, 15.0)}
 DOWN_S = (0.0, 4.0)
 FROZEN_S = (1.0, 9.0)  # longer than any time that our settings allow for an answer, or shorter
@@ -77,19 +77,19 @@ class Lane(msgspec.Struct, frozen=True):
     without: tuple[str, ...] = ()  # faults that this machine cannot make
 
 
-def plan(seed: int, seconds: float, lanes: Sequence[Lane]) -> list[Act]:
-    """All acts, in their order."""
-    acts = [act for lane in lanes for act in _lane(random.Random(f"{seed}/{lane.name}"), seconds, lane)]
+def plan(seed: int, seconds: float, lanes: Sequence[Lane], *, calm_s: float) -> list[Act]:
+    """All acts, in their order. `calm_s`: nothing begins in the first so many seconds of a minute."""
+    acts = [act for lane in lanes for act in _lane(random.Random(f"{seed}/{lane.name}"), seconds, lane, calm_s)]
     return sorted(acts, key=lambda act: (act.at_s, act.lane))
 
 
-def _lane(dice: random.Random, seconds: float, lane: Lane) -> list[Act]:
+def _lane(dice: random.Random, seconds: float, lane: Lane, calm_s: float) -> list[Act]:
     acts: list[Act] = []
     at_s = 0.0
     while True:
         at_s += dice.uniform(*GAP_S[lane.pace])
-        if at_s % MINUTE_S < CALM_S:
-            at_s += CALM_S - at_s % MINUTE_S
+        if at_s % MINUTE_S < calm_s:
+            at_s += calm_s - at_s % MINUTE_S
         act = _act(dice, round(at_s, 2), lane)
         if act is None or at_s + act.for_s > seconds:
             return acts

@@ -94,8 +94,8 @@ def _curve(rates: list[float], step: float, most: float, colour: str) -> str:
 
 
 def _mark(done: Done, began: float, scale: float, y: float, colour: str) -> str:
-    width = max((done.ended - done.began) * scale, 1.5)
+    x, width = LEFT + (done.began - began) * scale, max((done.ended - done.began) * scale, 1.5)
     return (
-        f'<rect x="{LEFT + (done.began - began) * scale:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW - 4}" fill="{colour}" '
-        f'fill-opacity="0.7"><title>{done.act.fault} {done.act.target}</title></rect>'
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW - 4}" fill="{colour}" fill-opacity="0.7">'
+        f"<title>{done.act.fault} {done.act.target}</title></rect>"
     )

@@ -20,11 +20,13 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from kit import Database, Face, FaceTransaction
-from nodoubt import InDoubt, NoDoubtError, OutcomeConflict, Settings, State, TransactionAborted
+from nodoubt import InDoubt, NoDoubtError, Notice, OutcomeConflict, Settings, State, TransactionAborted
+from nodoubt.engine import register
 from nodoubt.errors import Heuristic, InvariantViolated, LineageBroken, SchemaMismatch
 
 from . import workload
@@ -47,6 +49,8 @@ ABANDONED = "abandoned-"
 ABANDONED_DEADLINE_S = 8.0
 ABANDONED_MAX_S = 30.0  # then a clerk takes it: a clock that jumped may have set the deadline far away
 CLERK_COMMITS_SHARE = 0.8
+STALL_S = 0.2
+ONE_BY_ONE, IGNORES_THE_FENCE = "one by one", "ignores the fence"  # mutants that the judge must find out
 CLERK_SWEEPS_SHARE = 0.1
 HASTY_GRACE_S = 0.05
 PAUSE_S = 0.3
@@ -66,10 +70,23 @@ class Task(msgspec.Struct, frozen=True):
     closed: str
     seed: str
     think_s: float
+    mutant: str = ""
+    stall_share: float = 0.0
 
 
 class RolledBack(Exception):
     """The client's own wish."""
+
+
+class Stalls:
+    """An observer in whose way some of the notices stay for a moment, as in a process that is swapped out."""
+
+    def __init__(self, dice: random.Random, share: float) -> None:
+        self.dice, self.share = dice, share
+
+    def notice(self, _: Notice) -> None:
+        if self.dice.random() < self.share:
+            time.sleep(STALL_S)
 
 
 class Process:
@@ -89,7 +106,10 @@ class Process:
 
     async def run(self) -> None:
         while self.open:
-            face = Face(self.task.mode, self.databases, journal=self.task.journal, settings=SETTINGS, recovery=True)
+            face = Face(
+                self.task.mode, self.databases, journal=self.task.journal, settings=SETTINGS, recovery=True,
+                observer=Stalls(self.dice, self.task.stall_share),
+            )  # fmt: skip
             try:
                 await face.open()
             except NoDoubtError as error:
@@ -129,7 +149,9 @@ class Process:
         while self.open:
             plan = workload.draw(dice)
             tx = uuid.UUID(int=dice.getrandbits(128)).hex
-            if plan.how == "once":
+            if self.task.mutant == ONE_BY_ONE:
+                await self.one_by_one(tx, plan)
+            elif plan.how == "once":
                 await self.at_once(db, tx, plan, dice)
             else:
                 await self.staged(db, tx, plan, dice)
@@ -138,8 +160,9 @@ class Process:
     async def at_once(self, db: Face, tx: str, plan: Plan, dice: random.Random) -> None:
         self.history.append(BEGUN, tx, plan=plan)
         cancelled = self.task.mode == "async" and dice.random() < CANCELLED_SHARE
+        scope = asyncio.timeout(dice.uniform(0, CANCELLED_WITHIN_S) if cancelled else None)
         try:
-            async with asyncio.timeout(dice.uniform(0, CANCELLED_WITHIN_S) if cancelled else None) as scope:
+            async with scope:
                 wait = "decided" if dice.random() < DECIDED_SHARE else "applied"
                 async with db.transaction(tx, timeout=WORK_TIME_MAX_S, wait=wait) as handle:
                     await self.do(handle, tx, plan)
@@ -148,7 +171,7 @@ class Process:
             await self.settle(db, tx, error.attempt, dice)
         except Exception as error:
             # The block's own errors come out unchanged, after it was rolled back; who cancels is told nothing.
-            self.told(DOUBT if cancelled and scope.expired() else ABORTED, tx, error)
+            self.told(DOUBT if scope.expired() else ABORTED, tx, error)
         else:
             self.history.append(COMMITTED, tx)
 
@@ -214,6 +237,19 @@ class Process:
         else:
             self.history.append(COMMITTED if commits else ABORTED, tx, why="by name")
 
+    async def one_by_one(self, tx: str, plan: Plan) -> None:
+        """The mutant: what people do who have no two-phase commit. The pause is a slow network."""
+        plan = msgspec.structs.replace(plan, fate="commit")
+        self.history.append(BEGUN, tx, plan=plan)
+        try:
+            for database, sql, params in workload.statements(tx, plan):
+                next(one for one in self.databases if one.name == database).query(sql, *params)
+                await asyncio.sleep(STALL_S)
+        except Exception as error:
+            self.told(DOUBT, tx, error)
+        else:
+            self.history.append(COMMITTED, tx)
+
     # ---- clerks
 
     async def clerk(self, db: Face) -> None:
@@ -226,7 +262,7 @@ class Process:
                     patient = name.startswith(ABANDONED) and time.monotonic() - seen[name] < ABANDONED_MAX_S
                     if not patient:
                         await self.finish(db, name, commits=self.dice.random() < CLERK_COMMITS_SHARE)
-                if self.dice.random() < CLERK_SWEEPS_SHARE:
+                if self.task.mutant or self.dice.random() < CLERK_SWEEPS_SHARE:
                     # With next to no grace, so that live attempts are fenced under their coordinators' feet.
                     await db.recover(grace=HASTY_GRACE_S)
             except NoDoubtError as error:
@@ -234,6 +270,22 @@ class Process:
             await asyncio.sleep(PAUSE_S)
 
 
+def ignore_the_fence() -> None:
+    """The mutant: recovery that takes its own word for the register's."""
+    plain = register.decide
+
+    def decide(ctx: Any, decision: Any) -> Any:
+        if decision.reason.startswith("recovery:"):
+            return decision
+            yield
+        return (yield from plain(ctx, decision))
+
+    register.decide = decide
+
+
 if __name__ == "__main__":
     mend_sleep()
-    asyncio.run(Process(msgspec.json.decode(sys.argv[1], type=Task)).run())
+    task_ = msgspec.json.decode(sys.argv[1], type=Task)
+    if task_.mutant == IGNORES_THE_FENCE:
+        ignore_the_fence()
+    asyncio.run(Process(task_).run())

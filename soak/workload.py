@@ -1,7 +1,7 @@
 """What clients do: transfers between accounts, and appends to lists, over one to three databases.
 
-Every transaction leaves its id in each database that it touches, in a table of transfers or at the end of a list, in the
-same local transaction as its other work: where the id is, the work was committed.
+Every transaction leaves its id in each database that it touches, in a table of transfers or at the end of a list, in
+the same local transaction as its other work: where the id is, the work was committed.
 
 An append takes its place from the row in `heads`, whose lock is held until the branch ends. So lists have no gaps, and
 two transactions that meet in two lists stand in the same order in both.

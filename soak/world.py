@@ -1,7 +1,6 @@
 """What the soak runs on: servers, databases, proxies, clocks and processes, all started here and gone at the end.
 
-Three clusters share the servers: one with its journal in PostgreSQL, one in MariaDB, one in a SQLite file of its own. Each
-has its databases `p1` to `p3` on the three PostgreSQL servers, `m` on MariaDB, and a file `s`.
+Each cluster has its databases `p1` to `p3` on the three PostgreSQL servers, `m` on MariaDB, and a file `s`.
 
 Guarantees: nothing outlives the block, not even what is stopped or frozen.
 """
@@ -15,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,63 +23,27 @@ import msgspec
 from kit import Database
 from nodoubt import Coordinator
 from nodoubt.testing.proxy import TcpProxy
-from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server
+from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server, Setting
 from nodoubt.url import parse_url
 
 from . import clock, workload
+from .rig import JOURNALS, PLACES, SERVERS, Rig, Role
 from .worker import SETTINGS, Task
 
 ROOT = Path(__file__).parent.parent
 END_TIME_MAX_S = 90.0
 LOG_LINES_MAX = 100_000
-SERVERS = ("pg1", "pg2", "pg3", "maria")
-PLACES = {"p1": "pg1", "p2": "pg2", "p3": "pg3", "m": "maria"}
-JOURNALS = {"p": "p1", "m": "m", "s": "apart"}  # by cluster
-
-
-@dataclass(frozen=True)
-class Role:
-    """One process: `name` begins with its cluster's."""
-
-    name: str
-    role: str  # clients, clerk or recoverer
-    mode: str = "sync"
-    clients: int = 0
-    proxied: bool = False
-    driver: str = ""
-
-    @property
-    def cluster(self) -> str:
-        return self.name[0]
-
-
-ROLES = (
-    Role("p-async-1", "clients", "async", 25),
-    Role("p-async-2", "clients", "async", 25, proxied=True),
-    Role("p-sync", "clients", "sync", 10),
-    Role("p-clerk", "clerk", "async", proxied=True),
-    Role("p-recoverer", "recoverer"),
-    Role("m-async", "clients", "async", 15, driver="asyncpg"),
-    Role("m-sync", "clients", "sync", 8, proxied=True),
-    Role("m-clerk", "clerk", "sync"),
-    Role("m-recoverer", "recoverer", proxied=True),
-    Role("s-async", "clients", "async", 10, proxied=True),
-    Role("s-sync", "clients", "sync", 7),
-    Role("s-clerk", "clerk", "async"),
-    Role("s-recoverer", "recoverer"),
-)
-CLIENTS = sum(role.clients for role in ROLES)
 
 
 class World:
-    """All of it. `think_s` as a `Task` has it."""
+    """All of it. `clocks`: whether they can be moved; `under`: where the servers' directories go."""
 
-    def __init__(self, folder: Path, seed: int, *, think_s: float, clocks: bool, under: Path | None = None) -> None:
-        self.folder, self.seed, self.think_s = folder, seed, think_s
+    def __init__(self, folder: Path, seed: int, rig: Rig, *, clocks: bool, under: Path | None = None) -> None:
+        self.folder, self.seed, self.rig = folder, seed, rig
         self.closed = folder / "closed"
         self.clocks: dict[str, clock.Clock] = {}
         if clocks:
-            names = [*SERVERS, *(role.name for role in ROLES)]
+            names = [*SERVERS, *(role.name for role in rig.roles)]
             self.clocks = {name: clock.Clock(folder / f"{name}.clock") for name in names}
         self.servers: dict[str, Server] = {
             name: MariaDBServer(_MARIADB, under=under, variables=self._clock(name))
@@ -103,7 +65,7 @@ class World:
             for name, server in self.servers.items():
                 server.start()
                 self.proxies[name] = TcpProxy.to(self.stranger(name).url).start()
-            for cluster in JOURNALS:
+            for cluster in self.rig.clusters:
                 self._found(cluster)
         except BaseException:
             self.__exit__(None, None, None)
@@ -172,12 +134,12 @@ class World:
     # ---- processes
 
     def start_all(self) -> None:
-        for role in ROLES:
+        for role in self.rig.roles:
             self.start(role.name)
 
     def start(self, name: str) -> None:
         """Start it, for the first time or again."""
-        role = next(one for one in ROLES if one.name == name)
+        role = next(one for one in self.rig.roles if one.name == name)
         with self._lock:
             self._starts += 1
             number = self._starts
@@ -194,7 +156,8 @@ class World:
         else:
             task = Task(
                 name, role.role, role.mode, role.clients, urls, where, str(self.folder / f"{name}.history"),
-                str(self.closed), f"{self.seed}/{name}/{number}", self.think_s,
+                str(self.closed), f"{self.seed}/{name}/{number}", self.rig.think_s, self.rig.mutant,
+                self.rig.stall_share,
             )  # fmt: skip
             arguments = ["soak.worker", msgspec.json.encode(task).decode()]
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -218,7 +181,7 @@ class World:
     def close(self) -> None:
         """The clients' day is over; all processes end in order."""
         self.closed.touch()
-        for role in ROLES:
+        for role in self.rig.roles:
             if role.role == "recoverer":
                 self.processes[role.name].send_signal(signal.SIGTERM)
         deadline = time.monotonic() + END_TIME_MAX_S
@@ -234,11 +197,11 @@ class World:
                 self.failed.append(f"{name} ended with {process.returncode}: {self.log_of(name)}")
 
 
-_POSTGRES = {
+_POSTGRES: dict[str, Setting] = {
     "max_connections": 300,
     "max_prepared_transactions": 300,
     "shared_buffers": "64MB",
     "autovacuum": True,
     "restart_after_crash": True,
 }
-_MARIADB = {"max-connections": 300, "innodb-buffer-pool-size": "64M"}
+_MARIADB: dict[str, Setting] = {"max-connections": 300, "innodb-buffer-pool-size": "64M"}
