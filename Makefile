@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench reap-10k formal docs sim explore servers clean
+.PHONY: help demo demo-servers test lint bench soak reap-10k formal docs sim explore servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint          the part of it that needs no servers"
 	@echo "make formal        the protocol's models, searched by Spin: all of them and their mutants; some ten minutes"
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
+	@echo "make soak          processes and servers killed, stopped, cut off and filled up, for MINUTES=...; SEED=... again"
 	@echo "make reap-10k      10,000 staged transactions past their deadline, three reapers at once: rate and memory"
 	@echo "make docs          the documents as a site, in site/"
 	@echo "make sim           the simulated world: SEED=... replays one schedule, HOURS=... hunts for one that fails"
@@ -47,6 +48,12 @@ bench: $(VENV)/.dev servers benchmarks/node_modules
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks profile
 
+# The small one is in `make test`: tests/soak.
+MINUTES ?= 5
+soak: $(VENV)/.dev
+	@.ci/servers libfaketime
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 docs: $(VENV)/.dev
 	$(BIN)/zensical build --strict
 
@@ -73,8 +80,8 @@ servers:
 
 clean:
 	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf benchmarks/node_modules benchmarks/results
-	find src tests benchmarks formal examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf benchmarks/node_modules benchmarks/results soak/results
+	find src tests benchmarks formal soak examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits ensurepip off from Python; where it is missing, the pip that is there fills the environment.
 $(BIN)/pip:

@@ -21,7 +21,6 @@ from .history import COMMITTED, Writer
 from .rig import SERVERS
 from .world import World
 
-SETTLE_TIME_MAX_S = 180.0
 PAUSE_S = 0.2
 OPEN = {
     "commits": "select attempt from {}decisions where verdict = 'commit' and ended_at is null",
@@ -34,27 +33,20 @@ OPEN = {
 def settle(world: World, cluster: str) -> list[str]:
     """Finish by name what is staged, and sweep until nothing is left to do; what remains, in words."""
     answers = Writer(world.folder / f"{cluster}-closing.history", f"{cluster}-closing")
-    deadline = time.monotonic() + SETTLE_TIME_MAX_S
+    deadline = time.monotonic() + world.rig.settle_s
     try:
         with world.coordinator(cluster) as db:
-            while True:
-                trouble = _sweep(db, answers)
-                if (
-                    not trouble
-                    and not _open(world, cluster)
-                    and not any(d.prepared() for d in world.databases[cluster])
-                ):
-                    break
+            while left := _sweep(db, answers) or _open(world, cluster) or _prepared(world, cluster):
                 if time.monotonic() > deadline:
-                    return [f"recovery does not come to an end: {trouble or 'see what is open'}"]
+                    return [f"recovery does not come to an end: {one}" for one in left]
                 time.sleep(PAUSE_S)
             return [f"{name} is barred: {why}" for name, why in db.barred.items()]
     except NoDoubtError as error:
         return [f"recovery could not begin: {type(error).__name__}: {error}"]
 
 
-def _sweep(db: Coordinator, answers: Writer) -> str:
-    """One round; "" if it found nothing amiss."""
+def _sweep(db: Coordinator, answers: Writer) -> list[str]:
+    """One round; [] if it found nothing amiss."""
     try:
         for record in db.transactions(state=State.PREPARED):
             try:
@@ -64,9 +56,13 @@ def _sweep(db: Coordinator, answers: Writer) -> str:
             else:
                 answers.append(COMMITTED, record.name, why="at the end")
         report = db.recover(grace=0)
-        return "" if report.clean else str(report)
+        return [] if report.clean else [str(report)]
     except NoDoubtError as error:
-        return f"{type(error).__name__}: {error}"
+        return [f"{type(error).__name__}: {error}"]
+
+
+def _prepared(world: World, cluster: str) -> list[str]:
+    return [f"prepared in {one.name}: {one.prepared()}" for one in world.databases[cluster] if one.prepared()]
 
 
 def _open(world: World, cluster: str) -> list[str]:

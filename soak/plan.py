@@ -1,9 +1,8 @@
 """The nemesis' plan: what breaks when, drawn from a seed before anything runs.
 
 Guarantees: pure: the same seed, lanes and calm give the same plan, of which a shorter run has the beginning. A lane
-does one thing after the other, and no two lanes of a kind share a target; so nothing is broken twice at once in the same
-way, while up to one thing a lane is broken at any time. Each minute begins calm, which is what the throughput under
-faults is compared with.
+does one thing after the other, and no two lanes of a kind share a target, so nothing is broken twice at once in the
+same way. Each minute begins calm, which is what the throughput under faults is compared with.
 
 Must not: touch anything.
 """

@@ -89,8 +89,8 @@ def _told(outcome: Outcome) -> str:
     moved = sum(abs(line.clock_s - usual[0][0]) > MOVED_MIN_S for line in outcome.lines)
     return (
         f"{counts[BEGUN]} transactions begun, {outcome.there} in the databases; told: {counts[COMMITTED]} committed, "
-        f"{counts[ABORTED]} aborted, {counts[DOUBT]} in doubt, {counts[STAGED]} staged (of what is staged, several may be "
-        f"told the end); {moved} of these lines were written under a moved clock, and "
+        f"{counts[ABORTED]} aborted, {counts[DOUBT]} in doubt, {counts[STAGED]} staged (several may be told how "
+        f"that ended); {moved} of these lines were written under a moved clock, and "
         f"coordinators were opened {counts[HELLO]} times"
     )
 

@@ -42,6 +42,7 @@ class Rig:
     lanes: tuple[str, ...] = ("server", "process", "network", "clock")
     think_s: float = 1.0
     calm_s: float = 12.0
+    settle_s: float = 180.0  # for recovery to come to an end after all is whole again
     mutant: str = ""
     stall_share: float = 0.0
 
@@ -54,7 +55,7 @@ class Rig:
         return sum(role.clients for role in self.roles)
 
     def all_lanes(self, without: tuple[str, ...] = ()) -> list[Lane]:
-        """At any time two things may be broken among the servers, two among the processes, two in the network, and a clock.
+        """Up to two servers, two processes, two networks and a clock are broken at any time.
 
         `without`: faults that this machine cannot make.
         """

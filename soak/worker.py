@@ -1,6 +1,7 @@
 """One process of the soak: a coordinator with its share of the clients, or with a clerk.
 
-`python -m soak.worker '{"name": …}'` (a `Task`) works until the file `closed` is there, or until it is killed.
+`python -m soak.worker`, given a `Task` as JSON on its standard input, works until the file `closed` is there, or until
+it is killed.
 
 - A *client* draws transactions, does them at once or stages them, and notes what it was told. Told `InDoubt`, it may
   go on asking (`settle`) until it is answered. On asyncio some of its transactions are cancelled.
@@ -57,7 +58,7 @@ PAUSE_S = 0.3
 ALARMS = (Heuristic, InvariantViolated, LineageBroken, SchemaMismatch)
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What a process is told. `think_s`: a client's longest pause between two transactions."""
 
     name: str
@@ -285,7 +286,7 @@ def ignore_the_fence() -> None:
 
 if __name__ == "__main__":
     mend_sleep()
-    task_ = msgspec.json.decode(sys.argv[1], type=Task)
+    task_ = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
     if task_.mutant == IGNORES_THE_FENCE:
         ignore_the_fence()
     asyncio.run(Process(task_).run())

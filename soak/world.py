@@ -8,9 +8,11 @@ Guarantees: nothing outlives the block, not even what is stopped or frozen.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -42,9 +44,13 @@ class World:
         self.folder, self.seed, self.rig = folder, seed, rig
         self.closed = folder / "closed"
         self.clocks: dict[str, clock.Clock] = {}
+        self._readable: Path | None = None
         if clocks:
             names = [*SERVERS, *(role.name for role in rig.roles)]
-            self.clocks = {name: clock.Clock(folder / f"{name}.clock") for name in names}
+            # The servers' accounts read theirs, and may not be able to look into `folder`.
+            self._readable = Path(tempfile.mkdtemp(prefix="nodoubt-clocks-", dir=under))
+            self._readable.chmod(0o755)
+            self.clocks = {name: clock.Clock(self._readable / name) for name in names}
         self.servers: dict[str, Server] = {
             name: MariaDBServer(_MARIADB, under=under, variables=self._clock(name))
             if name == "maria"
@@ -60,7 +66,6 @@ class World:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self.folder.chmod(0o755)  # the servers' accounts read their clocks there
         try:
             for name, server in self.servers.items():
                 server.start()
@@ -81,6 +86,8 @@ class World:
         for name, server in self.servers.items():
             (self.folder / f"{name}.log").write_text(server.log(LOG_LINES_MAX))
             server.stop()
+        if self._readable is not None:
+            shutil.rmtree(self._readable)
 
     def _clock(self, name: str) -> Mapping[str, str]:
         return self.clocks[name].variables if name in self.clocks else {}
@@ -149,22 +156,39 @@ class World:
             **self._clock(name),
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "src"))),
         }
+        given = b""
         if role.role == "recoverer":
             arguments = ["soak.clock", "recover", "--watch", "--every", "1s", "--grace", f"{SETTINGS.grace_s:g}s"]
             variables["NODOUBT_RESOURCES"] = " ".join(f"{one}={url}" for one, url in urls.items())
             variables["NODOUBT_JOURNAL"] = where
         else:
-            task = Task(
-                name, role.role, role.mode, role.clients, urls, where, str(self.folder / f"{name}.history"),
-                str(self.closed), f"{self.seed}/{name}/{number}", self.rig.think_s, self.rig.mutant,
-                self.rig.stall_share,
-            )  # fmt: skip
-            arguments = ["soak.worker", msgspec.json.encode(task).decode()]
+            arguments = ["soak.worker"]
+            given = msgspec.json.encode(self._task(role, number, urls, where))
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables,
-                cwd=self.folder,
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=variables, cwd=self.folder,
             )  # fmt: skip
+        assert process.stdin is not None
+        with process.stdin as stream:
+            stream.write(given)
+        self.processes[name] = process
+
+    def _task(self, role: Role, number: int, urls: dict[str, str], where: str) -> Task:
+        return Task(
+            name=role.name,
+            role=role.role,
+            mode=role.mode,
+            clients=role.clients,
+            urls=urls,
+            journal=where,
+            history=str(self.folder / f"{role.name}.history"),
+            closed=str(self.closed),
+            seed=f"{self.seed}/{role.name}/{number}",
+            think_s=self.rig.think_s,
+            mutant=self.rig.mutant,
+            stall_share=self.rig.stall_share,
+        )
 
     def look_after(self) -> None:
         """A process or server that has ended by itself is noted, and started again."""

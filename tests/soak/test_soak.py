@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 from soak.campaign import Outcome, run
 from soak.history import COMMITTED
+from soak.plan import plan
 from soak.rig import SMALL, Rig, Role
 from soak.worker import IGNORES_THE_FENCE, ONE_BY_ONE
 
@@ -29,6 +32,7 @@ MUTANTS = Rig(
     lanes=("process",),
     think_s=0.1,
     calm_s=0.0,
+    settle_s=3.0,  # half a transaction never comes to an end
 )
 
 
@@ -44,25 +48,31 @@ def test_nothing_is_lost_in_a_short_day_of_the_soak(tmp_path: Path) -> None:
     again = f"again: NODOUBT_SOAK_S={SECONDS:g} NODOUBT_SOAK_SEED={SEED} pytest tests/soak"
     assert outcome.findings == [], again
     assert any(line.what == COMMITTED for line in outcome.lines), "nothing happened, so nothing was proved"
-    assert any(done.act.fault == "kill" for done in outcome.done), f"nothing was killed; {again}"
+    assert outcome.done, f"nothing was broken, so nothing was proved; {again}"
 
 
-def found_out(tmp_path: Path, rig: Rig) -> bool:
+def found_out(tmp_path: Path, rig: Rig, seeds: Iterable[int]) -> bool:
     """Whether the judge finds half a transaction in one of a few short days."""
     return any(
         one.rule == "half"
-        for number in range(MUTANT_DAYS_MAX)
-        for one in day(tmp_path / str(number), MUTANT_SECONDS, number, rig).findings
+        for seed in islice(seeds, MUTANT_DAYS_MAX)
+        for one in day(tmp_path / str(seed), MUTANT_SECONDS, seed, rig).findings
     )
+
+
+def kills_clients(rig: Rig, seed: int) -> bool:
+    acts = plan(seed, MUTANT_SECONDS, rig.all_lanes(), calm_s=rig.calm_s)
+    return any(act.fault == "kill" and act.target != "p-clerk" for act in acts)
 
 
 @pytest.mark.timeout(600)
 def test_mutant_without_two_phase_commit_is_found_out(tmp_path: Path) -> None:
     """What people do who have none: one commit after the other. Half of the work is left by whoever dies in between."""
-    assert found_out(tmp_path, replace(MUTANTS, mutant=ONE_BY_ONE))
+    rig = replace(MUTANTS, mutant=ONE_BY_ONE)
+    assert found_out(tmp_path, rig, (seed for seed in count() if kills_clients(rig, seed)))
 
 
 @pytest.mark.timeout(600)
 def test_mutant_that_ignores_the_fence_is_found_out(tmp_path: Path) -> None:
     """Recovery that takes its own ABORT for the register's: a coordinator that only stalls then commits half."""
-    assert found_out(tmp_path, replace(MUTANTS, mutant=IGNORES_THE_FENCE, stall_share=0.1, lanes=()))
+    assert found_out(tmp_path, replace(MUTANTS, mutant=IGNORES_THE_FENCE, stall_share=0.1, lanes=()), count())
