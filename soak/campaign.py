@@ -20,7 +20,7 @@ from .plan import plan
 from .rig import Rig
 from .world import World
 
-OPENING_TIME_MAX_S = 120.0
+OPENING_TIME_MAX_S = 300.0
 LOOK_AFTER_S = 1.0
 
 

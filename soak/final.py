@@ -110,17 +110,20 @@ def servers_left(world: World) -> list[str]:
 
 
 def doctor(world: World) -> list[str]:
-    """What `nodoubt doctor` says that a human must see."""
+    """What `nodoubt doctor` says that a human must see; what it cannot examine is tried again for a while."""
     urls = [database.url for cluster in world.databases.values() for database in cluster]
-    done = subprocess.run(
-        [sys.executable, "-m", "nodoubt", "doctor", "--json", *urls], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")},
-    )  # fmt: skip
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        return [f"the doctor gave no report ({done.returncode}): {done.stdout[-500:]} {done.stderr[-500:]}"]
-    findings = [*report["findings"], *(f for one in report["databases"] for f in one["findings"])]
-    errors = [one["error"] for one in report["databases"] if one["error"]]
-    humans = [f"{finding['rule']}: {finding['what']}" for finding in findings if finding["severity"] == "human"]
-    return [*humans, *(f"could not be examined: {error}" for error in errors)]
+    deadline = time.monotonic() + world.rig.settle_s
+    while True:
+        done = subprocess.run(
+            [sys.executable, "-m", "nodoubt", "doctor", "--json", *urls], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")},
+        )  # fmt: skip
+        try:
+            report = json.loads(done.stdout)
+        except ValueError:
+            return [f"the doctor gave no report ({done.returncode}): {done.stdout[-500:]} {done.stderr[-500:]}"]
+        errors = [f"could not be examined: {one['error']}" for one in report["databases"] if one["error"]]
+        if not errors or time.monotonic() > deadline:
+            break
+    found = [*report["findings"], *(finding for one in report["databases"] for finding in one["findings"])]
+    return [f"the doctor: {one['rule']}: {one['what']}" for one in found if one["severity"] == "human"] + errors

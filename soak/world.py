@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,7 @@ from typing import Self
 import msgspec
 
 from kit import Database
-from nodoubt import Coordinator
+from nodoubt import Coordinator, Settings
 from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server, Setting
 from nodoubt.url import parse_url
@@ -33,7 +34,8 @@ from .rig import JOURNALS, PLACES, SERVERS, Rig, Role
 from .worker import SETTINGS, Task
 
 ROOT = Path(__file__).parent.parent
-END_TIME_MAX_S = 90.0
+END_TIME_MAX_S = 180.0
+PATIENT = Settings(answer_s=60)
 LOG_LINES_MAX = 100_000
 
 
@@ -67,11 +69,11 @@ class World:
 
     def __enter__(self) -> Self:
         try:
-            for name, server in self.servers.items():
-                server.start()
-                self.proxies[name] = TcpProxy.to(self.stranger(name).url).start()
-            for cluster in self.rig.clusters:
-                self._found(cluster)
+            with ThreadPoolExecutor(len(SERVERS)) as at_once:
+                list(at_once.map(Server.start, self.servers.values()))
+                for name in self.servers:
+                    self.proxies[name] = TcpProxy.to(self.stranger(name).url).start()
+                list(at_once.map(self._found, self.rig.clusters))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -121,8 +123,8 @@ class World:
         return Database(server, self.servers[server].url("soak" if server == "maria" else "postgres"))
 
     def coordinator(self, cluster: str) -> Coordinator:
-        """One of our own, past the proxies, under the true time."""
-        return Coordinator(self._urls(cluster), journal=self._where(cluster), settings=SETTINGS, recovery=False)
+        """One of our own, past the proxies, under the true time, and patient."""
+        return Coordinator(self._urls(cluster), journal=self._where(cluster), settings=PATIENT, recovery=False)
 
     def _where(self, cluster: str) -> str:
         return self.journal(cluster).url if JOURNALS[cluster] == "apart" else JOURNALS[cluster]
