@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodoubt.errors import InvalidName, UsageError
+from nodoubt.errors import InvalidName, InvariantViolated, UsageError
 from nodoubt.url import parse_url
 from nodoubt.xid import (
     FORMAT_ID,
@@ -68,6 +68,12 @@ def test_a_stranger_is_not_ours(text: str) -> None:
 def test_a_malformed_xid_cannot_be_made(cluster: str, attempt: str, branch: int) -> None:
     with pytest.raises(UsageError):
         Xid(cluster, attempt, branch)
+
+
+@pytest.mark.parametrize(("connection", "started"), [(-1, 0), (0, -1), (10**19, 0), (0, 10**19)])
+def test_an_xa_id_that_recovery_would_not_know_cannot_be_made(connection: int, started: int) -> None:
+    with pytest.raises(InvariantViolated, match="I8"):
+        XaXid(Xid("0" * 16, "0" * 32, 0), connection, started)
 
 
 def test_attempts_rise_with_time_and_never_repeat() -> None:

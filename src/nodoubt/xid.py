@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import uuid_utils
 
-from .errors import InvalidName, UsageError
+from .errors import InvalidName, UsageError, invariant
 
 NAME_LENGTH_MAX = 200
 BRANCHES_MAX = 256
@@ -32,6 +32,7 @@ _CLUSTER = r"[0-9a-f]{16}"
 _ATTEMPT = r"[0-9a-f]{32}"
 _BRANCH = r"0|[1-9][0-9]{0,2}"
 _NUMBER = r"0|[1-9][0-9]{0,18}"
+NUMBER_MAX = 10**19
 _CLUSTER_ONLY, _ATTEMPT_ONLY = re.compile(_CLUSTER), re.compile(_ATTEMPT)
 _GID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})\.({_BRANCH})")
 _GTRID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})")
@@ -69,6 +70,11 @@ class XaXid(msgspec.Struct, frozen=True):
     xid: Xid
     connection: int
     server_started: int  # seconds since the epoch, as the server told; a connection id means nothing without it
+
+    def __post_init__(self) -> None:
+        # A branch that is prepared under an id that `parse_xa` does not know is nobody's: no sweep would ever end it.
+        numbers = 0 <= self.connection < NUMBER_MAX and 0 <= self.server_started < NUMBER_MAX
+        invariant(numbers, "I8", f"{self.connection} and {self.server_started} make no id that recovery would find")
 
     @property
     def bqual(self) -> str:

@@ -202,6 +202,16 @@ def test_the_session_knows_its_id_and_when_its_server_started(blank: Any) -> Non
     assert row[1] - 3600 * 24 < session.server_started <= row[1] + 1
 
 
+def test_the_start_of_the_server_is_told_by_a_clock_that_was_set_back_to_before_it(blank: Any) -> None:
+    """Uptime has no sign, and wraps. A start below zero made ids of branches that no sweep took for ours."""
+    session = blank.session()
+    blank.run(session, "SET timestamp = 1000000000")  # the clock by which the server tells both, for this session
+    assert int(blank.run(session, "SHOW GLOBAL STATUS LIKE 'Uptime'")[0].rows[0][1]) > 1 << 63
+    for message, read in ((mysql_wire.HELLO, mysql_wire.started), (mysql_wire.INTRODUCTION, mysql_wire.introduced)):
+        connection_id, started = read(blank.run(session, message))
+        assert connection_id == session.connection_id and abs(started - session.server_started) <= 1
+
+
 def test_kill_from_another_thread_fails_the_call_in_progress(blank: Any) -> None:
     session = blank.session()
     call = blank.start(do(session, "run", "SELECT SLEEP(60)"))

@@ -200,7 +200,14 @@ def started(replies: Sequence[Reply]) -> tuple[int, int]:
     Both clocks are read as whole seconds, so the start can differ by one from session to session.
     """
     connection_id, now = replies[2].rows[0]
-    return int(connection_id), int(now) - int(replies[3].rows[0][1])
+    return int(connection_id), _start(int(now), int(replies[3].rows[0][1]))
+
+
+def _start(now: int, uptime: int) -> int:
+    """When the server started. Its clock may have been set back to before that: then its uptime, which has no sign,
+    has wrapped, and a start that was computed from it as it stands would be below zero.
+    """
+    return max(now - (uptime - (1 << 64) if uptime >= 1 << 63 else uptime), 0)
 
 
 def introduced(replies: Sequence[Reply]) -> tuple[int, int]:
@@ -211,4 +218,4 @@ def introduced(replies: Sequence[Reply]) -> tuple[int, int]:
             f"the engine's connections speak {charset}, and nodoubt speaks {CHARSET} with MariaDB and MySQL: put "
             f"?charset={CHARSET} into the engine's URL"
         )
-    return int(connection_id), int(now) - int(replies[1].rows[0][1])
+    return int(connection_id), _start(int(now), int(replies[1].rows[0][1]))
