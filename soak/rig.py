@@ -100,4 +100,5 @@ SMALL = Rig(
     ),
     think_s=0.3,
     calm_s=1.0,
+    stall_share=0.01,
 )

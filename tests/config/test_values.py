@@ -261,7 +261,7 @@ def test_a_journal_that_is_no_resource_any_more_names_both(write: Write) -> None
 
 
 def test_a_variable_that_is_nearly_ours_is_a_warning_and_any_other_is_somebodys() -> None:
-    config = load(environ={"NODOUBT_GRACES": "1m", "NODOUBT_BANK_SEED": "7", "GRACE": "1m"})
+    config = load(environ={"NODOUBT_GRACES": "1m", "NODOUBT_SOAK_SEED": "7", "GRACE": "1m"})
     assert config.warnings == ("NODOUBT_GRACES is not known; did you mean NODOUBT_GRACE?",)
 
 
