@@ -350,3 +350,12 @@ def test_a_crash_takes_from_mariadb_what_it_had_not_written() -> None:
 def test_a_mariadb_in_memory_is_refused_because_its_crash_would_take_nothing() -> None:
     with pytest.raises(ServerError, match="put it on a disk"):
         MariaDBServer(under="/dev/shm").start()
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, MariaDBServer])
+def test_a_server_runs_in_the_environment_it_is_given_also_after_a_restart(kind: type[Server]) -> None:
+    with kind(variables={"NODOUBT_SAYS": "hello"}) as server:
+        for _ in range(2):
+            assert b"NODOUBT_SAYS=hello" in Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+            server.kill()
+            server.restart()
