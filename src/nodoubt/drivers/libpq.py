@@ -39,7 +39,8 @@ except ImportError:
 
 R = TypeVar("R")
 TIMEOUT_S = 10.0
-STATEMENTS_MAX = 200  # prepared statements kept in a session; what comes after is parsed each time
+STATEMENTS_MAX = 200  # prepared in a session while it lives; what comes after is parsed each time
+PARAMETERS_MAX = 65535  # of one statement: the protocol counts them in 16 bits
 SEEN_MAX = 1000
 PREPARE_FROM_USE = 3  # a statement that has been seen so often in a session is worth preparing
 ROWS_AT_ONCE = 1000
@@ -49,6 +50,7 @@ _Status = pq.ExecStatus
 _Transaction = pq.TransactionStatus
 _ROWS = (_Status.TUPLES_OK, _Status.SINGLE_TUPLE)  # a tuple is searched by identity; an Enum's hash is its name's
 _FINE = (_Status.COMMAND_OK, _Status.EMPTY_QUERY, *_ROWS)
+_OUTDATED = ("0A", "26", "42", "XX")  # what a plan answers whose tables or types have changed, or that is gone
 _COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
 
 Message = tuple[Callable[[], None], bool]  # what sends it, and whether as a pipeline
@@ -143,13 +145,13 @@ class LibpqSession:
     # ---- conversations
 
     def _run(self, sql: str) -> Talk[tuple[Reply, ...]]:
-        text = sql.encode()
+        text = self._bytes(sql)
         results = yield (lambda: self._pg.send_query(text)), False
         return self._replies(results)
 
     def _execute(self, statement: str, params: Params) -> Talk[Reply]:
         if params is None and _is_several(statement):
-            text = statement.encode()
+            text = self._bytes(statement)
             results = yield (lambda: self._pg.send_query(text)), False
             return self._users_reply(results)
         return (yield from self._execute_after((), statement, params))[-1]
@@ -175,7 +177,7 @@ class LibpqSession:
             if several:
                 self._pg.enter_pipeline_mode()
                 for one in before:
-                    self._pg.send_query_params(one.encode(), None)
+                    self._pg.send_query_params(self._bytes(one), None)
             if plan.make:
                 self._pg.send_prepare(plan.name, query.query, query.types)
             if plan.name:
@@ -187,9 +189,9 @@ class LibpqSession:
 
         results = yield send, several
         replies = self._replies(results[: len(before)])
-        reply = self._users_reply(results[len(before) :], plan, in_full=in_full)
-        self._statements.done(plan)
-        return *replies, reply
+        if plan.make and results[len(before)].status in _FINE:
+            self._statements.made(plan)
+        return *replies, self._users_reply(results[len(before) :], plan, in_full=in_full)
 
     def _execute_many(self, before: Sequence[str], statement: str, rows: Sequence[Any]) -> Talk[tuple[Reply, ...]]:
         """For each row of parameters; so many of them in one round trip."""
@@ -200,7 +202,7 @@ class LibpqSession:
             def send(queries: list[PostgresQuery] = queries, before: Sequence[str] = before) -> None:
                 self._pg.enter_pipeline_mode()
                 for one in before:
-                    self._pg.send_query_params(one.encode(), None)
+                    self._pg.send_query_params(self._bytes(one), None)
                 for query in queries:
                     self._pg.send_query_params(query.query, query.params, query.types, query.formats)
                 self._pg.pipeline_sync()
@@ -212,9 +214,23 @@ class LibpqSession:
             before = ()
         return *replies, Reply(count=count)
 
+    @property
+    def _encoding(self) -> str:
+        """What this session writes text in, which a URL, an engine or a SET may have chosen."""
+        encoding: str = self._pg._encoding
+        return "utf-8" if encoding == "ascii" else encoding  # of SQL_ASCII, the server looks at no byte
+
+    def _bytes(self, text: str) -> bytes:
+        return text.encode(self._encoding)
+
     def _query(self, statement: str, values: Any) -> PostgresQuery:
         query = PostgresQuery(self._values)
         query.convert(statement, values)
+        if query.params and len(query.params) > PARAMETERS_MAX:
+            raise UsageError(
+                f"PostgreSQL takes at most {PARAMETERS_MAX} parameters in a statement, and this has "
+                f"{len(query.params)}: send it in parts, or a list as one parameter (= ANY(%s))"
+            )
         return query
 
     # ---- answers
@@ -228,7 +244,9 @@ class LibpqSession:
     def _gone(self, error: psycopg.Error, answer: Answer | None) -> SessionLost:
         """Of an exchange that has failed."""
         self.usable = False
-        lost = SessionLost(str(error))
+        why, results = str(error), [] if answer is None else answer.results
+        words = [_field(result, _Diag.MESSAGE_PRIMARY) for result in results if result.status not in _FINE]
+        lost = SessionLost(": ".join([*(last for last in words if last not in why), why]))
         lost.answered = answer is not None and bool(answer.results)
         return lost
 
@@ -252,9 +270,9 @@ class LibpqSession:
         for result in results:
             if result.status in _FINE:
                 continue
-            if plan is not None and plan.name:
-                self._statements.forget()  # a plan that an ALTER TABLE has outdated fails; the next attempt makes one
             error = error_from_result(result, encoding=self._pg._encoding)
+            if plan is not None and plan.name and not plan.make and (error.sqlstate or "").startswith(_OUTDATED):
+                self._statements.forget()  # what an ALTER TABLE has done to this one; the next attempt makes another
             if self.lost(error):
                 self.usable = False
             raise error
@@ -267,7 +285,8 @@ class LibpqSession:
             return Reply(tag, count)
         self._values.set_pgresult(result)
         fields = range(result.nfields)
-        columns = tuple([result.fname(at).decode() for at in fields])
+        encoding = self._encoding
+        columns = tuple([result.fname(at).decode(encoding) for at in fields])
         rows = tuple(self._values.load_rows(0, result.ntuples, tuple))
         return Reply(tag, count, columns, rows, tuple([result.ftype(at) for at in fields]) if in_full else ())
 
@@ -288,7 +307,7 @@ class _Statements:
         self._room = STATEMENTS_MAX if prepares else 0
         self._names: dict[tuple[bytes, Any], bytes] = {}
         self._seen: dict[tuple[bytes, Any], int] = {}
-        self._generation = 0
+        self._named = 0  # so many names were given: none is given twice, whatever became of the first
 
     def plan(self, text: bytes, types: Any) -> _Plan:
         key = (text, types)
@@ -296,23 +315,23 @@ class _Statements:
         if name is not None:
             return _Plan(key, name, make=False)
         uses = self._seen.get(key, 0) + 1
-        if uses < PREPARE_FROM_USE or len(self._names) >= self._room:
+        if uses < PREPARE_FROM_USE or not self._room:
             if len(self._seen) < SEEN_MAX or key in self._seen:
                 self._seen[key] = uses
             else:
                 self._seen.clear()
             return _Plan(key, b"", make=False)
-        return _Plan(key, f"nd{self._generation}_{len(self._names)}".encode(), make=True)
+        self._named += 1
+        return _Plan(key, b"nd%d" % self._named, make=True)
 
-    def done(self, plan: _Plan) -> None:
-        """It was made."""
-        if plan.make:
-            self._names[plan.key] = plan.name
-            self._seen.pop(plan.key, None)
+    def made(self, plan: _Plan) -> None:
+        """The server holds it, until the session ends."""
+        self._room -= 1
+        self._names[plan.key] = plan.name
+        self._seen.pop(plan.key, None)
 
     def forget(self) -> None:
-        """Use none of them any more. What the server still holds of them goes with the session."""
-        self._generation += 1
+        """Use none of them any more. They go with the session, and take up its room until then."""
         self._names.clear()
 
 
