@@ -272,6 +272,26 @@ async def test_the_engine_s_isolation_level_is_the_branch_s(way: Way, opening: O
     assert (await world.wait(world.db.recover(grace=0))).clean
 
 
+@pytest.mark.parametrize("way", [way for way in ENGINES if way.kind == "postgres"], ids=str)
+async def test_the_isolation_level_outlives_a_listener_that_resets_what_comes_back(way: Way, opening: Opening) -> None:
+    def resetting(database: Database) -> Any:
+        engine = engine_over(database, way.driver, way.mode, isolation_level="SERIALIZABLE", **ONE)
+
+        @event.listens_for(inner(engine), "reset")
+        def reset(connection: Any, *_: object) -> None:
+            connection.cursor().execute("RESET ALL")
+            connection.commit()
+
+        return engine
+
+    world = await opening(way, engine=resetting)
+    for _ in range(2):
+        async with world.transaction() as tx:
+            level = (await world.wait(tx["a"].execute(text("show transaction isolation level")))).scalar()
+            assert level == "serializable"
+        await returned(world)
+
+
 @pytest.mark.parametrize("way", ENGINES, ids=str)
 async def test_an_engine_that_commits_by_itself_does_not_in_a_branch(way: Way, opening: Opening) -> None:
     world = await opening(way, engine={"isolation_level": "AUTOCOMMIT", **ONE})

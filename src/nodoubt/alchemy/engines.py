@@ -163,8 +163,7 @@ class _Lender:
                     known = fairy.info[_NOTE] = (_introduced(self._engine, fairy), time.monotonic())
                     return _Loan(fairy, known[0], fresh=True)
                 if known[1] >= self._stale_before:
-                    if self._engine.pool.dispatch.checkout:
-                        self._engine.dialect.do_commit(fairy)  # what a listener has left open is its own
+                    self._heard(fairy, known[0])
                     return _Loan(fairy, known[0], fresh=False)
             except BaseException as error:
                 fairy.invalidate()
@@ -173,6 +172,14 @@ class _Lender:
             else:
                 fairy.invalidate()
         raise ResourceUnavailable(f"{self.name}: {STALE_MAX} connections of its pool were dead; nothing was done")
+
+    def _heard(self, fairy: PoolProxiedConnection, session: Any) -> None:
+        """The user's own listeners have had the connection: one may say DISCARD ALL, and its isolation level is gone."""
+        heard = self._engine.pool.dispatch
+        if heard.checkout:
+            self._engine.dialect.do_commit(fairy)  # what a listener has left open is its own
+        if (heard.checkout or heard.checkin or heard.reset) and hasattr(session, "doubt"):
+            session.doubt()
 
     def _connected(self) -> PoolProxiedConnection:
         try:

@@ -194,6 +194,10 @@ class LentAsyncpgSession(AsyncpgSession):
             self._durability = str((await self.run(introduction(self._isolation)))[0].scalar())
             await _watch_client(self)
 
+    def doubt(self) -> None:
+        """Others may have reset it since: what it was told is said again when it is taken."""
+        self._durability, self.forced = "", False
+
     async def keep(self) -> None:
         """Take it over for good."""
         await self.take()

@@ -104,6 +104,10 @@ class LentPsycopgSession(PsycopgSession):
             self._durability = str(self.run(introduction(self._isolation))[0].scalar())
             _watch_client(self)
 
+    def doubt(self) -> None:
+        """Others may have reset it since: what it was told is said again when it is taken."""
+        self._durability, self.forced = "", False
+
     def keep(self) -> None:
         """Take it over for good."""
         self.take()
