@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-servers test lint bench soak reap-10k formal docs sim explore servers clean
+.PHONY: help demo demo-servers test lint bench soak reap-10k sqlite-schedules formal docs sim explore servers clean
 
 help:
 	@echo "make demo          see it at work; needs nothing installed"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench         nodoubt beside its peers, on servers of its own; half an hour"
 	@echo "make soak          processes and servers killed, stopped, cut off and filled up, for MINUTES=...; SEED=... again"
 	@echo "make reap-10k      10,000 staged transactions past their deadline, three reapers at once: rate and memory"
+	@echo "make sqlite-schedules  SQLite as a resource, alone, under SCHEDULES=... random schedules, from SEED=..."
 	@echo "make docs          the documents as a site, in site/"
 	@echo "make sim           the simulated world: SEED=... replays one schedule, HOURS=... hunts for one that fails"
 	@echo "make explore       every order of the messages of small scenes, for HOURS=..."
@@ -74,6 +75,11 @@ benchmarks/node_modules: benchmarks/package.json
 
 reap-10k: $(VENV)/.dev servers
 	NODOUBT_REAP=10000 $(BIN)/pytest tests/steps/test_reaper.py -k many -s
+
+# A thousand of them are in `make test`.
+sqlite-schedules: $(VENV)/.dev
+	NODOUBT_SQLITE_SCHEDULES=$(or $(SCHEDULES),20000) NODOUBT_SQLITE_SEED=$(or $(SEED),2) \
+		$(BIN)/pytest -n $(JOBS) -s tests/sqlite/test_sqlite_model.py
 
 servers:
 	@.ci/servers

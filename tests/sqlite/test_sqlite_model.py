@@ -3,7 +3,7 @@
 The reference is another file, in which a plain connection runs the statements of each branch at the moment it commits.
 If at any time the two files differ in a row, a rowid, a type or a byte, something was lost, invented or let through.
 
-    NODOUBT_SQLITE_SCHEDULES=5000 NODOUBT_SQLITE_SEED=7 pytest tests/sqlite/test_sqlite_model.py
+    make sqlite-schedules SCHEDULES=5000 SEED=7
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nodoubt.resources.sqlite import Hazard
 from nodoubt.xid import Xid, parse_gid
 from sqlite.world import CLUSTER, Nursery, World, contents, shell
 
-SCHEDULES = int(os.environ.get("NODOUBT_SQLITE_SCHEDULES", "150"))
+SCHEDULES = int(os.environ.get("NODOUBT_SQLITE_SCHEDULES", "1000"))
 SEED = int(os.environ.get("NODOUBT_SQLITE_SEED", "1"))
 GROUPS = 10
 STEPS = 12
