@@ -24,6 +24,10 @@ def pay(db: Coordinator) -> None:
         tx["b"].execute(GIVE)
 
 
+def pay_elsewhere(_: Coordinator) -> None:
+    """Somebody who opens a coordinator of their own, or forgets to pay."""
+
+
 async def pay_on_a_loop(db: AsyncCoordinator) -> None:
     async with db.transaction("pay") as tx:
         await tx["a"].execute(TAKE)

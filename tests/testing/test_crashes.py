@@ -230,6 +230,7 @@ def inner() -> Any:
         (crashing.pay, {"tables": {"a": "create tabel"}}, "the tables of a cannot be made: .*tabel"),
         (crashing.pay, {"before": crashing.fail}, "before fails: RuntimeError: out of stock"),
         (crashing.fail, {}, "RuntimeError: out of stock"),
+        (crashing.pay_elsewhere, {}, "pay_elsewhere passes no point of the protocol"),
     ],
 )
 def test_what_cannot_be_explored_is_refused_with_its_reason(work: Any, options: dict[str, Any], why: str) -> None:
