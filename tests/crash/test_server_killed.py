@@ -39,6 +39,7 @@ pytestmark = pytest.mark.anyio
 ONCE = [
     ("P3", "prepare", 1),
     ("P3", "prepared", 1),
+    ("P4", "all prepared", 1),
     ("P5", "deciding", 1),
     ("P6", "committed", 1),
     ("P8", "commit", 1),
@@ -51,7 +52,7 @@ STAGED = [
     ("P3", "prepare", 2),
     ("P3", "prepared", 2),
     ("P4", "staged", 1),
-    *ONCE[2:],
+    *ONCE[3:],
 ]
 SWEEPS = 2
 TRIES_MAX = 2

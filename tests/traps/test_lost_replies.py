@@ -57,6 +57,7 @@ LOSSES = [
     Loss("sqlite+mariadb", ONCE, "b", "stall", b"XA PREPARE", ABORTED),
     # PREPARE of a staged branch, and of X, behind whose row it comes
     Loss("sqlite+postgres", STAGE, "b", "cut_reply", b"PREPARE TRANSACTION", ABORTED),
+    Loss("sqlite+postgres", STAGE, "b", "cut_request", b"PREPARE TRANSACTION", ABORTED),
     Loss("postgres+sqlite", STAGE, "a", "cut_reply", b"PREPARE TRANSACTION", ABORTED),
     Loss("postgres+sqlite", STAGE, "a", "stall", b"PREPARE TRANSACTION", ABORTED),
     Loss("mariadb+sqlite", STAGE, "a", "cut_reply", b"XA PREPARE", ABORTED),

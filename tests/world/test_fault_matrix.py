@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from crash import test_coordinator_killed, test_server_killed
 from nodoubt.testing.world import matrix
 from nodoubt.testing.world.matrix import Cell
+from traps import test_lost_replies
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,9 +32,31 @@ def test_the_tests_on_real_servers_that_it_names_exist(test: str) -> None:
 
 
 def test_every_point_at_which_something_is_prepared_or_decided_is_killed_on_real_servers_too() -> None:
-    points = {f"P{number}" for number in range(3, 10)}
-    for fault in ("kill coordinator", "kill participant"):
-        assert {point for point, kind in matrix.REAL if kind == fault} == points
+    points = {(way, f"P{number}") for way in matrix.WAYS for number in range(3, 10)}
+    coordinators = {(way, point) for way, point, *_ in test_coordinator_killed.CASES}
+    servers = {(case.way, case.point) for case in test_server_killed.CASES}
+    for fault, killed in (("kill coordinator", coordinators), ("kill participant", servers)):
+        assert {(way, point) for way, point, kind in matrix.REAL if kind == fault} == points
+        assert points <= killed, points - killed
+
+
+def test_every_loss_that_the_page_names_is_one_on_real_servers() -> None:
+    points = {
+        b"PREPARE TRANSACTION": "P3", b"XA PREPARE": "P3", test_lost_replies.DECISION: "P5", b"ONE PHASE": "P5",
+        b"COMMIT PREPARED": "P8", b"XA COMMIT": "P8",
+    }  # fmt: skip
+    faults = {
+        "cut_request": "lost request",
+        "cut_reply": "lost reply",
+        "delay_reply": "delayed reply",
+        "stall": "timeout",
+    }
+    lost = {
+        ("once" if loss.way == "once" else "staged", points[loss.pattern], faults.get(loss.fault, loss.fault))
+        for loss in test_lost_replies.LOSSES
+        if loss.pattern in points
+    }
+    assert {cell for cell, test in matrix.REAL.items() if "test_lost_replies" in test} <= lost
 
 
 def test_a_cell_that_comes_out_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,26 +362,36 @@ _LOST = "tests/traps/test_lost_replies.py::test_what_the_caller_is_told_is_what_
 _RACES = "tests/traps/test_races.py::test_two_recoverers_or_one_and_a_late_coordinator_carry_out_one_decision"
 _SWEPT = "tests/traps/test_races.py::test_a_sweep_without_any_grace_races_a_transaction_at_every_step_of_its_end"
 _STALLED = "tests/traps/test_stalled_writers.py::test_a_writer_that_stalls_past_every_grace_is_told_that_it_was_aborted"
+_BY_NAME = (
+    "tests/traps/test_stalled_writers.py::test_a_commit_by_name_that_stalls_before_its_decision_loses_to_a_rollback"
+)
 _AFTER = "tests/traps/test_stalled_writers.py::test_a_commit_that_stalls_after_its_decision_is_carried_out_by_others"
 _FULL = "tests/traps/test_full_disks.py::test_a_file_that_cannot_grow_decides_nothing"
 _FROZEN = "tests/traps/test_frozen_servers.py::test_a_participant_that_freezes_before_it_prepares_aborts_within_bounds"
 _TWICE = "tests/integration/test_transactions.py::test_staged_work_is_invisible_until_another_coordinator_commits_it"
 
-REAL: dict[tuple[str, str], str] = {
-    **{(f"P{number}", "kill coordinator"): _KILLED for number in range(3, 10)},
-    **{(f"P{number}", "kill participant"): _SERVER for number in range(3, 10)},
-    **{(point, fault): _LOST for point in ("P3", "P5", "P8") for fault in ("lost request", "lost reply")},
-    ("P5", "delayed reply"): _LOST,
-    ("P8", "timeout"): _LOST,
-    ("P3", "timeout"): _FROZEN,
-    ("P4", "timeout"): _STALLED,
-    ("P6", "timeout"): _AFTER,
-    ("P4", "two recoverers"): _SWEPT,
-    ("P5", "two recoverers"): _SWEPT,
-    ("P6", "two recoverers"): _RACES,
-    ("P7", "two recoverers"): _RACES,
-    ("P5", "disk full"): _FULL,
-    ("P10", "called twice"): _TWICE,
+# By way, point and fault.
+REAL: dict[tuple[str, str, str], str] = {
+    **{(way, f"P{number}", "kill coordinator"): _KILLED for way in WAYS for number in range(3, 10)},
+    **{(way, f"P{number}", "kill participant"): _SERVER for way in WAYS for number in range(3, 10)},
+    **{
+        (way, point, fault): _LOST
+        for way in WAYS
+        for point in ("P3", "P5", "P8")
+        for fault in ("lost request", "lost reply")
+    },
+    ("once", "P5", "delayed reply"): _LOST,
+    ("once", "P8", "timeout"): _LOST,
+    ("once", "P3", "timeout"): _FROZEN,
+    ("once", "P4", "timeout"): _STALLED,
+    ("staged", "P5", "timeout"): _BY_NAME,
+    ("once", "P6", "timeout"): _AFTER,
+    ("once", "P4", "two recoverers"): _SWEPT,
+    ("once", "P5", "two recoverers"): _SWEPT,
+    ("staged", "P6", "two recoverers"): _RACES,
+    ("staged", "P7", "two recoverers"): _RACES,
+    ("once", "P5", "disk full"): _FULL,
+    ("staged", "P10", "called twice"): _TWICE,
 }
 
 
@@ -400,7 +410,8 @@ def page() -> str:
         "where the letter leaves it open or speaks of something else: what came of the transaction.",
         "",
         "Each cell is a test: `tests/world/test_fault_matrix.py::test_cell[P5 lost reply staged mariadb]`. A number in",
-        "brackets is the test of the same cell on real servers, listed below.",
+        "brackets is the test of the same cell on real servers, listed below; where there is none, the simulator",
+        "is all.",
     ]
     notes: list[str] = []
     for way, title in zip(WAYS, ("At once", "Staged, and committed by another process"), strict=True):
@@ -422,7 +433,7 @@ def _shown(point: str, fault: str, way: str, notes: list[str]) -> str:
     shown = f"**broken**: {violated}" if violated else expected
     if not violated and came != [expected]:
         shown += f" [{', '.join(came)}]"
-    real = REAL.get((point, fault))
+    real = REAL.get((way, point, fault))
     if real is not None:
         if real not in notes:
             notes.append(real)
