@@ -174,7 +174,7 @@ class _Lender:
         raise ResourceUnavailable(f"{self.name}: {STALE_MAX} connections of its pool were dead; nothing was done")
 
     def _heard(self, fairy: PoolProxiedConnection, session: Any) -> None:
-        """The user's own listeners have had the connection: one may say DISCARD ALL, and its isolation level is gone."""
+        """The user's own listeners have had the connection: a DISCARD ALL takes its isolation level away."""
         heard = self._engine.pool.dispatch
         if heard.checkout:
             self._engine.dialect.do_commit(fairy)  # what a listener has left open is its own

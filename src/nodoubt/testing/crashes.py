@@ -232,8 +232,8 @@ class _Explorer:
         reached = list(dict.fromkeys(point for point, _ in whole.reached))
         if not reached and wanted is None:
             raise UsageError(
-                f"{self.address.function} passes no point of the protocol, so there is nowhere to kill it: it begins no "
-                "transaction on the coordinator that it is given"
+                f"{self.address.function} passes no point of the protocol, so there is nowhere to kill it: it begins "
+                "no transaction on the coordinator that it is given"
             )
         missing = [str(point) for point in wanted or () if point not in reached]
         if missing:
