@@ -148,6 +148,19 @@ class ReadersAll(Mutant):
         return False
 
 
+class ForgivesErrors(Mutant):
+    """As psql's ON_ERROR_ROLLBACK: a statement that fails is undone alone, and the branch goes on without it."""
+
+    def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Any]:
+        yield from self.sound.savepoint(session, work, SavepointStep.SET, "s")
+        try:
+            return (yield from self.sound.execute(session, work, statement, params))
+        except Exception:
+            work.doomed = None
+            yield from self.sound.savepoint(session, work, SavepointStep.BACK, "s")
+            raise
+
+
 class LetsTheUserCommit(Mutant):
     """Sends whatever it is given, past the resource."""
 
@@ -207,6 +220,14 @@ def fence_before_commit(place: Place) -> None:
     SUITE.test_a_fence_stays_and_what_comes_after_it_cannot_happen(place, "commit_alone")
 
 
+def failed_before_prepare(place: Place) -> None:
+    SUITE.test_a_branch_of_which_a_statement_failed_can_only_be_rolled_back(place, "prepare")
+
+
+def failed_before_commit(place: Place) -> None:
+    SUITE.test_a_branch_of_which_a_statement_failed_can_only_be_rolled_back(place, "commit_alone")
+
+
 CAUGHT: Sequence[tuple[type[Mutant], Claim]] = (
     (TakesUnknownForDone, unknown),
     (PromisesNothing, SUITE.test_a_promise_is_listed_and_nothing_of_it_is_seen),
@@ -224,6 +245,8 @@ CAUGHT: Sequence[tuple[type[Mutant], Claim]] = (
     (ForgetsTooMuch, SUITE.test_the_receipts_that_may_go_are_forgotten_and_no_others),
     (ForgetsTooMuch, SUITE.test_the_receipt_of_a_commit_in_one_phase_is_kept_for_as_long_as_is_asked),
     (ReadersAll, SUITE.test_a_branch_that_wrote_is_known_to_have_written),
+    (ForgivesErrors, failed_before_prepare),
+    (ForgivesErrors, failed_before_commit),
     (LetsTheUserCommit, SUITE.test_the_user_cannot_end_the_transaction),
     (KeepsWhatCameAfterASavepoint, SUITE.test_what_came_after_a_savepoint_can_be_undone_alone),
     (NewIdentityAtEachSetup, SUITE.test_the_first_identity_stays_and_so_does_everything_else),

@@ -331,9 +331,14 @@ class FakeResource:
         return self._apply(session, "begin", work.xid, work.epoch)
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
-        refuse_control(statement)
+        self._require_sound(work)
         params = params.values if isinstance(params, Bound) else params
-        return (yield Do(session, "apply", ("execute", work.xid, statement, params)))  # type: ignore[no-any-return]
+        try:
+            refuse_control(statement)
+            return (yield Do(session, "apply", ("execute", work.xid, statement, params)))  # type: ignore[no-any-return]
+        except BaseException as error:
+            work.doomed = error
+            raise
 
     def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
         return self._apply(session, "savepoint", work.xid, step, name)
@@ -348,10 +353,16 @@ class FakeResource:
         return self._apply(session, "forsake", work.xid)
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        self._require_sound(work)
         return self._apply(session, "commit_alone", work.xid)
 
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
+        self._require_sound(work)
         return self._apply(session, "prepare", work.xid)
+
+    def _require_sound(self, work: Work) -> None:
+        if work.doomed is not None:
+            raise Refused(f"a statement on {self.name} failed, so the branch can only be rolled back: {work.doomed}")
 
     def detach(self, session: Session) -> Script[None]:
         yield from ()

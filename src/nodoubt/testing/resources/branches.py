@@ -71,6 +71,16 @@ class BranchClaims:
         place.run(place.resource.rollback(session, work))
         assert place.seen() == set()
 
+    @pytest.mark.parametrize("verb", ["prepare", "commit_alone"])
+    def test_a_branch_of_which_a_statement_failed_can_only_be_rolled_back(self, place: Place, verb: str) -> None:
+        session = place.session()
+        work = place.begun(session, 1)
+        with pytest.raises(Exception, match=r"."):
+            place.execute(session, work, place.failing())
+        with pytest.raises(NoDoubtError):
+            place.run(getattr(place.resource, verb)(session, work))
+        assert place.listed() == {} and place.seen() == set()
+
     def test_the_user_cannot_end_the_transaction(self, place: Place) -> None:
         for ending in place.endings:
             session = place.session()
