@@ -112,9 +112,11 @@ class Work:
             yield from self._relay()
             yield from self.tell()
         except BaseException:
+            self._bar.end()
             yield from self._quietly(self._release())
             raise
         if self._gone:
+            self._bar.end()
             yield from self._quietly(self._release())
             return
         self._open = True
