@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kit import QUICK, Database, Face, make_database, opened, until
-from nodoubt import ClosedTransaction, JobLost, JobState, JobTaken, UnknownJob, UsageError
-from nodoubt.jobs import board
+from nodoubt import ClosedTransaction, JobLost, JobState, JobTaken, ResourceRefused, UnknownJob, UsageError
+from nodoubt.jobs import board, links
 from nodoubt.testing.fakes import FakeCoordinator
 
 pytestmark = pytest.mark.anyio
@@ -312,6 +312,24 @@ async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[D
     async with opened(mode, pair) as db:
         await work_off(db, "stopped")
     assert balances(pair) == [210, 210]
+
+
+async def test_a_job_is_not_forgotten_while_the_database_of_its_checkpoints_refuses(
+    mode: str, files: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is asleep on it could still commit, beside the one who begins it anew."""
+
+    def refuses(*_: Any) -> Any:
+        raise ResourceRefused("permission denied for table keys")
+
+    async with opened(mode, files) as db:
+        await work_off(db, "sum", upto=5)
+        with monkeypatch.context() as patch, pytest.raises(ResourceRefused, match="permission denied"):
+            patch.setattr(links, "last", refuses)
+            await db.forget_job("sum")
+        assert (await db.progress("sum")).done == 5
+        await work_off(db, "sum")
+    assert balances(files) == [155, 155]
 
 
 @pytest.fixture

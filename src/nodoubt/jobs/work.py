@@ -27,6 +27,10 @@ Item = TypeVar("Item")
 C = TypeVar("C")
 
 
+class _NoCheckpoint(ResourceRefused):
+    """The database answers, and has none of this run."""
+
+
 class Work:
     """What both kinds of `job()` share."""
 
@@ -192,7 +196,7 @@ class Work:
     def _find_link(self) -> Script[None]:
         found = yield from links.last(self.ctx, self._kept_by, self._run)
         if found is None:
-            raise ResourceRefused(
+            raise _NoCheckpoint(
                 f"{self._kept_by.name} has no checkpoint of the job {self.name!r}, which the journal knows: was that "
                 "database restored? Where to go on from is not known: look at its effects, then forget_job(name), and "
                 "begin anew"
@@ -335,7 +339,7 @@ class Work:
             try:
                 yield from self._find_link()
                 yield from self._relay(finished=True)
-            except ResourceRefused as error:
+            except _NoCheckpoint as error:
                 log.warning("%s", error)  # nobody can go on from what is not there
             except BaseException:
                 yield from self._quietly(self._release())
