@@ -106,7 +106,10 @@ class Work:
         """Begin it, or go on with it. Raises `JobTaken`. It runs shielded: `gone` says that nobody waits for it."""
         if (yield from self._look()) is None:
             yield from self._begin_new()
-        if not (yield from self._claimed()):
+        if self._gone or not (yield from self._claimed()):
+            return
+        if self._gone:  # while a locked file made it wait for the claim: the job stays as it was left
+            yield from self._quietly(self._release())
             return
         try:
             yield from self._find_link()
