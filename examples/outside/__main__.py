@@ -141,6 +141,8 @@ class Service:
         how = self._next[path].pop(0) if self._next[path] else ""
         if how == "fail":
             return 503, {"why": "it is out of order"}
+        if how == "busy":
+            return 429, {"why": "it has too much to do"}
         if how == "wait":
             with self._changed:
                 self._waiting.add(key)

@@ -16,7 +16,9 @@ import httpx2
 URL = "http://127.0.0.1:8042"  # where OUTSIDE_URL says nothing else
 ANSWER_S = 30.0
 # Made once: httpx2 takes longer to make a client than to use it. It connects when it is first used.
-_CLIENT = httpx2.Client(timeout=ANSWER_S, verify=False)
+_CLIENT = httpx2.Client(timeout=ANSWER_S)
+# What says no, for good. The others (408, 409, 425, 429, …) say: not now, or not like this.
+_NO = frozenset({402, 404, 410, 422})
 
 
 class Refused(Exception):
@@ -50,8 +52,8 @@ def forget() -> None:
 
 
 def misbehave(path: str, how: str, times: int = 1) -> None:
-    """The next requests there `fail` (before any effect), `lose` the answer (after it), or `wait`, before it, until
-    `go_on`.
+    """The next requests there `fail`, or are told that it is `busy` (before any effect), `lose` the answer (after it),
+    or `wait`, before it, until `go_on`.
     """
     _ask("POST", "/misbehave", {}, {"path": path, "how": how, "times": times})
 
@@ -70,7 +72,7 @@ def go_on() -> None:
 def _ask(method: str, path: str, headers: dict[str, str] | None = None, what: Any = None) -> Any:
     url = os.environ.get("OUTSIDE_URL", URL) + path
     answer = _CLIENT.request(method, url, headers=headers, json=what)
-    if answer.is_client_error and answer.status_code != httpx2.codes.CONFLICT:
+    if answer.status_code in _NO:
         raise Refused(answer.json()["why"])
     answer.raise_for_status()
     return answer.json()

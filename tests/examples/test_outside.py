@@ -71,6 +71,15 @@ def test_it_fails_before_the_effect_or_loses_the_answer_after_it() -> None:
     assert standing("/letters") == [{"order": 1}]
 
 
+def test_to_be_put_off_is_no_refusal() -> None:
+    """A step that is refused is owed nothing; this one can be asked again, and is done then."""
+    misbehave("/payments", "busy")
+    with pytest.raises(httpx2.HTTPStatusError, match="429"):
+        post("/payments", "k", order=1, card="good", cents=99)
+    assert done("/payments") == []
+    post("/payments", "k", order=1, card="good", cents=99)
+
+
 def test_while_the_first_request_of_a_key_is_at_work_the_second_is_put_off() -> None:
     misbehave("/letters", "wait")
     with ThreadPoolExecutor() as threads:

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit import QUICK, Database, Face, make_database, opened, until
-from nodoubt import ClosedTransaction, JobLost, JobState, JobTaken, UnknownJob, UsageError
-from nodoubt.jobs import board
+from nodoubt import ClosedTransaction, JobLost, JobState, JobTaken, ResourceRefused, UnknownJob, UsageError
+from nodoubt.jobs import board, links
 from nodoubt.testing.fakes import FakeCoordinator
 
 pytestmark = pytest.mark.anyio
@@ -174,8 +175,8 @@ async def test_who_was_asleep_commits_no_more_and_is_told(mode: str, pair: list[
     assert balances(pair) == [100 + 15 + 55 + 55] * 2 and not any(one.prepared() for one in pair)
 
 
-async def work_off(db: Face, name: str, *, upto: int = 10, takeover: bool = False) -> None:
-    async with job(db, name, takeover=takeover) as some:
+async def work_off(db: Face, name: str, *, upto: int = 10, takeover: bool = False, patience: float = 0) -> None:
+    async with job(db, name, takeover=takeover, patience=patience) as some:
         for chunk in some.chunks(ITEMS, 5):
             async with block(db, chunk) as tx:
                 await add(db, tx, sum(chunk.items))
@@ -207,7 +208,7 @@ async def test_a_chunk_that_is_at_work_is_waited_for(mode: str, pair: list[Datab
                 with pytest.raises(JobTaken, match="at work, or waits for recovery"):
                     async with job(db, "sum", takeover=True):
                         raise AssertionError("nobody is let in")
-        assert lost.value.committed and "sum" not in sleeper.db._ctx.jobs
+        assert lost.value.committed and not sleeper.db._ctx.jobs
         async with job(db, "sum", patience=5) as second:
             assert second.done == 5
             second.pause()
@@ -220,7 +221,7 @@ async def _a_chunk_stands_although_the_job_was_taken(mode: str, pair: list[Datab
             async with job(db, "sum", on="b") as asleep, block(db, next(asleep.chunks(ITEMS, 5))) as tx:
                 await add(db, tx, 15, "b")
                 _take(pair[0], "sum")
-        assert lost.value.committed and "sum" not in db.db._ctx.jobs
+        assert lost.value.committed and not db.db._ctx.jobs
     assert balances(pair) == [100, 115]
 
 
@@ -313,9 +314,93 @@ async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[D
     assert balances(pair) == [210, 210]
 
 
+async def test_a_job_is_not_forgotten_while_the_database_of_its_checkpoints_refuses(
+    mode: str, files: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is asleep on it could still commit, beside the one who begins it anew."""
+
+    def refuses(*_: Any) -> Any:
+        raise ResourceRefused("permission denied for table keys")
+
+    async with opened(mode, files) as db:
+        await work_off(db, "sum", upto=5)
+        with monkeypatch.context() as patch, pytest.raises(ResourceRefused, match="permission denied"):
+            patch.setattr(links, "last", refuses)
+            await db.forget_job("sum")
+        assert (await db.progress("sum")).done == 5
+        await work_off(db, "sum")
+    assert balances(files) == [155, 155]
+
+
 @pytest.fixture
 def files(tmp_path: Path, request: Any) -> list[Database]:
     return [make_database("sqlite", name, request, tmp_path) for name in "ab"]
+
+
+async def test_whoever_is_not_let_in_leaves_the_lease_of_another_in_this_process_alone(
+    mode: str, files: list[Database]
+) -> None:
+    async with opened(mode, files) as db, job(db, "sum") as first:
+        held = dict(db.db._ctx.jobs)
+        assert list(held.values()) == ["sum"]
+        refusing = db.db.job("sum")
+        refusing._work.gone()  # as one whose caller was interrupted while it looked
+        assert db.db._ctx.jobs == held, "the first is still renewed"
+        first.pause()
+
+
+async def test_a_job_goes_through_one_list(mode: str, files: list[Database]) -> None:
+    """Its checkpoint is a position in it: in another one it would leave out as many as were done."""
+    async with opened(mode, files) as db:
+        with pytest.raises(UsageError, match="one list"):
+            async with job(db, "sum") as some:
+                for items in (ITEMS, [*ITEMS, 11]):
+                    for chunk in some.chunks(items, 5):
+                        async with block(db, chunk):
+                            pass
+        assert (await db.progress("sum")).state is JobState.STOPPED
+
+
+async def test_a_checkpoint_is_told_as_whoever_begins_again_will_be_told_it(mode: str, files: list[Database]) -> None:
+    async with opened(mode, files) as db:
+        async with job(db, "day") as first:
+            said_ = {"day": date(2026, 1, 2), "pair": (1, 2)}
+            async with block(db, first.chunk()) as chunk:
+                chunk.checkpoint(said_)
+                said_["day"] = "changed since"
+            told = first.checkpoint
+            first.pause()
+        async with job(db, "day") as second:
+            assert told == second.checkpoint == {"day": "2026-01-02", "pair": [1, 2]}
+
+
+async def test_a_pause_holds_although_the_loop_goes_to_its_end(mode: str, files: list[Database]) -> None:
+    async with opened(mode, files) as db:
+        async with job(db, "sum") as some:
+            for chunk in some.chunks(ITEMS, 5):
+                async with block(db, chunk):
+                    some.pause("for lunch")
+        record = await db.progress("sum")
+        assert (record.state, record.done, record.note) == (JobState.STOPPED, 10, "for lunch")
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**63, 1.5, "x", True])
+async def test_what_is_no_number_of_items_is_refused_before_it_is_written(wrong: Any, files: list[Database]) -> None:
+    async with opened("sync", files) as db:
+        with pytest.raises(UsageError, match="a number of items"):
+            db.db.job("n", total=wrong)
+        async with job(db, "n") as some:
+            with pytest.raises(UsageError, match="a number of items"):
+                some.report(wrong)
+            async with block(db, some.chunk()) as chunk:
+                with pytest.raises(UsageError, match="a number of items"):
+                    chunk.checkpoint(1, done=wrong)
+                chunk.checkpoint(-2)
+            for items in (iter(ITEMS), {1: 2}, {1, 2}):
+                with pytest.raises(UsageError, match="a list"):
+                    next(some.chunks(items))
+            with pytest.raises(UsageError, match="goes on from -2"):
+                next(some.chunks(ITEMS))
 
 
 async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: list[Database]) -> None:
@@ -345,7 +430,7 @@ async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: 
             await working
         record = await db.progress("sum")
         assert (record.state, record.done) == (JobState.STOPPED, 0) and "CancelledError" in record.note
-        await work_off(other, "sum")
+        await work_off(other, "sum", patience=30)  # the first's last look may still wait for the file: it lets go
     assert balances(files) == [155, 155]
 
 

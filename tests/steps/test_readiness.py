@@ -66,8 +66,9 @@ async def test_a_commit_before_all_are_in_says_who_is_missing(plain_mode: str, o
         assert (await db.status(name)).state is State.PREPARED
     async with opened(plain_mode, only) as other:
         await other.confirm(name, "billing")
-        assert [one.answer for one in await other.wait_ready(name, timeout=30)] == [Readiness.CONFIRMED] * 2
-        assert (await other.commit_distributed(name)).state is State.COMMITTED
+    async with opened(plain_mode, only) as third:
+        assert [one.answer for one in await third.wait_ready(name, timeout=30)] == [Readiness.CONFIRMED] * 2
+        assert (await third.commit_distributed(name)).state is State.COMMITTED
     assert only[0].balance() == 7
 
 

@@ -129,7 +129,7 @@ class Context:
     holding: set[str] = field(default_factory=set)  # attempts at work here that have called steps
     journal_clock: tuple[float, float] | None = None  # what it showed, and our `elapsed` then
     beating: bool = False  # whether something runs behind that tells others what is in `holding`
-    jobs: dict[str, str] = field(default_factory=dict)  # those that this process works on, with its claim
+    jobs: dict[str, str] = field(default_factory=dict)  # claims of those at work in this process: which job's
     minding: bool = False  # whether something runs behind that renews them
     told: set[str] = field(default_factory=set)  # cautions that were given already
     unclaimed: dict[tuple[str, int], float] = field(default_factory=dict)  # calls without code here, since when

@@ -5,11 +5,16 @@ Guarantees: a bar that cannot be drawn is no error of the job's.
 
 from __future__ import annotations
 
+import logging
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+log = logging.getLogger("nodoubt")
 
 
 def progress_bar() -> Progress | None:
@@ -26,6 +31,8 @@ def progress_bar() -> Progress | None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=Console(stderr=True),
+        # Redirected, what is printed there goes through the bar to standard error: right on a terminal, not for a file.
+        redirect_stdout=sys.stdout.isatty(),
     )
 
 
@@ -43,19 +50,20 @@ class Bar:
 
     def show(self, done: int, total: int | None, note: str) -> None:
         """So far it is; drawn for the first time, or anew."""
-        if self._progress is None:
+        if (progress := self._progress) is None:
             return
-        from rich.errors import LiveError
-
         try:
-            if not self._progress.tasks:
-                self._progress.add_task(self._name, note=note)
-                self._progress.start()
-            self._progress.update(self._progress.tasks[0].id, completed=done, total=total, note=note)
-        except LiveError:  # somebody else draws on this terminal
-            self._progress = None
+            if not progress.tasks:
+                progress.add_task(self._name, note=note)
+                progress.start()
+            progress.update(progress.tasks[0].id, completed=done, total=total, note=note)
+        except Exception as error:  # somebody else draws on this terminal, or it has gone
+            log.debug("no progress bar: %s", error)
+            self.end()
 
     def end(self) -> None:
         """It stays as it was last."""
-        if self._progress is not None:
-            self._progress.stop()
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            with suppress(Exception):  # as above; what it has not drawn yet is lost
+                progress.stop()

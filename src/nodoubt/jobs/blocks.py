@@ -14,7 +14,7 @@ from ..errors import ClosedTransaction, JobLost, JobTaken, UsageError
 from ..idempotency.blocks import AsyncBlock, Block, Carrying
 from ..script import Script
 from . import board, links
-from .records import Link
+from .records import Link, number_of_items
 from .work import Item, Work
 
 CHUNK_SIZE = 100  # items
@@ -39,10 +39,8 @@ class _Chunk(Carrying, Generic[Item]):
         """
         if not self._own:
             raise UsageError("a chunk of chunks(items) has its checkpoint already: use job.chunk() for one of your own")
-        if done < 0:
-            raise UsageError(f"a chunk has done a number of items, not {done!r}")
-        links.encoded(value)
-        self._said = value, self._work.link.done + int(done)
+        told = links.decoded(links.encoded(value))  # as whoever begins the job again will be told it
+        self._said = told, number_of_items(self._work.link.done + number_of_items(done))
 
     def _take(self) -> Script[Attempt | None]:
         if self._used:

@@ -204,7 +204,7 @@ def asked(ctx: Context, body: Callable[[Board, Session], Script[R]], *, changes:
 
 def hold_all(ctx: Context) -> Script[None]:
     """One turn of what runs behind while this process works on jobs."""
-    held, lease_s = list(ctx.jobs.items()), ctx.settings.job_lease_s
+    held, lease_s = [(name, claim) for claim, name in list(ctx.jobs.items())], ctx.settings.job_lease_s
     if held:
         yield from asked(ctx, lambda board, session: board.hold(session, held, lease_s))
 

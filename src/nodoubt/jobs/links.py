@@ -43,6 +43,11 @@ def encoded(checkpoint: Any) -> bytes:
     return text
 
 
+def decoded(text: bytes) -> Any:
+    """What `encoded` was given, as JSON has it: no tuple, no date."""
+    return msgspec.json.decode(text)
+
+
 def key_of(run: str, number: int) -> Key:
     """A link's row among the idempotency keys."""
     return Key(_SCOPE + run, f"{number:012}", "")

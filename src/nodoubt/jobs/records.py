@@ -9,6 +9,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from ..errors import UsageError
+
+ITEMS_MAX = 2**53  # what every database, and every reader of JSON, counts up to
+
+
+def number_of_items(value: object) -> int:
+    """Raises `UsageError` for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= ITEMS_MAX:
+        raise UsageError(f"that is not a number of items, a whole one from 0 to {ITEMS_MAX}: {value!r}")
+    return value
+
 
 class JobState(StrEnum):
     """How a job stands. `STOPPED` and `ABANDONED` go on from their checkpoint when somebody begins them again."""

@@ -54,7 +54,7 @@ class Verb(_Verb):
         the checkpoint, a branch of every chunk's transaction, chosen once; default: the one with the journal.
         `patience`: seconds to wait while somebody else is at work on it, or a chunk is in doubt; None: however long.
         `takeover`: do not wait until its worker has not been heard of for a while, for you know that it is dead; if it
-        is not, it is thrown out.
+        is not, it is thrown out, but for a chunk that it has open: while that is, this raises `JobTaken`.
         `quiet`: no progress bar, in a terminal either.
 
         Raises `JobTaken` (nothing was done), `JobLost` (somebody else has taken it over), `UsageError`, `InvalidName`,
@@ -70,7 +70,7 @@ class Verb(_Verb):
         return self._shell.run(_progress(self._ready(), name))
 
     def jobs(self) -> list[JobRecord]:
-        """All of them, those first that changed last; those that were done, for as long as the retention."""
+        """Those that changed last come first, 1000 at most; those that were done, for as long as the retention."""
         return self._shell.run(_listing(self._ready()))
 
     def forget_job(self, name: str) -> None:

@@ -6,7 +6,7 @@ block that ends well has written the last one; one that fails leaves the job to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,10 +21,14 @@ from ..script import Pause, Script
 from ..xid import check_name
 from . import board, links
 from .bar import Bar
-from .records import JobState, Link, Row
+from .records import JobState, Link, Row, number_of_items
 
 Item = TypeVar("Item")
 C = TypeVar("C")
+
+
+class _NoCheckpoint(ResourceRefused):
+    """The database answers, and has none of this run."""
 
 
 class Work:
@@ -41,8 +45,8 @@ class Work:
         takeover: bool = False,
         quiet: bool = True,
     ) -> None:
-        if total is not None and total < 0:
-            raise UsageError(f"a job has a number of items, not {total!r}")
+        if total is not None:
+            number_of_items(total)
         self.ctx = ctx
         self.name = check_name(name)
         self.total, self._counted = total, total is not None
@@ -53,8 +57,9 @@ class Work:
         self._bar = Bar(name, quiet=quiet)
         self._keeper: Participant | None = None
         self._run, self._claim = "", ctx.ids.attempt()
-        self._note = ""
-        self._entered = self._open = self._left = self._gone = False
+        self._why = ""  # it was paused
+        self._entered = self._open = self._paused = self._left = self._gone = False
+        self._items: object = None  # the list that it goes through
 
     # ---- links
 
@@ -101,7 +106,10 @@ class Work:
         """Begin it, or go on with it. Raises `JobTaken`. It runs shielded: `gone` says that nobody waits for it."""
         if (yield from self._look()) is None:
             yield from self._begin_new()
-        if not (yield from self._claimed()):
+        if self._gone or not (yield from self._claimed()):
+            return
+        if self._gone:  # while a locked file made it wait for the claim: the job stays as it was left
+            yield from self._quietly(self._release())
             return
         try:
             yield from self._find_link()
@@ -111,9 +119,11 @@ class Work:
             yield from self._relay()
             yield from self.tell()
         except BaseException:
+            self._bar.end()
             yield from self._quietly(self._release())
             raise
         if self._gone:
+            self._bar.end()
             yield from self._quietly(self._release())
             return
         self._open = True
@@ -121,7 +131,7 @@ class Work:
     def gone(self) -> None:
         """Whoever was to be let in was interrupted, or cancelled."""
         self._gone = True
-        self.ctx.jobs.pop(self.name, None)  # if it was just let in, its lease ends by itself
+        self.ctx.jobs.pop(self._claim, None)  # if it was just let in, its lease ends by itself
 
     def until(self) -> float | None:
         """When patience ends, by the clock's `elapsed`; None: never."""
@@ -168,7 +178,7 @@ class Work:
         except BaseException:
             yield from self._quietly(self._release())
             raise
-        ctx.jobs[self.name] = self._claim
+        ctx.jobs[self._claim] = self.name
         return True
 
     def _find_keeper(self, row: Row) -> Script[None]:
@@ -189,7 +199,7 @@ class Work:
     def _find_link(self) -> Script[None]:
         found = yield from links.last(self.ctx, self._kept_by, self._run)
         if found is None:
-            raise ResourceRefused(
+            raise _NoCheckpoint(
                 f"{self._kept_by.name} has no checkpoint of the job {self.name!r}, which the journal knows: was that "
                 "database restored? Where to go on from is not known: look at its effects, then forget_job(name), and "
                 "begin anew"
@@ -213,16 +223,26 @@ class Work:
 
     def pause(self, note: str) -> None:
         """As the block ends, it is not done."""
-        self._left, self._note = True, note
+        self._paused, self._why = True, note
 
     def sliced(self, items: Sequence[Item], size: int, make: Callable[[Sequence[Item], int], C]) -> Iterator[C]:
         """The chunks that are left of the items; whoever leaves this loop early has not done the job."""
         if size < 1:
             raise UsageError(f"a chunk has one item or more, not {size!r}")
+        if isinstance(items, Mapping) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+            raise UsageError(
+                f"chunks() goes through a list, from any position in it, not through a {type(items).__name__}: give "
+                "list(…) of it, or say yourself how far each chunk has come, with job.chunk()"
+            )
         if self.link.finished:
             return
+        if self._items is not None and self._items is not items:
+            raise UsageError(
+                f"the job {self.name!r} goes through one list, in which its checkpoint is a position: put both in one, "
+                "or make a job for each"
+            )
         at = 0 if self.link.checkpoint is None else self.link.checkpoint
-        if not isinstance(at, int) or at > len(items):
+        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= len(items):
             raise UsageError(
                 f"the job {self.name!r} goes on from {at!r}, and these are {len(items)} items: give the same ones as "
                 "before, in the same order (more may follow them)"
@@ -230,6 +250,7 @@ class Work:
         if not self._counted:
             self.total = len(items)
         self._left = True
+        self._items = items if len(items) > 0 else self._items
         while at < len(items):
             some = items[at : at + size]
             at += len(some)
@@ -246,7 +267,7 @@ class Work:
 
         If the journal is away, what is committed stands all the same. Raises `JobLost`.
         """
-        ctx, total, self._note = self.ctx, self.total, note
+        ctx, total = self.ctx, self.total
         link = self.link if done is None else replace(self.link, done=done)
         self._bar.show(link.done, total, note)
         try:
@@ -264,9 +285,7 @@ class Work:
         """As `tell`, between or within chunks."""
         if not self._open:
             raise ClosedTransaction("report on a job inside its with block, and while it is not done")
-        if done < 0:
-            raise UsageError(f"a job has done a number of items, not {done!r}")
-        return self.tell(note, int(done))
+        return self.tell(note, number_of_items(done))
 
     # ---- out
 
@@ -276,13 +295,13 @@ class Work:
             return
         self._open = False
         try:
-            if error is None and not self._left:
+            if error is None and not self._left and not self._paused:
                 yield from self._finish()
             elif not self.lost:
-                note = self._note if error is None else f"{type(error).__name__}: {error}"
+                note = self._why if error is None else f"{type(error).__name__}: {error}"
                 yield from self._quietly(self._end(JobState.STOPPED, note))
         finally:
-            self.ctx.jobs.pop(self.name, None)
+            self.ctx.jobs.pop(self._claim, None)
             self._bar.end()
 
     def _finish(self) -> Script[None]:
@@ -300,11 +319,11 @@ class Work:
 
     def _end(self, state: JobState, note: str) -> Script[None]:
         link = self.link
-        self.ctx.jobs.pop(self.name, None)
+        self.ctx.jobs.pop(self._claim, None)
         yield from board.asked(self.ctx, lambda b, s: b.end(s, self.name, self._claim, state, link, note))
 
     def _release(self) -> Script[None]:
-        self.ctx.jobs.pop(self.name, None)
+        self.ctx.jobs.pop(self._claim, None)
         yield from board.asked(self.ctx, lambda b, s: b.release(s, self.name, self._claim))
 
     def _quietly(self, script: Script[None]) -> Script[None]:
@@ -323,10 +342,10 @@ class Work:
             try:
                 yield from self._find_link()
                 yield from self._relay(finished=True)
-            except ResourceRefused as error:
+            except _NoCheckpoint as error:
                 log.warning("%s", error)  # nobody can go on from what is not there
             except BaseException:
                 yield from self._quietly(self._release())
                 raise
-            self.ctx.jobs.pop(self.name, None)
+            self.ctx.jobs.pop(self._claim, None)
         yield from board.asked(self.ctx, lambda b, s: b.remove(s, self.name, self._run))
