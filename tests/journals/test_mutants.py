@@ -273,9 +273,10 @@ def test_a_journal_without_the_rule_is_caught(
 @pytest.mark.parametrize("column", ["VARCHAR(200)", "VARCHAR(200) COLLATE utf8mb4_general_ci"])
 def test_names_in_a_text_column_are_caught(bare: Bench, column: str) -> None:
     name = "name VARBINARY(800) NOT NULL PRIMARY KEY"
-    (first,) = shipped(Part.JOURNAL, "mariadb").migrations
-    assert name in first.sql
-    collated = read(Part.JOURNAL, "mariadb", [first.sql.replace(name, f"name {column} NOT NULL PRIMARY KEY")])
+    first, *later = [one.sql for one in shipped(Part.JOURNAL, "mariadb").migrations]
+    assert name in first
+    altered = first.replace(name, f"name {column} NOT NULL PRIMARY KEY")
+    collated = read(Part.JOURNAL, "mariadb", [altered, *later])
     bare.journal.tables.schema = collated
     bare.setup("c" * 16)
     with pytest.raises(FAILED):
