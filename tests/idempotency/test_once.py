@@ -225,7 +225,7 @@ async def test_wrong_arguments_are_told_before_any_work(mode: str, tmp_path: Pat
             (("k", object()), {"on": "a"}, "payload of an idempotency key must be JSON"),
             (("k",), {"on": "c"}, "no resource 'c'"),
             (("k",), {}, "say which database keeps it"),
-            (("k",), {"on": "a", "keep": 0}, "more than zero seconds"),
+            (("k",), {"on": "a", "keep": 0}, "kept for is above zero seconds"),
             (("k",), {"on": "a", "deadline": 5}, "staged=name"),
         ):
             with pytest.raises(UsageError, match=told):

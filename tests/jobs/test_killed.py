@@ -6,6 +6,7 @@ And the harm that is done without each of the rules.
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,17 @@ def test_without_the_lease_workers_throw_each_other_out_and_no_chunk_is_done_twi
     with Coordinator(urls, recovery=False) as db:
         db.setup()
 
+    all_within = threading.Barrier(4)
+
     def worker(_: int) -> int:
-        thrown_out = 0
+        thrown_out, waited = 0, False
         with Coordinator(urls, settings=BRIEF) as db:
             while True:
                 try:
                     with db.job("sum", quiet=True) as some:
+                        if not waited:
+                            all_within.wait(60)
+                            waited = True
                         for chunk in some.chunks(ITEMS, 1):
                             with chunk as tx:
                                 for one in pair:
