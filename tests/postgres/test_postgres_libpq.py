@@ -10,6 +10,7 @@ import pytest
 from nodoubt.errors import UsageError
 from nodoubt.ports import SessionLost
 from nodoubt.script import do
+from nodoubt.testing.proxy import TcpProxy
 
 
 def held(world: Any, session: Any) -> int:
@@ -78,3 +79,16 @@ def test_a_server_s_last_words_are_told_in_a_pipeline_too(blank: Any) -> None:
     blank.look(f"SELECT pg_terminate_backend({session.connection_id})")
     error = call.exception(20)
     assert isinstance(error, SessionLost) and "due to administrator command" in str(error)
+
+
+def test_a_session_that_is_lost_after_its_first_answer_has_answered(blank: Any) -> None:
+    """Texts of several statements go by themselves, behind ours: whether the session was alive is known by then."""
+    with TcpProxy.to(blank.url) as proxy:
+        session = blank.session(proxy.url_for(blank.url))
+        proxy.cut_request(b"SELECT 7")
+        lost = blank.error(do(session, "execute_after", ["BEGIN"], "SELECT 7; SELECT 8", None))
+        assert isinstance(lost, SessionLost) and lost.answered
+        session = blank.session(proxy.url_for(blank.url))
+        proxy.cut_request(b"SELECT 9")
+        lost = blank.error(do(session, "execute_after", ["BEGIN"], "SELECT 9", None))
+        assert isinstance(lost, SessionLost) and not lost.answered

@@ -241,13 +241,13 @@ class LibpqSession:
             raise UsageError("COPY cannot be run as a statement here: it takes the whole session")
         return results
 
-    def _gone(self, error: psycopg.Error, answer: Answer | None) -> SessionLost:
-        """Of an exchange that has failed."""
+    def _gone(self, error: psycopg.Error, answer: Answer, *, before: bool) -> SessionLost:
+        """Of an exchange that has failed. `before`: an earlier message of the same conversation was answered."""
         self.usable = False
-        why, results = str(error), [] if answer is None else answer.results
-        words = [_field(result, _Diag.MESSAGE_PRIMARY) for result in results if result.status not in _FINE]
+        why = str(error)
+        words = [_field(result, _Diag.MESSAGE_PRIMARY) for result in answer.results if result.status not in _FINE]
         lost = SessionLost(": ".join([*(last for last in words if last not in why), why]))
-        lost.answered = answer is not None and bool(answer.results)
+        lost.answered = before or bool(answer.results)
         return lost
 
     def _replies(self, results: Sequence[Any]) -> tuple[Reply, ...]:

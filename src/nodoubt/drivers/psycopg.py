@@ -46,7 +46,7 @@ class PsycopgSession(LibpqSession):
         return self._converse(self._execute_after(before, statement, params))
 
     def _converse(self, talk: Talk[R]) -> R:
-        results = None
+        results: list[Any] | None = None
         self.warnings.clear()
         while True:
             try:
@@ -58,7 +58,7 @@ class PsycopgSession(LibpqSession):
                 self._exchange(send, answer)
             except psycopg.Error as error:
                 self._pg.finish()
-                raise self._gone(error, answer) from error
+                raise self._gone(error, answer, before=results is not None) from error
             except BaseException:
                 self.usable = False  # interrupted in the middle of a call: nobody knows what is still to be read
                 raise

@@ -45,7 +45,7 @@ class AsyncPsycopgSession(LibpqSession):
         return await self._converse(self._execute_after(before, statement, params))
 
     async def _converse(self, talk: Talk[R]) -> R:
-        results = None
+        results: list[Any] | None = None
         self.warnings.clear()
         while True:
             try:
@@ -56,7 +56,7 @@ class AsyncPsycopgSession(LibpqSession):
             try:
                 await self._wire.exchange(send, answer)
             except psycopg.Error as error:
-                raise self._gone(error, answer) from error
+                raise self._gone(error, answer, before=results is not None) from error
             except BaseException:
                 self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
                 raise
