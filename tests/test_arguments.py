@@ -31,6 +31,9 @@ def test_a_time_that_never_comes_is_refused_wherever_it_is_given(seconds: float,
             pass
         with pytest.raises(UsageError, match="above zero"), db.once("key", {}, keep=seconds):
             pass
+        if seconds != 0:  # which is not to wait at all
+            with pytest.raises(UsageError, match="patience is above zero"):
+                db.job("job", patience=seconds)
         with db.transaction() as tx, pytest.raises(UsageError, match="above zero"):
             tx.call(charge, timeout=seconds)
         assert db.transactions() == []

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..engine import start, verbs
 from ..engine.attempt import Attempt
-from ..engine.context import Context, Participant, log
+from ..engine.context import Context, Participant, check_seconds, log
 from ..errors import ClosedTransaction, JobLost, JobTaken, NoDoubtError, ResourceRefused, UnknownJob, UsageError
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
@@ -47,6 +47,8 @@ class Work:
     ) -> None:
         if total is not None:
             number_of_items(total)
+        if patience_s:
+            check_seconds("patience", patience_s)
         self.ctx = ctx
         self.name = check_name(name)
         self.total, self._counted = total, total is not None
