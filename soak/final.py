@@ -23,10 +23,12 @@ from .world import World
 
 PAUSE_S = 0.2
 OPEN = {
-    "commits": "select attempt from {}decisions where verdict = 'commit' and ended_at is null",
-    "undecided names": "select name from {}names where undecided is not null",
-    "unfinished steps": "select attempt from {}calls where unfinished is not null",
-    "quarantined branches": "select attempt from {}quarantine where cleared_by = ''",
+    "commits": "select attempt from {0}decisions where verdict = 'commit' and ended_at is null",
+    # One that was staged while somebody presumed its abort can keep the mark: the decision is what counts.
+    "undecided names": "select name from {0}names as n where undecided is not null and not exists "
+    "(select 1 from {0}decisions as d where d.attempt = n.attempt)",
+    "unfinished steps": "select attempt from {0}calls where unfinished is not null",
+    "quarantined branches": "select attempt from {0}quarantine where cleared_by = ''",
 }
 
 
