@@ -32,7 +32,13 @@ STATEMENTS = {
         "COMMIT PREPARED",
         "ROLLBACK PREPARED",
     ),
-    "journal": ("PREPARE TRANSACTION", "COMMIT PREPARED", "nodoubt.decisions", "nodoubt.names", "COMMIT"),
+    "journal": (
+        "PREPARE TRANSACTION",
+        "COMMIT PREPARED",
+        "EXECUTE nodoubt_decision",  # sessions keep these statements prepared
+        "EXECUTE nodoubt_name",
+        "COMMIT",
+    ),
     "mariadb": ("XA PREPARE", "XA PREPARE", "XA COMMIT", "XA ROLLBACK", "nodoubt_decisions", "COMMIT"),
 }
 FAULTS: Mapping[str, Mapping[str, int]] = {
