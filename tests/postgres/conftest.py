@@ -65,15 +65,15 @@ class World:
         """Whether the script raises; for `until`, which asks again."""
         return self.start(script).exception(PATIENCE_S) is not None
 
-    def session(self, url: str | None = None) -> Any:
+    def session(self, url: str | None = None, **how: float) -> Any:
         target = parse_url(url or self.url)
         session: Any
         if self.style != "sync":
             driver = nodoubt.drivers.asyncpg if self.style == "asyncpg" else nodoubt.drivers.psycopg_async
-            opening: Any = driver.connect(target)
+            opening: Any = driver.connect(target, **how)
             session = asyncio.run_coroutine_threadsafe(opening, self._loop).result(PATIENCE_S)
         else:
-            session = nodoubt.drivers.psycopg.connect(target)
+            session = nodoubt.drivers.psycopg.connect(target, **how)
         self.sessions.append(session)
         return session
 

@@ -16,6 +16,7 @@ import nodoubt.drivers.asyncpg as async_driver
 from nodoubt.errors import MissingExtra, ResourceUnavailable, UsageError
 from nodoubt.ports import SessionLost, StatementFailed
 from nodoubt.script import Do, Script, do
+from nodoubt.testing.proxy import TcpProxy
 from nodoubt.url import parse_url
 
 
@@ -369,3 +370,11 @@ def test_an_answer_that_is_whole_is_read() -> None:
 def test_an_answer_larger_than_any_buffer_arrives(blank: Any) -> None:
     reply = blank.drive(do(blank.session(), "execute", "SELECT repeat('x', 30000000)", None))
     assert len(reply.scalar()) == 30_000_000
+
+
+def test_a_server_that_takes_the_connection_and_then_stops_holds_up_nobody(blank: Any) -> None:
+    with TcpProxy.to(blank.url) as proxy:
+        fault = proxy.stall(b"client_connection_check_interval")
+        with pytest.raises(ResourceUnavailable, match="took the connection, and then did not answer"):
+            blank.session(proxy.url_for(blank.url), connect_timeout_s=1.0)
+        fault.wait_hit()

@@ -29,6 +29,7 @@ from .postgres_failure import (
     PostgresFailed,
     ends_session,
     introduction,
+    require_alive,
     restore,
 )
 
@@ -217,7 +218,7 @@ def lend(connection: Any, isolation: str) -> LentAsyncpgSession:
 
 
 async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgSession:
-    """Open a session. Raises `ResourceUnavailable`, without the password."""
+    """Open a session. Raises `ResourceUnavailable`, without the password, and within about the time given."""
     if ("channel_binding", "require") in url.options:
         raise UsageError(f"asyncpg has no channel binding, which {url} requires: use the sync coordinator")
     options = {name: value for name, value in url.options if name not in _LIBPQ_ONLY}
@@ -231,7 +232,14 @@ async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncpgS
         raise ResourceUnavailable(f"cannot connect to {url}: {error or 'no answer in time'}") from error
     session = AsyncpgSession(connection)
     session.kept = frozenset()
-    await _watch_client(session)
+    try:
+        async with asyncio.timeout(connect_timeout_s):
+            await _watch_client(session)
+    except BaseException as error:
+        session.kill()
+        if not isinstance(error, TimeoutError):
+            raise
+    require_alive(session, url)
     return session
 
 

@@ -5,7 +5,11 @@ Must not: import a driver.
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..errors import ResourceUnavailable
 from ..ports import StatementFailed
+from ..url import Url
 
 # A server that is waiting (for a lock, mostly) does not notice that its client has gone: it would hold all locks of a
 # killed session's transaction until it is served, and could still commit then. From version 14 on it can look.
@@ -27,6 +31,13 @@ def restore(synchronous_commit: str) -> str | None:
     if synchronous_commit in ("on", "remote_apply"):
         return None
     return f"SET synchronous_commit = '{synchronous_commit}'"
+
+
+def require_alive(session: Any, url: Url) -> None:
+    """At the end of a connect: a server can take a connection and stop answering. Raises `ResourceUnavailable`."""
+    if not session.usable:
+        session.kill()
+        raise ResourceUnavailable(f"cannot connect to {url}: it took the connection, and then did not answer")
 
 
 class PostgresFailed(StatementFailed):

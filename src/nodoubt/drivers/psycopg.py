@@ -6,6 +6,7 @@ A round trip waits in `poll`, where other threads run.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from .libpq import TIMEOUT_S, Answer, LibpqSession, R, Talk, options
-from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, restore
+from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, require_alive, restore
 
 try:
     import psycopg
@@ -29,6 +30,7 @@ class PsycopgSession(LibpqSession):
         super().__init__(connection, prepares=prepares)
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
+        self.answer_ms: int | None = None  # how long one answer may take, before anybody watches over the calls
 
     def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements in one message (a simple query): a reply for each, in order."""
@@ -71,7 +73,8 @@ class PsycopgSession(LibpqSession):
         while not answer.take():
             if more:
                 self._poll.modify(self._pg.socket, select.POLLIN | select.POLLOUT)
-            self._poll.poll()
+            if not self._poll.poll(self.answer_ms):
+                raise psycopg.OperationalError("no answer in time")
             self._pg.consume_input()
             if more:
                 more = self._pg.flush()
@@ -128,13 +131,20 @@ def lend(connection: Any, isolation: str) -> LentPsycopgSession:
 
 
 def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> PsycopgSession:
-    """Open a session. Raises `ResourceUnavailable`, without the password."""
+    """Open a session. Raises `ResourceUnavailable`, without the password, and within about the time given."""
     try:
         connection = psycopg.connect(**options(url, connect_timeout_s))
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
     session = PsycopgSession(connection)
-    _watch_client(session)
+    session.answer_ms = math.ceil(connect_timeout_s * 1000)
+    try:
+        _watch_client(session)
+    except BaseException:
+        session.kill()
+        raise
+    require_alive(session, url)
+    session.answer_ms = None
     return session
 
 

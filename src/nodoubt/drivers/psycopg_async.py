@@ -14,7 +14,7 @@ from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from .libpq import TIMEOUT_S, Answer, LibpqSession, R, Talk, options
-from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, restore
+from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, require_alive, restore
 
 try:
     import psycopg
@@ -203,13 +203,20 @@ def lend(connection: Any, isolation: str) -> LentAsyncPsycopgSession:
 
 
 async def connect(url: Url, *, connect_timeout_s: float = TIMEOUT_S) -> AsyncPsycopgSession:
-    """Open a session. Raises `ResourceUnavailable`, without the password."""
+    """Open a session. Raises `ResourceUnavailable`, without the password, and within about the time given."""
     try:
         connection = await psycopg.AsyncConnection.connect(**options(url, connect_timeout_s))
     except psycopg.Error as error:
         raise ResourceUnavailable(f"cannot connect to {url}: {error}") from error
     session = AsyncPsycopgSession(connection)
-    await _watch_client(session)
+    try:
+        async with asyncio.timeout(connect_timeout_s):
+            await _watch_client(session)
+    except BaseException as error:
+        session.kill()
+        if not isinstance(error, TimeoutError):
+            raise
+    require_alive(session, url)
     return session
 
 
