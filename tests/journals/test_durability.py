@@ -11,13 +11,15 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from journals.places import Place, query
+from nodoubt.journals.attempts import FLOOR_LOWEST, first_attempt_of
 from nodoubt.journals.dialects import PostgresDialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session
-from nodoubt.protocol.records import Standing
+from nodoubt.protocol.records import Confirmation, Readiness, Standing
 from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import decision, staging
@@ -138,6 +140,74 @@ def test_a_forced_transaction_is_never_weaker_than_what_the_server_asks_of_itsel
         assert query(bench, "SHOW synchronous_commit", session).scalar() == asked
 
 
+class EndsWhatIsOpen(SqlJournal):
+    """An end that stands already is left as it is; and seen."""
+
+    def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
+        table, which = self.dialect.table("decisions"), f"attempt IN ({self.dialect.attempts(attempts)})"
+        yield from self._write(session, f"UPDATE {table} SET ended_at = 1 WHERE {which} AND ended_at IS NULL")
+
+
+class TellsAnAnswerAsItIsSeen(SqlJournal):
+    """That somebody has confirmed is repeated, whoever may forget it. A floor likewise."""
+
+    def _flush(self, only_if: str = "") -> str:
+        return "SELECT 1"
+
+
+ENDED_BY_SOMEBODY = "UPDATE {0} SET ended_at = 5 WHERE attempt = '{1}'"
+
+
+@pytest.mark.parametrize("mutant", [None, EndsWhatIsOpen])
+def test_an_end_that_was_there_before_but_not_flushed_survives_the_crash(
+    crashing: Crashing, mutant: type[SqlJournal] | None
+) -> None:
+    """Receipts are deleted on the strength of it; and two who have proved the same branches end the same record."""
+    one = decision()
+
+    def ended(bench: Bench) -> None:
+        bench.insert([one])
+        unflushed(bench, ENDED_BY_SOMEBODY.format(bench.journal.dialect.table("decisions"), one.attempt))
+        bench.run(bench.journal.end(bench.main, [one.attempt]))
+
+    journal = None if mutant is None else mutant(crashing.place.dialect())
+    with crashing.after_a_crash(ended, journal) as bench:
+        assert bench.look([one.attempt])[one.attempt].ended is (mutant is None)
+
+
+def test_an_answer_that_is_told_again_survives_the_crash(crashing: Crashing) -> None:
+    """(Its mutant is MariaDB's: on PostgreSQL the lock of a row is in the log, and flushes all before it.)"""
+    row = msgspec.structs.replace(staging(f"order-{new_attempt()}"), confirmations=("shipping",))
+
+    def told_again(bench: Bench) -> None:
+        bench.run(bench.journal.stage(bench.main, row))
+        said = Confirmation(row.attempt, "shipping", Readiness.CONFIRMED, "", 1.0)
+        unflushed(bench, *bench.journal._answer_rows(said))
+        again = bench.run(bench.journal.answer(bench.main, row.attempt, "shipping", said.answer, why="", at=2.0))
+        assert again == said
+
+    with crashing.after_a_crash(told_again) as bench:
+        (stands,) = bench.run(bench.journal.confirmations(bench.main, row.attempt))
+        assert stands.answer is Readiness.CONFIRMED
+
+
+@pytest.mark.parametrize("mutant", [None, TellsAnAnswerAsItIsSeen])
+def test_a_floor_by_which_receipts_are_deleted_survives_the_crash(
+    crashing: Crashing, mutant: type[SqlJournal] | None
+) -> None:
+    floor = first_attempt_of(1000)
+
+    def seen(bench: Bench) -> None:
+        table = bench.journal.dialect.table("journal")
+        unflushed(bench, f"UPDATE {table} SET value = '{floor}' WHERE item = 'floor'")
+        assert bench.run(bench.journal.floor(bench.main, flushed=True)) == floor
+
+    journal = None if mutant is None else mutant(crashing.place.dialect())
+    with crashing.after_a_crash(seen, journal) as bench:
+        assert (bench.run(bench.journal.floor(bench.main)) == floor) is (mutant is None)
+        query(bench, f"UPDATE nodoubt.journal SET value = '{FLOOR_LOWEST}' WHERE item = 'floor'")
+
+
 # ---- MariaDB --------------------------------------------------------------------------------------
 
 TRIES_MAX = 5
@@ -157,14 +227,57 @@ def test_on_mariadb_a_confirm_flushes_the_log_beyond_its_row() -> None:
 
 def flushes(bench: Bench) -> bool:
     """Whether the row of a decision that was only visible is flushed once it is confirmed."""
+    one = decision()
+
+    def confirm() -> None:
+        assert set(bench.confirm([one.attempt])) == {one.attempt}
+
+    return is_flushed(bench, bench.journal.decision_rows(one), confirm)
+
+
+def is_flushed(bench: Bench, rows: Sequence[str], act: Callable[[], None]) -> bool:
+    """Whether these rows, which were only visible, are flushed by this act."""
 
     def lsn(which: str) -> int:
         return int(query(bench, f"SHOW GLOBAL STATUS LIKE 'Innodb_lsn_{which}'").rows[0][1])
 
-    one = decision()
     query(bench, "SET GLOBAL innodb_flush_log_at_trx_commit = 0")
-    unflushed(bench, *bench.journal.decision_rows(one))
+    unflushed(bench, *rows)
     written = lsn("current")
     query(bench, "SET GLOBAL innodb_flush_log_at_trx_commit = 1")
-    assert set(bench.confirm([one.attempt])) == {one.attempt}
+    act()
     return lsn("flushed") >= written
+
+
+def ends(bench: Bench) -> bool:
+    """Whether an end that another process has written, and not flushed, is flushed by ours."""
+    one = decision()
+    bench.insert([one])
+    row = ENDED_BY_SOMEBODY.format(bench.journal.dialect.table("decisions"), one.attempt)
+    return is_flushed(bench, [row], lambda: bench.run(bench.journal.end(bench.main, [one.attempt])))
+
+
+def answers(bench: Bench) -> bool:
+    """The same of an answer that is told again."""
+    row = msgspec.structs.replace(staging(f"order-{new_attempt()}"), confirmations=("shipping",))
+    bench.run(bench.journal.stage(bench.main, row))
+    said = Confirmation(row.attempt, "shipping", Readiness.CONFIRMED, "", 1.0)
+
+    def again() -> None:
+        bench.run(bench.journal.answer(bench.main, row.attempt, "shipping", said.answer, why="", at=2.0))
+
+    return is_flushed(bench, bench.journal._answer_rows(said), again)
+
+
+@pytest.mark.parametrize(("flushed", "mutant"), [(ends, EndsWhatIsOpen), (answers, TellsAnAnswerAsItIsSeen)])
+def test_on_mariadb_what_stood_before_is_flushed_by_whoever_goes_by_it(
+    flushed: Callable[[Bench], bool], mutant: type[SqlJournal]
+) -> None:
+    """There each commit is visible before it is flushed: nobody need have been careless."""
+    with MariaDBServer({"innodb-flush-log-at-timeout": 2700}) as server:
+        place = Place("mariadb", "sync", server.url())
+        with place.bench() as bench:
+            bench.setup("c" * 16)
+            assert all(flushed(bench) for _ in range(TRIES_MAX))
+        with place.bench(mutant(place.dialect())) as bench:
+            assert not all(flushed(bench) for _ in range(TRIES_MAX)), "the mutant is not caught"

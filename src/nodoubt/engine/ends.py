@@ -87,7 +87,10 @@ def retire(ctx: Context) -> Script[int]:
 
     # What was not deleted after its end record, because the process died or the database was away: no COMMIT that has
     # not ended lies below the floor, so nobody can ask for it any more.
-    floor = yield from asked(ctx, ctx.journal_pool, ctx.journal.floor)
+    def below(session: Session) -> Script[str]:
+        return ctx.journal.floor(session, flushed=True)
+
+    floor = yield from asked(ctx, ctx.journal_pool, below)
 
     def old(participant: Participant) -> Script[int]:
         def receipts(session: Session) -> Script[int]:

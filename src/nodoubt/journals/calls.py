@@ -121,11 +121,13 @@ class Calls(Directory):
             f"UPDATE {table} SET answer = '{Readiness(said.answer).value}', why = {self.dialect.free_text(said.why)}, "
             f"at = {self.dialect.seconds(said.at)} WHERE {first}"
         )
+        before = f"SELECT 1 FROM {table} AS c WHERE {which} AND at <> {self.dialect.seconds(said.at)}"
         # No lock of the name's row is needed: a COMMIT wants an answer from everybody, and each is written once.
         return (
             f"SELECT who FROM {table} WHERE {which}{self.dialect.row_lock}",
             self._event_if(trail.of_answer(said), f"{table} WHERE {first}"),
             say,
+            self._flush(f"EXISTS ({before})"),  # an answer of before may not be flushed, and will be told as it stands
             f"SELECT {rows.columns(rows.CONFIRMATION)} FROM {table} WHERE {which}",
         )
 

@@ -26,6 +26,14 @@ OPERATOR_LENGTH_MAX = 200
 class Directory(Transactions):
     """The scripts about names, resources, quarantine and events."""
 
+    def _flush(self, only_if: str = "") -> str:
+        """A write for its own sake: with it, what this transaction has seen before is as durable as itself.
+
+        A log is flushed in order, and no crash can lie between a look and a write of one transaction.
+        """
+        which = f"item = {self.dialect.key('cluster')}{f' AND {only_if}' if only_if else ''}"
+        return f"UPDATE {self.dialect.table('journal')} SET counter = counter + 1 WHERE {which}"
+
     # ---- names ------------------------------------------------------------------------------------
 
     def stage(

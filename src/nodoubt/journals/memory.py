@@ -104,8 +104,9 @@ class MemoryStore(CallStore):
                 return self.perform(verb, *args)
             if not self.forces(verb):
                 self._keep_flushed()
+            before = self.state
             result = self.perform(verb, *args)
-            if self.forces(verb):
+            if self.forces(verb) and self.state is not before:
                 self._flushed = None
             return result
 
@@ -140,10 +141,13 @@ class MemoryStore(CallStore):
         before = self.state
         self.state = before.copy()
         try:
-            return getattr(self, f"_{verb}")(*args)
+            result = getattr(self, f"_{verb}")(*args)
         except BaseException:
             self.state = before  # all or nothing
             raise
+        if self.state == before:
+            self.state = before  # it wrote nothing, so its commit flushes nothing
+        return result
 
     # ---- setup
 
@@ -208,11 +212,16 @@ class MemoryStore(CallStore):
             if row.ended_at is None and row.decision.mode is Mode.STAGED:
                 self.state.events.append(Event(attempt, self.now(), trail.ENDED))
             row.ended_at = self.now() if row.ended_at is None else row.ended_at
+            row.confirms += 1
             self.state.stand.add(attempt)
 
     # ---- retention
 
     def _floor(self) -> str:
+        return self.state.floor
+
+    def _floor_flushed(self) -> str:
+        self.state.flushes += 1
         return self.state.floor
 
     def _raise_floor(self, cutoff: str) -> None:
@@ -496,8 +505,8 @@ class MemoryJournal(CallJournal):
     def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
         return self._apply(session, "end", tuple(attempts))
 
-    def floor(self, session: Session) -> Script[str]:
-        return self._apply(session, "floor")
+    def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
+        return self._apply(session, "floor_flushed" if flushed else "floor")
 
     def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
         return self._apply(session, "aborted", older_than, max(limit, 1))

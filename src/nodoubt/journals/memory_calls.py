@@ -50,6 +50,8 @@ class CallStore:
             said = Confirmation(attempt, who, answer, why, at)
             state.confirmations[attempt, who] = said
             state.events.append(trail.of_answer(said))
+        else:
+            state.flushes += 1
         return state.confirmations[attempt, who]
 
     def _confirmations(self, attempt: str) -> list[Confirmation]:

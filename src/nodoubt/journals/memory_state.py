@@ -44,6 +44,7 @@ class State:
     events: list[Event] = field(default_factory=list)
     confirmations: dict[tuple[str, str], Confirmation] = field(default_factory=dict)
     calls: dict[tuple[str, int], Call] = field(default_factory=dict)
+    flushes: int = 0  # transactions that wrote for nothing but to flush what they had seen
     stand: set[str] = field(default_factory=set)  # attempts whose COMMIT has ended: nothing is left to do for a call
 
     def copy(self) -> State:

@@ -219,7 +219,11 @@ class SqlJournal(Calls):
         return [rows.standing(row) for row in reply.rows]
 
     def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
-        """Mark them ended, forced: receipts are deleted on the strength of it."""
+        """Mark them ended, forced: receipts are deleted on the strength of it.
+
+        An end that is there already may not be flushed (InnoDB shows a commit before), and an UPDATE that changes
+        nothing flushes nothing: so each row is confirmed, too, whoever has ended it.
+        """
         for some in pieces(attempts):
             which = f"attempt IN ({self.dialect.attempts(some)})"
             decisions, events = self.dialect.table("decisions"), self.dialect.table("events")
@@ -229,8 +233,8 @@ class SqlJournal(Calls):
                 f"INSERT INTO {events} ({rows.columns(rows.EVENT)}) SELECT attempt, {self.dialect.now}, "
                 f"{self.dialect.key(trail.ENDED)}, '' FROM {decisions} "
                 f"WHERE {which} AND mode = '{Mode.STAGED}' AND ended_at IS NULL",
-                f"UPDATE {self.dialect.table('decisions')} SET ended_at = {self.dialect.now} "
-                f"WHERE {which} AND ended_at IS NULL",
+                f"UPDATE {decisions} SET ended_at = COALESCE(ended_at, {self.dialect.now}), confirms = confirms + 1 "
+                f"WHERE {which}",
                 f"UPDATE {self.dialect.table('calls')} SET unfinished = NULL "
                 f"WHERE unfinished IN ({self.dialect.attempts(some)})",
             )
@@ -242,9 +246,11 @@ class SqlJournal(Calls):
 
     # ---- retention --------------------------------------------------------------------------------
 
-    def floor(self, session: Session) -> Script[str]:
+    def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
         """Below it nothing can be decided any more, and what is not found is unknown."""
-        found = yield from self._read(session, self._item("value", "floor"))
+        if not flushed:
+            return rows.text((yield from self._read(session, self._item("value", "floor"))).scalar())
+        found, _ = yield from self._write(session, self._item("value", "floor"), self._flush())
         return rows.text(found.scalar())
 
     def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:

@@ -437,8 +437,8 @@ class Journal(Protocol):
         """Every branch of these attempts has proved itself, so their steps stand. Forced."""
         ...
 
-    def floor(self, session: Session) -> Script[str]:
-        """The oldest attempt that may still be decided COMMIT; anything below is unknown, never aborted."""
+    def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
+        """The oldest attempt that may still be decided COMMIT; below it all is unknown. `flushed`: and stays so."""
         ...
 
     def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:

@@ -396,7 +396,7 @@ class MemoryServer:
         if not self.guest.reads(verb):
             self.refuse_if_full()
         answer = self.guest.perform(verb, *args)
-        if not self.guest.reads(verb):
+        if self.guest.state is not self.tables.guest:
             forced = self.guest.forces(verb) or not self.unforced_rows
             self.write(replace(self.tables, guest=self.guest.state), connection, forced=forced)
         return answer
