@@ -234,6 +234,17 @@ def receipts_go_before_the_end(patch: Patch) -> Variant:
     return SOUND
 
 
+def an_end_that_is_seen_will_do(patch: Patch) -> Variant:
+    """Somebody has written it already, so there is nothing to write: and nothing is flushed."""
+    end = MemoryStore._end
+
+    def only_what_is_open(store: MemoryStore, attempts: Sequence[str]) -> None:
+        end(store, [one for one in attempts if one in store.state.decisions and store.state.decisions[one].is_open])
+
+    patch.setattr(MemoryStore, "_end", only_what_is_open)
+    return SOUND
+
+
 def retention_without_a_floor(patch: Patch) -> Variant:
     """What is old is deleted, and can be decided again."""
 
@@ -436,6 +447,10 @@ MUTANTS = [
     ),
     Mutant("what was aborted is left", what_was_aborted_is_left, ["I8"], Focus(fails=0.5)),
     Mutant("receipts go before the end", receipts_go_before_the_end, ["I6"]),
+    Mutant(
+        "an end that is seen will do", an_end_that_is_seen_will_do, ["I6", "I17"],
+        Focus(servers=("mariadb", "mariadb"), weights={"crash": 10, "slow disk": 10, "kill": 5, "lose reply": 5}), 2000,
+    ),
     Mutant("strangers are swept", strangers_are_swept, ["I9"]),
     Mutant("no compare-and-set", no_compare_and_set, ["I1", "I3", "I5", "I12", "I17"]),
     Mutant("no fence", no_fence, ["I1", "I2", "I5", "I12", "I17"]),
@@ -490,6 +505,6 @@ NOTICED_WITH = {
     "acts on a decision that is visible and not flushed": 12, "confirms by a conflicting INSERT": 12,
     "a bare COMMIT row after a lost reply": 59, "decision after commit": 13, "forgets early": 36,
     "unknown is done": 136, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
-    "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15,
+    "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15, "an end that is seen will do": 281,
     "an error does not doom its branch": 5, "nonce dropped": 9, "dirty session returned to its pool": 83,
 }  # fmt: skip
