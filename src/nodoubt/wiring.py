@@ -97,6 +97,7 @@ def context(
                 *_pools(name, place, settings, shell),
                 holds_journal=place is journal_place,
                 home=_home(place, shell),
+                lingers=place.engine is None and place.url.kind == "mariadb",
             )
             for name, place in places.items()
         },
@@ -110,6 +111,7 @@ def context(
         owner=f"{socket.gethostname()}/{os.getpid()}",
     )
     wired.register_batch = register_batch(wired, shell)
+    wired.behind = shell.behind
     return wired
 
 

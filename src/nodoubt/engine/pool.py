@@ -120,6 +120,11 @@ class ThreadPool:
             self._ours.add(id(session))
             return session
 
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a session."""
+        return bool(self._waiting)
+
     def _take_place(self) -> None:
         until = time.monotonic() + self.acquire_s
         with self._lock:
@@ -283,6 +288,10 @@ class AsyncPool:
         self._count += 1
         self._ours.add(id(session))
         return session
+
+    @property
+    def crowded(self) -> bool:
+        return bool(self._waiting)
 
     async def _take_place(self) -> None:
         if self._closed:

@@ -31,7 +31,7 @@ from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, check_who
-from . import cautions, questions, readiness, register, start
+from . import cautions, lingering, questions, readiness, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, check_seconds, told
 from .phases import Course, raise_for, to_answer, to_end
@@ -477,7 +477,7 @@ def _all_listed(
     X must be: listed is flushed, its row alone need not be. The others were, before the row was written: one that is
     not any more was ended by a stranger, or lost with its database, and a commit would break atomicity.
     """
-    asked = [branch for branch in branches.values() if branch is not but]
+    asked = [one for one in branches.values() if one is not but and not lingering.stays(ctx, one.work.xid)]
     outcomes = yield from every([_is_listed(ctx, branch) for branch in asked])
     missing = [branch for branch, outcome in zip(asked, outcomes, strict=True) if not outcome.get()]
     if not missing:
