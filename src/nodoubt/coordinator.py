@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, overload
 
 from . import wiring
 from .config import for_program
-from .engine import cautions, ends, leaving, questions, reaper, start, sweep, verbs
+from .engine import cautions, ends, leaving, lingering, questions, reaper, start, sweep, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
 from .engine.leaving import Dropped
@@ -121,6 +121,7 @@ class _Base(Scripts):
 
     def _after_fork(self) -> None:
         """In the child: what the parent was at work on is the parent's."""
+        lingering.forsake(self._ctx)
         self._ctx.forget()
         self._ctx.register_batch = wiring.register_batch(self._ctx, self._runs)
 

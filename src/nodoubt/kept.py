@@ -50,6 +50,11 @@ class _Text(str):
     kept: Kept
     values: tuple[str, ...]
 
+    @property
+    def execute(self) -> str:
+        """The same, where it has been prepared."""
+        return f"EXECUTE {self.kept.name}({', '.join(self.values)})"
+
 
 def literal(text: str) -> str:
     """Any text for PostgreSQL, in a form that no setting gives another meaning.
@@ -68,8 +73,17 @@ def run(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]
 
     Those it has not prepared yet cost a message of their own.
     """
+    return (yield from _sent(session, "run", "; ".join((yield from _said(session, statements)))))
+
+
+def run_each(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:
+    """The same as `session.run_each`."""
+    return (yield from _sent(session, "run_each", (yield from _said(session, statements))))
+
+
+def _sent(session: Session, verb: str, said: str | Sequence[str]) -> Script[tuple[Reply, ...]]:
     try:
-        return (yield from do(session, "run", (yield from _message(session, statements))))  # type: ignore[no-any-return]
+        return (yield from do(session, verb, said))  # type: ignore[no-any-return]
     except StatementFailed as error:
         if error.code == _NO_SUCH_STATEMENT:
             # Somebody has deallocated them behind our back: that has cost this message, and shall cost no other.
@@ -77,17 +91,14 @@ def run(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]
         raise
 
 
-def _message(session: Session, statements: Sequence[str]) -> Script[str]:
+def _said(session: Session, statements: Sequence[str]) -> Script[Sequence[str]]:
     kept = [one.kept for one in statements if isinstance(one, _Text)]
     if not kept or getattr(session, "kept", None) is None or getattr(session, "stained", False):
-        return "; ".join(statements)
+        return statements
     new = [one for one in dict.fromkeys(kept) if one.name not in session.kept]  # type: ignore[attr-defined]
     if new and not (yield from _keep(session, new)):
-        return "; ".join(statements)
-    said = [
-        f"EXECUTE {one.kept.name}({', '.join(one.values)})" if isinstance(one, _Text) else one for one in statements
-    ]
-    return "; ".join(said)
+        return statements
+    return [one.execute if isinstance(one, _Text) else one for one in statements]
 
 
 def _keep(session: Any, new: Sequence[Kept]) -> Script[bool]:

@@ -94,10 +94,10 @@ def context(
             name: Participant(
                 name,
                 resource_of(name, place.url),
-                _work_pool(name, place, settings, shell),
-                _pool(name, place, settings, settings.reserve_size, shell),
+                *_pools(name, place, settings, shell),
                 holds_journal=place is journal_place,
                 home=_home(place, shell),
+                lingers=place.engine is None and place.url.kind == "mariadb",
             )
             for name, place in places.items()
         },
@@ -111,6 +111,7 @@ def context(
         owner=f"{socket.gethostname()}/{os.getpid()}",
     )
     wired.register_batch = register_batch(wired, shell)
+    wired.behind = shell.behind
     return wired
 
 
@@ -242,6 +243,16 @@ def journal_of(url: Url) -> Journal:
     return SqlJournal(SqliteDialect())
 
 
+def _pools(name: str, place: _Place, settings: Settings, shell: ThreadShell | AsyncShell) -> tuple[Any, Any]:
+    """For work, and in reserve. What the reserve is too small for, an idle session of the other does, on a server.
+
+    In a file of SQLite one writer works at a time, and an engine's connections are the user's.
+    """
+    work = _work_pool(name, place, settings, shell)
+    beside = work if place.engine is None and place.url.kind != "sqlite" else None
+    return work, _pool(name, place, settings, settings.reserve_size, shell, beside)
+
+
 def _work_pool(name: str, place: _Place, settings: Settings, shell: ThreadShell | AsyncShell) -> Any:
     if place.engine is None:
         return _pool(name, place, settings, settings.pool_size, shell)
@@ -252,11 +263,14 @@ def _work_pool(name: str, place: _Place, settings: Settings, shell: ThreadShell 
     return engines.EnginePool(name, place.engine, call=shell.call)
 
 
-def _pool(name: str, place: _Place, settings: Settings, size: int, shell: ThreadShell | AsyncShell) -> Any:
+def _pool(
+    name: str, place: _Place, settings: Settings, size: int, shell: ThreadShell | AsyncShell, beside: Any = None
+) -> Any:
     if isinstance(shell, AsyncShell):
-        return AsyncPool(name, _aconnect(place, settings), size=size, acquire_s=settings.acquire_s)
+        connect_async = _aconnect(place, settings)
+        return AsyncPool(name, connect_async, size=size, acquire_s=settings.acquire_s, beside=beside)
     connect = _connect(place, settings)
-    return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s, call=shell.call)
+    return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s, call=shell.call, beside=beside)
 
 
 def _connect(place: _Place, settings: Settings) -> Callable[[], Session]:

@@ -14,12 +14,13 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kit import Database, Face, opened
+from kit import QUICK, Database, Face, opened
 from nodoubt.drivers.sqlite import SqliteSession
 from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import MariaDBServer, PostgresServer
@@ -184,7 +185,7 @@ async def test_a_transaction_makes_the_round_trips_that_the_table_says(
             plain.create()
             databases.append(Database(name, meter.url_for(name, plain.url)))
         at = None if journal == "first" else meter.url_for("journal", url(journal, "journal"))
-        async with opened(mode, databases, journal=at) as db:
+        async with opened(mode, databases, journal=at, settings=replace(QUICK, linger_s=600)) as db:
             found = await measured(db, meter)
     lines = [line_of(shape, journal, mode, way, found[way]) for way in WAYS]
     if WRITE:

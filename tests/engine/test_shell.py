@@ -128,6 +128,67 @@ def test_a_closed_pool_ends_what_comes_back() -> None:
         two.acquire()
 
 
+def test_a_full_reserve_takes_what_is_idle_beside_it_and_gives_it_back_there() -> None:
+    work = pool()
+    reserve = ThreadPool("db", Fake, size=1, acquire_s=0.05, beside=work)  # type: ignore[arg-type]
+    own = reserve.acquire()
+    with pytest.raises(PoolExhausted):
+        reserve.acquire()  # nothing is connected for it
+    idle = work.acquire()
+    work.release(idle)
+    assert reserve.acquire() is idle
+    others = [work.acquire()]
+    with pytest.raises(PoolExhausted):
+        work.acquire()  # it counts there as well
+    reserve.release(idle)
+    others.append(work.acquire())
+    assert others[1] is idle
+    reserve.release(own)
+    assert reserve.acquire() is own  # its own come first
+
+
+def test_a_reserve_takes_nothing_that_somebody_waits_for_beside_it() -> None:
+    work = pool(1, acquire_s=10)
+    reserve = ThreadPool("db", Fake, size=1, acquire_s=0.01, beside=work)  # type: ignore[arg-type]
+    reserve.acquire()
+    held = work.acquire()
+    served: list[object] = []
+    waiter = threading.Thread(target=lambda: served.append(work.acquire()))
+    waiter.start()
+    while not work._waiting:
+        time.sleep(0)
+    work.release(held)
+    with pytest.raises(PoolExhausted):
+        reserve.acquire()
+    waiter.join()
+    assert served == [held]
+
+
+def test_an_async_reserve_borrows_by_the_same_rules() -> None:
+    async def main() -> None:
+        async def connect() -> AFake:
+            return AFake()
+
+        work = AsyncPool("db", connect, size=1, acquire_s=10)
+        reserve = AsyncPool("db", connect, size=1, acquire_s=0.01, beside=work)
+        await reserve.acquire()
+        idle = await work.acquire()
+        work.release(idle)
+        assert await reserve.acquire() is idle
+        waiter = asyncio.create_task(work.acquire())
+        await asyncio.sleep(0)
+        reserve.release(idle)
+        with pytest.raises(PoolExhausted):
+            await reserve.acquire()
+        assert await waiter is idle
+        idle.usable = False
+        work.release(idle)
+        with pytest.raises(PoolExhausted):
+            await reserve.acquire()  # what is not usable comes back to nobody
+
+    asyncio.run(main())
+
+
 def test_a_child_of_a_fork_never_touches_its_parents_sessions() -> None:
     two = pool()
     idle, held = two.acquire(), two.acquire()

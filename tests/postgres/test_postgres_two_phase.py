@@ -254,6 +254,55 @@ def test_rows_before_a_commit_are_committed_first_and_a_conflict_stops_it(world:
     assert world.look("SELECT id FROM t ORDER BY 1") == [(1,), (2,)]
 
 
+def test_rows_travel_with_the_commit_that_flushes_them_where_the_driver_can(world: Any, proxy: TcpProxy) -> None:
+    session = world.session(proxy.url_for(world.url))
+    first, prepared = world.prepared("INSERT INTO t VALUES (0, 0)"), world.prepared(WRITE)
+    world.drive(world.resource.commit_prepared(session, first, before=("DELETE FROM t WHERE id = 9",)))
+    before = proxy.round_trips
+    world.drive(world.resource.commit_prepared(session, prepared, before=("INSERT INTO t VALUES (2, 2)",)))
+    assert proxy.round_trips - before == (2 if world.style == "asyncpg" else 1)
+    assert world.look("SELECT id FROM t ORDER BY 1") == [(0,), (1,), (2,)]
+    assert world.run(session, "SHOW synchronous_commit")[0].scalar() == "on"
+
+
+def test_without_an_answer_to_both_nobody_knows(world: Any, proxy: TcpProxy) -> None:
+    prepared = world.prepared(WRITE)
+    fault = proxy.cut_reply(after=b"COMMIT PREPARED '")
+    script = world.resource.commit_prepared(
+        world.session(proxy.url_for(world.url)), prepared, before=("INSERT INTO t VALUES (2, 2)",)
+    )
+    assert isinstance(world.error(script), Unclear)
+    fault.wait_hit()
+    assert world.gids() == []
+    assert world.look("SELECT id FROM t ORDER BY 1") == [(1,), (2,)]
+
+
+def test_a_mutant_that_sends_both_whatever_becomes_of_the_first_commits_against_a_decision_that_stands(
+    world: Any,
+) -> None:
+    """As a pipeline does with a Sync behind each of its statements."""
+
+    class Mutant(PostgresResource):
+        def commit_prepared(self, session: Any, prepared: Prepared, *, before: Any = (), riders: Any = ()) -> Any:
+            failed: Refused | None = None
+            try:
+                yield from self._commit_unforced(session, before)
+            except Refused as error:
+                failed = error
+            yield from self._phase_two(session, "COMMIT PREPARED", prepared.xid)
+            if failed is not None:
+                raise failed
+
+    session, prepared = world.session(), world.prepared(WRITE)
+    refused = (
+        f"INSERT INTO nodoubt.receipts (attempt, branch, verdict, epoch, alone) VALUES ('{'e' * 32}', 0, NULL, 0, true)"
+    )
+    assert isinstance(world.error(world.resource.commit_prepared(session, prepared, before=(refused,))), BelowFloor)
+    assert world.gids() == [prepared.xid.gid]
+    assert isinstance(world.error(Mutant("pg").commit_prepared(session, prepared, before=(refused,))), BelowFloor)
+    assert world.look("SELECT id FROM t") == [(1,)], "refused, and committed"
+
+
 def test_rows_before_an_unknown_xid_stand_and_the_answer_is_no_success(world: Any) -> None:
     xid = Xid("00000000000000c1", new_attempt(), 0)
     before = ("INSERT INTO t VALUES (2, 2)",)

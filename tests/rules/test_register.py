@@ -287,12 +287,12 @@ def an_abort_is_seen_and_then_forgotten_by_its_server(
         sound = changed.known
         seen: list[Standing] = []
 
-        def known(session: Any, name: str) -> Script[Any]:
+        def known(session: Any, name: str, **_: Any) -> Script[Any]:
             found = yield from sound(session, name)
             if seen or found is None:
                 return found
             seen.append(lost)
-            return found[0], lost
+            return found[0], lost, False
 
         changed.known = known
         answer = told(lambda: db.commit_distributed("pay"))

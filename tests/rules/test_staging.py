@@ -44,7 +44,7 @@ STILL = "still beginning"
 def one_line_of_defence(patch: pytest.MonkeyPatch) -> None:
     """Only X is looked for."""
 
-    def only_x(ctx: Context, staging: Any, branches: Any) -> Script[bool]:
+    def only_x(ctx: Context, staging: Any, branches: Any, **_: Any) -> Script[bool]:
         if staging.last is None or (yield from verbs._is_listed(ctx, branches[staging.last])):
             return True
         raise StillBeginning(staging.name)
@@ -184,11 +184,20 @@ def test_a_commit_requires_x_to_be_listed_as_prepared(request: Any, tmp_path: Pa
 def test_a_commit_that_believes_the_row_alone_commits_the_others_without_x(
     request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def believe(ctx: Context, staging: Any, branches: Any) -> Script[bool]:
+    def believe(ctx: Context, staging: Any, branches: Any, **_: Any) -> Script[bool]:
         return True
         yield
 
     monkeypatch.setattr(verbs, "_all_listed", believe)
+    answer, ended = a_commit_comes_before_x_has_prepared(request, tmp_path)
+    assert (answer, ended) == (COMMITTED, [100, 130])
+
+
+def test_a_commit_that_is_always_told_that_x_is_listed_commits_the_others_without_x(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X is asked for in the very question for the name: another line than that for the others."""
+    monkeypatch.setattr(PostgresResource, "traits", replace(PostgresResource.traits, listed_sql="true"))
     answer, ended = a_commit_comes_before_x_has_prepared(request, tmp_path)
     assert (answer, ended) == (COMMITTED, [100, 130])
 

@@ -76,6 +76,7 @@ def holding(db: Face, attempt: str, database: Database, url: str) -> Iterator[Ho
 
 
 async def staged(db: Face) -> str:
+    context(db).participants["b"].lingers = False  # the session that holds it shall be the test's
     async with db.staged("order") as tx:
         await tx.move("a", "b", 30)
     attempt: str = tx.handle.attempt

@@ -320,7 +320,7 @@ def a_row_across_two_sessions(patch: Patch) -> Variant:
 def commits_before_the_last_is_listed(patch: Patch) -> Variant:
     """Staged: the row says that all are prepared but one, and that one is taken to be."""
 
-    def all_listed(*_: object) -> Script[bool]:
+    def all_listed(*_: object, **__: object) -> Script[bool]:
         yield from ()
         return True
 

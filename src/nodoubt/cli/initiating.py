@@ -36,6 +36,7 @@ WORDS = {
     "prepare": "for a database to prepare its branch",
     "decide": "for the journal to take a decision",
     "apply": "to wait for the commit of every branch; the caller is told then that recovery finishes it",
+    "linger": "a MariaDB session that has prepared staged work is kept for so long, for a commit that comes at once",
     "begin": "for staged work that has no time limit of its own",
     "answer": "for a database to answer one question, recovery's too",
     "grace": "recovery may abort an undecided branch that is older; not below prepare",

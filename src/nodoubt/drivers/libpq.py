@@ -7,7 +7,7 @@ is sent the results; `psycopg` runs it in threads, `psycopg_async` on asyncio.
 
 Guarantees: autocommit, so that nothing is begun behind anybody's back; `run` is one simple-query message and gives a
 reply, with its command tag, for each statement in it; every ending that leaves the connection in an unknown state
-clears `usable`. In `execute_after`, an error in a statement of ours keeps the user's from being run.
+clears `usable`. In `run_each` and `execute_after`, an error in a statement keeps those behind it from being run.
 
 Must not: wait; decide what an answer means. It tells a server's error (`StatementFailed`) from an ending without an
 answer (`SessionLost`), and that is all.
@@ -149,6 +149,18 @@ class LibpqSession:
         results = yield (lambda: self._pg.send_query(text)), False
         return self._replies(results)
 
+    def _run_each(self, statements: Sequence[str]) -> Talk[tuple[Reply, ...]]:
+        texts = [self._bytes(one) for one in statements]
+
+        def send() -> None:
+            self._pg.enter_pipeline_mode()
+            for text in texts:
+                self._pg.send_query_params(text, None)
+            # One for all: behind a statement that has failed, the server runs none before it.
+            self._pg.pipeline_sync()
+
+        return self._replies((yield send, True))
+
     def _execute(self, statement: str, params: Params) -> Talk[Reply]:
         if params is None and _is_several(statement):
             text = self._bytes(statement)
@@ -252,18 +264,19 @@ class LibpqSession:
 
     def _replies(self, results: Sequence[Any]) -> tuple[Reply, ...]:
         """Those of our own statements."""
-        for result in results:
+        for at, result in enumerate(results):
             if result.status not in _FINE:
-                self._raise_ours(result)
+                self._raise_ours(result, at)
         return tuple(map(self._reply, results))
 
-    def _raise_ours(self, result: Any) -> NoReturn:
+    def _raise_ours(self, result: Any, after: int) -> NoReturn:
         code, primary = _field(result, _Diag.SQLSTATE), _field(result, _Diag.MESSAGE_PRIMARY)
         if not code or ends_session(code, _field(result, _Diag.SEVERITY_NONLOCALIZED)):
             self.usable = False
             raise SessionLost(primary or self._pg.get_error_message())
         detail = _field(result, _Diag.MESSAGE_DETAIL)
-        raise PostgresFailed(code, primary + (f" ({detail})" if detail else ""), _field(result, _Diag.SCHEMA_NAME))
+        message = primary + (f" ({detail})" if detail else "")
+        raise PostgresFailed(code, message, _field(result, _Diag.SCHEMA_NAME), after)
 
     def _users_reply(self, results: Sequence[Any], plan: _Plan | None = None, *, in_full: bool = False) -> Reply:
         """The last one's. Raises the driver's own error."""

@@ -41,15 +41,16 @@ def require_alive(session: Any, url: Url) -> None:
 
 
 class PostgresFailed(StatementFailed):
-    """`schema`: of the table the error is about, "" where it is about none.
+    """`schema`: of the table the error is about, "" where it is about none. `after`: so many statements were done.
 
     A duplicate key in a table of ours means that somebody has decided; in a table of the user's (a deferred
     constraint, found at COMMIT) it means nothing of the kind, and the code is the same.
     """
 
-    def __init__(self, code: str, message: str, schema: str) -> None:
+    def __init__(self, code: str, message: str, schema: str, after: int = 0) -> None:
         super().__init__(code, message)
         self.schema = schema
+        self.after = after
 
 
 def ends_session(code: str | None, severity: str | None) -> bool:

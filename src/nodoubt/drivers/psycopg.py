@@ -36,6 +36,13 @@ class PsycopgSession(LibpqSession):
         """Our own literal statements in one message (a simple query): a reply for each, in order."""
         return self._converse(self._run(sql))
 
+    def run_each(self, statements: Sequence[str]) -> tuple[Reply, ...]:
+        """The same in one round trip, each a message of its own: also what may not stand beside others in one.
+
+        Raises `StatementFailed`, with the number of those before it in `after`: what is behind it was not run.
+        """
+        return self._converse(self._run_each(statements))
+
     def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
         return self._converse(self._execute(statement, params))

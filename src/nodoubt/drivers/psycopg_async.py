@@ -33,6 +33,13 @@ class AsyncPsycopgSession(LibpqSession):
         """Our own literal statements in one message (a simple query): a reply for each, in order."""
         return await self._converse(self._run(sql))
 
+    async def run_each(self, statements: Sequence[str]) -> tuple[Reply, ...]:
+        """The same in one round trip, each a message of its own: also what may not stand beside others in one.
+
+        Raises `StatementFailed`, with the number of those before it in `after`: what is behind it was not run.
+        """
+        return await self._converse(self._run_each(statements))
+
     async def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
         return await self._converse(self._execute(statement, params))

@@ -51,6 +51,7 @@ class Settings:
     prepare_s: float = 10.0
     decide_s: float = 30.0
     apply_s: float = 30.0
+    linger_s: float = 0.5  # for which a session that has prepared a staged branch is kept, where it is bound to it
     begin_s: float = 3600.0  # for staged work without a timeout of its own, where its row goes before it
     answer_s: float = 10.0  # for one question to a database, recovery's included
     grace_s: float = 60.0  # an undecided branch older than this may be fenced; longer than prepare_s and decide_s
@@ -92,6 +93,7 @@ class Participant:
     holds_journal: bool = False
     resource_id: str = ""  # "" until admitted
     home: Callable[[], Any] | None = None  # what SQLAlchemy needs to speak to it, made when that is first wanted
+    lingers: bool = False  # whether a session that holds what it has prepared may be kept for a moment: `lingering`
     barred: str = ""  # why its lineage is in question, if a sweep has found that
     warnings: tuple[str, ...] = ()
 
@@ -131,6 +133,9 @@ class Context:
     beating: bool = False  # whether something runs behind that tells others what is in `holding`
     jobs: dict[str, str] = field(default_factory=dict)  # claims of those at work in this process: which job's
     minding: bool = False  # whether something runs behind that renews them
+    behind: Callable[[Script[Any]], None] | None = None  # runs a script in the background, until the coordinator closes
+    lingering: dict[Xid, Any] = field(default_factory=dict)  # `lingering.Stay`: sessions kept after a staged prepare
+    lingering_minded: bool = False  # whether something runs behind that ends them
     told: set[str] = field(default_factory=set)  # cautions that were given already
     unclaimed: dict[tuple[str, int], float] = field(default_factory=dict)  # calls without code here, since when
     lock: threading.Lock = field(default_factory=threading.Lock)

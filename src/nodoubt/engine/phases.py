@@ -42,7 +42,7 @@ from ..protocol.events import (
 )
 from ..protocol.records import Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
-from . import ends, register
+from . import ends, lingering, register
 from .attempt import Attempt, Branch, undo
 from .branches import End, carry_out
 from .context import ENDED_MAX, Context, asked, backoff, bounded, log, using
@@ -212,7 +212,7 @@ def _prepare(ctx: Context, course: Course, branch: Branch, row: Staging | None) 
     ctx.notice("P3", attempt.id, "prepare", branch.number, resource=branch.participant.name)
     try:
         yield from bounded(resource.prepare(session, branch.work, riders=riders), ctx.settings.prepare_s, ctx.clock)
-        if attempt.mode is attempt.mode.STAGED:
+        if attempt.mode is attempt.mode.STAGED and not lingering.stay(ctx, branch):
             yield from bounded(resource.detach(session), ctx.settings.prepare_s, ctx.clock)
             branch.let_go()
     except Refused as error:
@@ -336,6 +336,8 @@ def _fence(ctx: Context, course: Course, why: str) -> Script[Event]:
 
 def _second_phase(ctx: Context, course: Course, branch: Branch, verdict: Verdict) -> Script[Event]:
     attempt = course.attempt
+    if branch.session is None:
+        lingering.rejoin(ctx, branch)
     prepared = branch.prepared or Prepared(branch.work.xid, handle=branch.work.handle)
     if verdict is Verdict.COMMIT:
         ctx.notice("P8", attempt.id, "commit", branch.number, resource=branch.participant.name)

@@ -2,8 +2,8 @@
 
 Guarantees: never more than `size` sessions; a session that is not `usable` (cut off in the middle of a call, left
 holding a prepared branch, closed) never comes back into the pool (I18); one that has been idle is asked whether it
-still lives before it is handed out; after a fork the child starts with an empty pool and never touches, or
-closes, a session of its parent's.
+still lives before it is handed out; nobody waits in a pool because of one beside it; after a fork the child starts with
+an empty pool and never touches, or closes, a session of its parent's.
 
 Must not: send anything to reset a session (it would halve throughput, and on MariaDB can make a commit a lie).
 """
@@ -49,10 +49,15 @@ class ThreadPool:
         size: int,
         acquire_s: float,
         call: Callable[[Do], Any] | None = None,
+        beside: ThreadPool | None = None,
     ) -> None:
-        """`call`: makes a call that is cut off after its `within_s`; see `shell.ThreadShell.call`."""
+        """`call`: makes a call that is cut off after its `within_s`; see `shell.ThreadShell.call`.
+
+        `beside`: where all sessions of this pool are busy, one that is idle there will do.
+        """
         self.name, self.size, self.acquire_s = name, size, acquire_s
         self._connect = connect
+        self._beside = beside
         self._call = call or (lambda do: getattr(do.target, do.verb)(*do.args))
         self._start()
         POOLS.add(self)
@@ -62,6 +67,7 @@ class ThreadPool:
         self._idle: list[tuple[Session, float]] = []
         self._waiting: deque[threading.Event] = deque()
         self._ours: set[int] = set()
+        self._borrowed: set[int] = set()
         self._count = 0
         self._closed = False
 
@@ -72,6 +78,9 @@ class ThreadPool:
 
     def acquire(self) -> Session:
         """A live session. Raises `PoolExhausted` or `ResourceUnavailable`."""
+        borrowed = self._borrow()
+        if borrowed is not None:
+            return borrowed
         self._take_place()
         try:
             while True:
@@ -88,6 +97,33 @@ class ThreadPool:
         except BaseException:
             self._leave_place()
             raise
+
+    def _borrow(self) -> Session | None:
+        if self._beside is None or self._count < self.size:
+            return None
+        session = self._beside.spare()
+        if session is not None:
+            with self._lock:
+                self._borrowed.add(id(session))
+        return session
+
+    def spare(self) -> Session | None:
+        """A session that is idle, was at work just now, and that nobody waits for; it is released here."""
+        with self._lock:
+            if self._closed or self._waiting or not self._idle or self._count >= self.size:
+                return None
+            session, idle_since = self._idle[-1]
+            if time.monotonic() - idle_since > CHECK_AFTER_IDLE_S:
+                return None
+            self._idle.pop()
+            self._count += 1
+            self._ours.add(id(session))
+            return session
+
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a session."""
+        return bool(self._waiting)
 
     def _take_place(self) -> None:
         until = time.monotonic() + self.acquire_s
@@ -145,6 +181,12 @@ class ThreadPool:
     def release(self, session: Session) -> None:
         """Take a session back. Never raises, never waits."""
         with self._lock:
+            borrowed = id(session) in self._borrowed
+            self._borrowed.discard(id(session))
+        if borrowed and self._beside is not None:
+            self._beside.release(session)
+            return
+        with self._lock:
             if id(session) not in self._ours:
                 PARENTS.append(session)
                 return
@@ -162,6 +204,8 @@ class ThreadPool:
             idle, self._idle = self._idle, []
         for session, _ in idle:
             session.kill()
+        if self._beside is not None:
+            self._beside.drop_idle()
 
     def close(self) -> None:
         """End the idle sessions in good order; the others end as they come back."""
@@ -181,9 +225,18 @@ class ThreadPool:
 class AsyncPool:
     """Sessions for one event loop. The same rules; `acquire` and `close` are coroutines."""
 
-    def __init__(self, name: str, connect: Callable[[], Awaitable[Any]], *, size: int, acquire_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Awaitable[Any]],
+        *,
+        size: int,
+        acquire_s: float,
+        beside: AsyncPool | None = None,
+    ) -> None:
         self.name, self.size, self.acquire_s = name, size, acquire_s
         self._connect = connect
+        self._beside = beside
         self._start()
         POOLS.add(self)
 
@@ -191,6 +244,7 @@ class AsyncPool:
         self._idle: list[tuple[Any, float]] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ours: set[int] = set()
+        self._borrowed: set[int] = set()
         self._count = 0
         self._closed = False
 
@@ -199,6 +253,9 @@ class AsyncPool:
         self._start()
 
     async def acquire(self) -> Any:
+        borrowed = self._borrow()
+        if borrowed is not None:
+            return borrowed
         await self._take_place()
         try:
             while True:
@@ -212,6 +269,29 @@ class AsyncPool:
         except BaseException:
             self._leave_place()
             raise
+
+    def _borrow(self) -> Any:
+        if self._beside is None or self._count < self.size:
+            return None
+        session = self._beside.spare()
+        if session is not None:
+            self._borrowed.add(id(session))
+        return session
+
+    def spare(self) -> Any:
+        if self._closed or self._waiting or not self._idle or self._count >= self.size:
+            return None
+        session, idle_since = self._idle[-1]
+        if time.monotonic() - idle_since > CHECK_AFTER_IDLE_S:
+            return None
+        self._idle.pop()
+        self._count += 1
+        self._ours.add(id(session))
+        return session
+
+    @property
+    def crowded(self) -> bool:
+        return bool(self._waiting)
 
     async def _take_place(self) -> None:
         if self._closed:
@@ -264,6 +344,10 @@ class AsyncPool:
         return bool(session.usable)
 
     def release(self, session: Any) -> None:
+        if id(session) in self._borrowed and self._beside is not None:
+            self._borrowed.discard(id(session))
+            self._beside.release(session)
+            return
         if id(session) not in self._ours:
             PARENTS.append(session)
             return
@@ -278,6 +362,8 @@ class AsyncPool:
         idle, self._idle = self._idle, []
         for session, _ in idle:
             session.kill()
+        if self._beside is not None:
+            self._beside.drop_idle()
 
     async def close(self) -> None:
         self._closed = True

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from ..errors import JournalUnavailable, NoDoubtError, ResourceRefused, ResourceUnavailable, UnknownTransaction
-from ..ports import Prepared, Refused, Session, Unclear
+from ..ports import Known, Prepared, Refused, Session, Unclear
 from ..protocol.records import Mode, Staging, Standing, Verdict
 from ..protocol.recovery import STALE
 from ..script import Pause, Script
@@ -81,13 +81,16 @@ def find(ctx: Context, name: str) -> Script[Staging | None]:
     return (yield from ask(ctx, body))
 
 
-def known(ctx: Context, name: str) -> Script[tuple[Staging | None, Standing | None]]:
-    """The name's row, and the decision that is seen."""
+def known(ctx: Context, name: str) -> Script[tuple[Staging | None, Standing | None, bool]]:
+    """The name's row, the decision that is seen, and whether X is surely prepared (False: ask for it)."""
+    at = next((one for one in ctx.participants.values() if one.holds_journal), None)
+    # Not `format`: the journal fills in what is its own.
+    listed_sql = "" if at is None else at.resource.traits.listed_sql.replace("{cluster}", ctx.cluster)
 
-    def body(session: Session) -> Script[tuple[Staging, Standing | None] | None]:
-        return ctx.journal.known(session, name)
+    def body(session: Session) -> Script[Known | None]:
+        return ctx.journal.known(session, name, listed_sql=listed_sql)
 
-    return (yield from ask(ctx, body)) or (None, None)
+    return (yield from ask(ctx, body)) or (None, None, False)
 
 
 def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
@@ -102,7 +105,7 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
 
     An attempt that wrote to one database only has no record in the journal: there its receipt is asked for.
     """
-    staging, standing = yield from known(ctx, name)
+    staging, standing, _ = yield from known(ctx, name)
     if staging is None and is_attempt(name):
         standing = (yield from look(ctx, [name])).get(name)
     if staging is None and standing is None:

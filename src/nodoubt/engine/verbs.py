@@ -31,7 +31,7 @@ from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, check_who
-from . import cautions, questions, readiness, register, start
+from . import cautions, lingering, questions, readiness, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, check_seconds, told
 from .phases import Course, raise_for, to_answer, to_end
@@ -126,7 +126,7 @@ def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
 
     It may be if the caller says `reuse`, or if it is a begin of this very process that failed: that one never was.
     """
-    found, stands = yield from questions.known(ctx, name)
+    found, stands, _ = yield from questions.known(ctx, name)
     if found is None:
         return None
     failed = ctx.failed_begins.get(name)
@@ -333,7 +333,7 @@ def finish_named(
     check_name(name)
     if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
         return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
-    staging, seen = yield from questions.known(ctx, attempt or name)
+    staging, seen, listed = yield from questions.known(ctx, attempt or name)
     if staging is None or (attempt is not None and staging.name != name):
         # The name may have been given to another attempt since; what was decided for this one still stands.
         told = None if attempt is None else (yield from _decided_before(ctx, name, attempt, wanted))
@@ -349,12 +349,13 @@ def finish_named(
         yield from readiness.require(ctx, staging)
     cautions.one_branch(ctx, staging)
     branches = yield from _branches_of(ctx, staging)
-    if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches)):
+    last = branches.get(-1 if staging.last is None else staging.last)
+    seen_listed = last if listed and last is not None and last.participant.holds_journal else None
+    if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches, but=seen_listed)):
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
         if told is None:
             raise StillBeginning(name)
         return told
-    last = branches.get(-1 if staging.last is None else staging.last)
     traits = None if last is None else last.participant.resource.traits
     plan = Plan(
         tuple(Share(ref.number, True) for ref in staging.branches),
@@ -466,14 +467,19 @@ def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
     return branches
 
 
-def _all_listed(ctx: Context, staging: Staging, branches: dict[int, Branch]) -> Script[bool]:
+def _all_listed(
+    ctx: Context, staging: Staging, branches: dict[int, Branch], *, but: Branch | None = None
+) -> Script[bool]:
     """Whether every branch is prepared; False if not, because somebody has decided since the record was read.
+
+    `but`: the one that was seen to be, together with the record.
 
     X must be: listed is flushed, its row alone need not be. The others were, before the row was written: one that is
     not any more was ended by a stranger, or lost with its database, and a commit would break atomicity.
     """
-    outcomes = yield from every([_is_listed(ctx, branch) for branch in branches.values()])
-    missing = [branch for branch, outcome in zip(branches.values(), outcomes, strict=True) if not outcome.get()]
+    asked = [one for one in branches.values() if one is not but and not lingering.stays(ctx, one.work.xid)]
+    outcomes = yield from every([_is_listed(ctx, branch) for branch in asked])
+    missing = [branch for branch, outcome in zip(asked, outcomes, strict=True) if not outcome.get()]
     if not missing:
         return True
     if (yield from questions.look(ctx, [staging.attempt])):

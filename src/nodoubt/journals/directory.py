@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import InvalidName, UsageError
 from ..kept import Kept
-from ..ports import BelowFloor, Conflict, Identity, Session
+from ..ports import BelowFloor, Conflict, Identity, Known, Session
 from ..protocol.records import Event, Quarantined, Readiness, Staging, Standing
 from ..script import Script
 from ..xid import check_name, is_attempt
@@ -110,30 +110,38 @@ class Directory(Transactions):
             found = yield from self._stagings(session, f"attempt = {self.dialect.attempt(name)}")
         return found[0] if found else None
 
-    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
-        """`find` and `look` in one question."""
+    def known(self, session: Session, name: str, *, listed_sql: str = "") -> Script[Known | None]:
+        """`find` and `look` in one question, and, where SQL can ask for it, whether X is prepared."""
+        if listed_sql not in self._questions:
+            self._questions[listed_sql] = self._question(listed_sql)
+        by_name, by_attempt = self._questions[listed_sql]
         try:
-            found = yield from self._read(session, self._named(self.dialect.key(check_name(name))))
+            found = yield from self._read(session, by_name(self.dialect.key(check_name(name))))
         except InvalidName:
             return None
         if not found.rows and is_attempt(name):
-            found = yield from self._read(session, self._of_attempt(self.dialect.attempt(name)))
-        return _with_decision(found.rows[0]) if found.rows else None
+            found = yield from self._read(session, by_attempt(self.dialect.attempt(name)))
+        if not found.rows:
+            return None
+        *row, listed = found.rows[0]
+        return *_with_decision(row), bool(int(listed))
 
     @functools.cached_property
-    def _named(self) -> Kept:
-        return Kept("known", 1, lambda name: f"{self._select_with_decision} WHERE n.name = {name}")
+    def _questions(self) -> dict[str, tuple[Kept, Kept]]:
+        return {}
 
-    @functools.cached_property
-    def _of_attempt(self) -> Kept:
-        return Kept("known_attempt", 1, lambda attempt: f"{self._select_with_decision} WHERE n.attempt = {attempt}")
-
-    @property
-    def _select_with_decision(self) -> str:
+    def _question(self, listed_sql: str) -> tuple[Kept, Kept]:
         names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
-        return (
-            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM {names} AS n "
+        kind = "known_listed" if listed_sql else "known"
+        listed = listed_sql.format(attempt="n.attempt", branch="n.last_branch") or "NULL IS NOT NULL"
+        select = (
+            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')}, "
+            f"CASE WHEN {listed} THEN 1 ELSE 0 END AS listed FROM {names} AS n "
             f"LEFT JOIN {decisions} AS d ON d.attempt = n.attempt"
+        )
+        return (
+            Kept(kind, 1, lambda name: f"{select} WHERE n.name = {name}"),
+            Kept(f"{kind}_attempt", 1, lambda attempt: f"{select} WHERE n.attempt = {attempt}"),
         )
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:

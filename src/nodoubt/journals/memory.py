@@ -24,6 +24,7 @@ from ..ports import (
     BelowFloor,
     Conflict,
     Identity,
+    Known,
     Params,
     Refused,
     Reply,
@@ -532,11 +533,11 @@ class MemoryJournal(CallJournal):
     def find(self, session: Session, name: str) -> Script[Staging | None]:
         return self._apply(session, "find", name)
 
-    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
+    def known(self, session: Session, name: str, *, listed_sql: str = "") -> Script[Known | None]:
         staging = yield from self.find(session, name)
         if staging is None:
             return None
-        return staging, (yield from self.look(session, [staging.attempt])).get(staging.attempt)
+        return staging, (yield from self.look(session, [staging.attempt])).get(staging.attempt), False
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
         return self._apply(session, "staged", tuple(attempts))

@@ -239,6 +239,7 @@ class Traits:
     unforced_rows: bool = False  # a row committed unforced is flushed by the next forced command (PostgreSQL's log)
     holds_session: bool = False  # a prepared branch is bound to its session until that session ends (MariaDB)
     locks_all: bool = False  # while a branch is at work nobody else can write to its database (SQLite)
+    listed_sql: str = ""  # a condition, that {attempt} of {cluster} is prepared with the number {branch} (PostgreSQL)
 
 
 class Resource(Protocol):
@@ -376,6 +377,9 @@ class Resource(Protocol):
         ...
 
 
+Known = tuple[Staging, Standing | None, bool]  # the decision seen is advice; True: X is prepared; False: ask for it
+
+
 class Journal(Protocol):
     """Where decisions live: scripts over sessions of the database that holds it."""
 
@@ -464,8 +468,8 @@ class Journal(Protocol):
         """The row by name, or by attempt id."""
         ...
 
-    def known(self, session: Session, name: str) -> Script[tuple[Staging, Standing | None] | None]:
-        """As `find`, with the decision that is seen: advice, as by `look`."""
+    def known(self, session: Session, name: str, *, listed_sql: str = "") -> Script[Known | None]:
+        """As `find`, with more. `listed_sql`: the trait of X's resource, if that is this very database."""
         ...
 
     def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]: ...

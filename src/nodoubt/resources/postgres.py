@@ -48,6 +48,7 @@ from .postgres_sql import (
     BEGIN,
     FORCED,
     IS_PREPARED,
+    LISTED,
     PREPARED,
     PROOF,
     WAIT_BRIEFLY,
@@ -72,7 +73,7 @@ _WRITING_TAG = re.compile(r"(INSERT 0|UPDATE|DELETE|MERGE) [1-9]\d*")
 class PostgresResource:
     """One PostgreSQL database."""
 
-    traits = Traits(kind="postgres", unforced_rows=True)
+    traits = Traits(kind="postgres", unforced_rows=True, listed_sql=LISTED)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -339,10 +340,14 @@ class PostgresResource:
     ) -> Script[None]:
         """COMMIT PREPARED, alone in its message as the server demands.
 
-        `before` is committed unforced by the message before; the flush of COMMIT PREPARED covers it, in this session
+        `before` is committed unforced by the messages before; the flush of COMMIT PREPARED covers it, in this session
         only. If this raises, `before` may stand, visible and not flushed: nobody acts on it without confirming it.
+        Where it is refused the COMMIT PREPARED is not run, whether or not all that was sent in one go.
         """
         invariant(not riders, "I4", "PostgreSQL's COMMIT PREPARED carries no rows")
+        if before and hasattr(session, "run_each"):
+            yield from self._commit_with(session, before, prepared.xid)
+            return
         if before:
             yield from self._commit_unforced(session, before)
         yield from self._phase_two(session, "COMMIT PREPARED", prepared.xid)
@@ -438,8 +443,31 @@ class PostgresResource:
             if tag == "ROLLBACK":
                 raise Refused(f"{doing}: the server answered ROLLBACK: the transaction had failed or ended before")
             raise Unclear(f"{doing}: the server answered {tag!r}, not {wanted}")
-        require_durable(session, doing)
         require_rows(replies)
+        self._settled(session, doing)
+
+    def _commit_with(self, session: Session, rows: Sequence[str], xid: Xid) -> Script[None]:
+        """The rows, and behind them the COMMIT PREPARED, in one round trip."""
+        doing = f"COMMIT PREPARED {xid.gid}, and the rows before it, on {self.name}"
+        opening = [] if getattr(session, "forced", False) else [FORCED]
+        statements = [*opening, *unforced(session, rows), f"COMMIT PREPARED '{xid.gid}'"]
+        try:
+            replies = yield from kept.run_each(session, statements)
+        except SessionLost as error:
+            raise Unclear(f"{doing}: {error}") from error
+        except StatementFailed as error:
+            yield from self._undo(session)
+            raise refusal(error, doing, retry=getattr(error, "after", 0) == len(statements) - 1) from error
+        for reply, wanted in zip(replies[-2:], ("COMMIT", "COMMIT PREPARED"), strict=True):
+            if not self._accepts(reply.tag, wanted):
+                session.kill()
+                raise Unclear(f"{doing}: the server answered {reply.tag!r}, not {wanted}")
+        require_rows(replies)
+        self._settled(session, doing)
+
+    def _settled(self, session: Session, doing: str) -> None:
+        """A branch has ended here."""
+        require_durable(session, doing)
         if hasattr(session, "forced"):
             session.forced = True
         _leave(session)
@@ -460,8 +488,7 @@ class PostgresResource:
             raise refusal(error, doing, retry=True) from error
         if not self._accepts(replies[-1].tag, verb):
             raise Unclear(f"{doing}: the server answered {replies[-1].tag!r}")
-        require_durable(session, doing)
-        _leave(session)
+        self._settled(session, doing)
 
     def _commit_unforced(self, session: Session, rows: Sequence[str]) -> Script[None]:
         doing = f"rows before the commit on {self.name}"

@@ -55,6 +55,11 @@ _PREPARED = (
     "FROM pg_catalog.pg_prepared_xact() AS p WHERE dbid = "
     "(SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AND "
 )
+LISTED = (
+    "EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() AS p WHERE p.gid = "
+    "'nd1.{cluster}.' || {attempt} || '.' || {branch} AND p.dbid = "
+    "(SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))"
+)
 PREPARED = f"{_PREPARED} gid LIKE 'nd1.%' ORDER BY prepared"
 IS_PREPARED = Kept("is_prepared", 1, lambda gid: f"{_PREPARED} gid = {gid}")
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
