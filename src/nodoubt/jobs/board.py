@@ -189,7 +189,7 @@ class Board(Transactions):
 
 
 def _board(ctx: Context) -> Board | None:
-    """None: the journal of a fake coordinator keeps no jobs."""
+    """None: a fake coordinator's journal, or one of a kind that is not ours, keeps no jobs."""
     dialect = getattr(ctx.journal, "dialect", None)
     return Board(dialect) if isinstance(dialect, Dialect) else None
 
@@ -198,7 +198,9 @@ def asked(ctx: Context, body: Callable[[Board, Session], Script[R]], *, changes:
     """Ask the board. Raises `JournalUnavailable`, `UsageError`."""
     board = _board(ctx)
     if board is None:
-        raise UsageError("the journal of a fake coordinator keeps no jobs: test on a throw-away database")
+        raise UsageError(
+            "this journal keeps no jobs: one in PostgreSQL, MariaDB or SQLite does; a fake coordinator has none of them"
+        )
     return questions.ask(ctx, lambda session: body(board, session), changes=changes)
 
 

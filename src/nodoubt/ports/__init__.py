@@ -44,6 +44,7 @@ from .answers import Shortcoming as Shortcoming
 from .answers import Unclear as Unclear
 from .answers import UnknownXid as UnknownXid
 from .answers import require_none as require_none
+from .backend import Backend as Backend
 from .notices import Notice as Notice
 from .notices import Observer as Observer
 
