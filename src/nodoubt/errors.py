@@ -45,6 +45,7 @@ __all__ = [
     "UnknownTransaction",
     "UsageError",
     "invariant",
+    "text_of",
 ]
 
 
@@ -316,6 +317,14 @@ class MissingExtra(NoDoubtError, ImportError):
 
 class InvariantViolated(NoDoubtError, AssertionError):
     """A rule of the contract did not hold. This is a bug in nodoubt; the work was stopped rather than guessed."""
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says. Anybody's may come to us, and one that cannot say it must not keep us from ours."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"<no text: its __str__ raises {type(worse).__name__}>"
 
 
 def invariant(condition: object, number: str, message: str) -> None:

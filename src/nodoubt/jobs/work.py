@@ -22,6 +22,7 @@ from ..errors import (
     ResourceRefused,
     UnknownJob,
     UsageError,
+    text_of,
 )
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
@@ -321,7 +322,7 @@ class Work:
             if error is None and not self._left and not self._paused:
                 yield from self._finish()
             elif not self.lost:
-                note = self._why if error is None else f"{type(error).__name__}: {error}"
+                note = self._why if error is None else f"{type(error).__name__}: {text_of(error)}"
                 yield from self._quietly(self._end(JobState.STOPPED, note))
         finally:
             self.ctx.jobs.pop(self._claim, None)
@@ -337,7 +338,7 @@ class Work:
             self.lost = True
             raise JobLost(self.name) from None
         except BaseException as error:
-            yield from self._quietly(self._end(JobState.STOPPED, f"{type(error).__name__}: {error}"))
+            yield from self._quietly(self._end(JobState.STOPPED, f"{type(error).__name__}: {text_of(error)}"))
             raise
         yield from self._quietly(self._done())
 

@@ -31,6 +31,7 @@ from ..errors import (
     TransactionDoomed,
     UnknownTransaction,
     UsageError,
+    text_of,
 )
 from ..ports import BelowFloor, Conflict, Refused, Unclear
 from ..protocol.compensation import Answered, Declined, Event, NotPossible, Overtaken, Renewed, Unanswered, pause_s
@@ -110,7 +111,7 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
     attempt.require_open()
     if attempt.doomed is not None:
         raise BranchDoomed(
-            f"an earlier step gave no answer, so this transaction can only be rolled back: {attempt.doomed}"
+            f"an earlier step gave no answer, so this transaction can only be rolled back: {text_of(attempt.doomed)}"
         ) from attempt.doomed
     _require_journal_free(attempt)
     within_s = min(_timeout_s(ctx, use), left_s(ctx, attempt))
@@ -367,7 +368,7 @@ def _context(site: _Site, record: Call, tries: int) -> StepContext:
 
 
 def words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[None]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ..errors import text_of
 from ..ports import Prepared, Work
 from ..script import Script
 from ..xid import Xid
@@ -79,18 +80,10 @@ class Told:
         try:
             answer = yield from script
         except BaseException as error:
-            act.ended = f"raised {type(error).__name__}: {_cut(safely(str, error))}"
+            act.ended = f"raised {type(error).__name__}: {_cut(text_of(error))}"
             raise
         act.ended = "done" if answer is None else f"answered {shown(answer, self._sessions)}"
         return answer
-
-
-def safely(text: Callable[[Any], str], value: object) -> str:
-    """Its text; a value that has none is told by its type."""
-    try:
-        return text(value)
-    except Exception as error:
-        return f"<{type(value).__name__}, whose text raises {type(error).__name__}>"
 
 
 def shown(value: Any, sessions: Iterable[Any] = ()) -> str:
@@ -112,7 +105,14 @@ def shown(value: Any, sessions: Iterable[Any] = ()) -> str:
         fields = ((one.name, getattr(value, one.name), one.default) for one in msgspec.structs.fields(value))
         said = [f"{name}={shown(has)}" for name, has, default in fields if has != default]
         return _cut(f"{type(value).__name__}({', '.join(said)})")
-    return _cut(re.sub(r"\b[0-9a-f]{26}(?=[0-9a-f]{6}\b)", "…", safely(repr, value)))
+    return _cut(re.sub(r"\b[0-9a-f]{26}(?=[0-9a-f]{6}\b)", "…", _repr(value)))
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
 
 def _cut(text: str) -> str:
@@ -133,7 +133,7 @@ def tell(claim: Callable[..., Any], which: str, given: Iterable[Any], error: Bas
     lines += ["", f"done:      {f'{left} before, then:' if left else ''}".rstrip()]
     width = min(max((len(act.what) for act in acts[left:]), default=0), _SHOWN_MAX)
     lines += [f"  {number:>3}  {act.what:<{width}}  {act.ended}" for number, act in enumerate(acts[left:], left + 1)]
-    seen = safely(str, error).strip().splitlines() or [type(error).__name__]
+    seen = text_of(error).strip().splitlines() or [type(error).__name__]
     head = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
     return "\n".join([*lines, "", f"seen:      {head}{seen[0]}", *(f"           {line}" for line in seen[1:])])
 
