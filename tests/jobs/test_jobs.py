@@ -345,6 +345,23 @@ async def test_whoever_comes_back_after_the_retention_goes_on_all_the_same(
     assert balances(pair) == [155, 155] and kept(pair[0]) == 0
 
 
+async def test_whoever_fell_asleep_as_they_were_let_in_is_told_that_others_have_come_to_the_end(
+    mode: str, pair: list[Database]
+) -> None:
+    """They look for a checkpoint that was dropped because the job is done: no database was restored."""
+    async with opened(mode, pair) as db:
+        await work_off(db, "sum", upto=5)
+        asleep, run = db.db.job("sum")._work, db.db._shell.run
+        assert await said(db, run(asleep._claimed()))
+        await work_off(db, "sum", takeover=True)
+        with pytest.raises(JobTaken, match="come to its end"):
+            await said(db, run(asleep._find_link()))
+        asleep.gone()
+        async with job(db, "sum") as again:
+            assert again.finished
+    assert balances(pair) == [155, 155]
+
+
 @pytest.mark.parametrize("then", ["another chunk", "the next of the list", "the end of the block"])
 async def test_after_a_chunk_in_doubt_nothing_is_guessed_in_its_block(
     then: str, mode: str, request: Any, tmp_path: Path

@@ -211,6 +211,9 @@ class Work:
     def _find_link(self) -> Script[None]:
         found = yield from links.last(self.ctx, self._kept_by, self._run)
         if found is None:
+            row = yield from self._look()
+            if row is None or row.claim != self._claim:  # its chain was dropped, but only after that was written
+                raise JobTaken(self.name, "somebody else has taken it over in this moment, and has come to its end")
             raise _NoCheckpoint(
                 f"{self._kept_by.name} has no checkpoint of the job {self.name!r}, which the journal knows: was that "
                 "database restored? Where to go on from is not known: look at its effects, then forget_job(name), and "
