@@ -7,13 +7,16 @@
 `nodoubt_database`: makes any number of them, `nodoubt_database("postgres")`. `nodoubt_postgres_server`,
 `nodoubt_mariadb_server`: the servers, one for the session, to `kill()`, `restart()`, `freeze()`.
 
+A claim of a conformance suite that fails tells what was promised, by which rule, what was done and what was seen.
+
 Guarantees: nothing is imported, let alone started, before a test asks for it. That is why this is no module of the
 package: pytest imports it in every run, and the package would cost each of them a tenth of a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,25 @@ import pytest
 
 if TYPE_CHECKING:
     from nodoubt.testing.servers import Server
+
+# Not everybody's are rewritten by themselves: an editable installation's are not.
+pytest.register_assert_rewrite("nodoubt.testing.resources", "nodoubt.testing.journals")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed claim of a conformance suite is told in full."""
+    report = yield
+    telling = sys.modules.get("nodoubt.testing.telling")  # it is there, if a suite is
+    claim = getattr(item, "function", None)
+    of = getattr(item, "cls", None)
+    if telling and call.when == "call" and call.excinfo and report.failed and of and issubclass(of, telling.Suite):
+        _, _, which = item.name.partition("[")
+        given = getattr(item, "funcargs", {}).values()
+        report.sections.append(("the claim", telling.tell(claim, which.rstrip("]"), given, call.excinfo.value)))
+    return report
 
 
 @pytest.fixture(scope="session")

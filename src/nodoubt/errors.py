@@ -36,13 +36,16 @@ __all__ = [
     "ResourceUnavailable",
     "SchemaMismatch",
     "StepInDoubt",
+    "StepInFlight",
     "StepRefused",
     "StepTimedOut",
     "StillBeginning",
     "TransactionAborted",
+    "TransactionDoomed",
     "UnknownTransaction",
     "UsageError",
     "invariant",
+    "text_of",
 ]
 
 
@@ -177,9 +180,20 @@ class StepTimedOut(NoDoubtError, TimeoutError):
 
 
 class StepInDoubt(NoDoubtError):
-    """The step was called before, and nobody knows whether it happened; it is not declared idempotent, so not repeated.
+    """Nobody knows whether the step happened: `StepInFlight`, ask again, or `TransactionDoomed`, roll it back."""
 
-    Its transaction cannot be committed any more; rolled back, the step is compensated.
+
+class StepInFlight(StepInDoubt):
+    """Another call of the step, under the same key, may still be at work. Nothing was done here; call it again later.
+
+    The transaction is as it was, and can be committed once the step is answered.
+    """
+
+
+class TransactionDoomed(StepInDoubt):
+    """The step was called, and nobody knows whether it happened. It is not called again.
+
+    Its transaction can only be rolled back, and then the step is compensated.
     """
 
 
@@ -303,6 +317,14 @@ class MissingExtra(NoDoubtError, ImportError):
 
 class InvariantViolated(NoDoubtError, AssertionError):
     """A rule of the contract did not hold. This is a bug in nodoubt; the work was stopped rather than guessed."""
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says. Anybody's may come to us, and one that cannot say it must not keep us from ours."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"<no text: its __str__ raises {type(worse).__name__}>"
 
 
 def invariant(condition: object, number: str, message: str) -> None:

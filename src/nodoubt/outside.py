@@ -161,7 +161,8 @@ class Outside(Scripts):
         """Call a step in a staged transaction, by name, from any process; as `Transaction.call`.
 
         Called again under its `key` (after a crash, say), a step that was answered is not done again: its result is
-        returned. One that was not is `StepInDoubt`, unless it is declared idempotent.
+        returned. One that is declared idempotent is done again, but is `StepInFlight` while the other call may be at
+        work; any other was perhaps done, so that this is `TransactionDoomed`. Both are `StepInDoubt`.
         """
         use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
         return cast(R, self._shell.run(calling.call_named(self._writable(), name, attempt, self._runner, use)))

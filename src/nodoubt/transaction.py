@@ -227,7 +227,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
 
         Returns what the step returns. Its own errors come out unchanged; but for those that it declares as `refused`,
         they leave open whether it happened, so the transaction can only be rolled back. Raises `StepTimedOut`,
-        `StepInDoubt`, `StepRefused`, `TransactionAborted`, `BranchDoomed`, `JournalUnavailable`, `UsageError`.
+        `TransactionDoomed`, `StepRefused`, `TransactionAborted`, `BranchDoomed`, `JournalUnavailable`, `UsageError`.
 
         An `async` step gets an event loop of its own here: it must bring its own clients.
         """

@@ -21,7 +21,7 @@ from .engine.context import Context, Participant, Settings
 from .engine.pool import AsyncPool, ThreadPool
 from .engine.shell import AsyncShell, ThreadShell
 from .errors import UsageError
-from .ports import Clock, Journal, Notice, Observer, Resource, Session
+from .ports import Backend, Clock, Journal, Notice, Observer, Resource, Session
 from .url import Url, parse_url
 from .xid import new_attempt, new_cluster, new_mark
 
@@ -35,7 +35,8 @@ LOOK_CONNECT_S = 5.0  # for a look at a database: whoever looks wants to know so
 _NAME_MAX = 63
 NAMES = f"printable text of 1 to {_NAME_MAX} characters"
 
-Where: TypeAlias = "str | Engine | AsyncEngine"  # a database: its URL, or a SQLAlchemy engine that the user has
+# A database: its URL, a SQLAlchemy engine that the user has, or one of a kind that is not ours.
+Where: TypeAlias = "str | Engine | AsyncEngine | Backend"
 Resources: TypeAlias = "Where | Mapping[str, Where]"
 
 
@@ -45,6 +46,21 @@ class _Place:
 
     url: Url
     engine: Any = None
+    backend: Backend | None = None
+
+    def resource(self, name: str) -> Resource:
+        return resource_of(name, self.url) if self.backend is None else self.backend.resource(name)
+
+    def journal(self) -> Journal:
+        return journal_of(self.url) if self.backend is None else self.backend.journal()
+
+    @property
+    def is_server(self) -> bool:
+        """Whether its sessions are ours and many may write: one does in a file, and an engine's are the user's."""
+        return self.engine is None and self.backend is None and self.url.kind != "sqlite"
+
+    def is_same(self, other: _Place) -> bool:
+        return self.backend is other.backend and (self.backend is not None or self.url == other.url)
 
 
 class SystemClock:
@@ -93,15 +109,15 @@ def context(
         participants={
             name: Participant(
                 name,
-                resource_of(name, place.url),
+                place.resource(name),
                 *_pools(name, place, settings, shell),
                 holds_journal=place is journal_place,
-                home=_home(place, shell),
-                lingers=place.engine is None and place.url.kind == "mariadb",
+                home=_home(name, place, shell),
+                lingers=place.is_server and place.url.kind == "mariadb",
             )
             for name, place in places.items()
         },
-        journal=journal_of(journal_place.url),
+        journal=journal_place.journal(),
         journal_pool=_pool("the journal", journal_place, settings, JOURNAL_SESSIONS, shell),
         register_batch=None,
         settings=settings,
@@ -195,6 +211,9 @@ def _named(resources: Resources, shell: ThreadShell | AsyncShell) -> dict[str, _
 def _place(given: Where, shell: ThreadShell | AsyncShell) -> _Place:
     if isinstance(given, str):
         return _Place(parse_url(given))
+    if isinstance(given, Backend):
+        given.require(asynchronous=isinstance(shell, AsyncShell))
+        return _Place(Url(type(given).__name__, ""), backend=given)
     if "sqlalchemy" not in sys.modules:
         raise UsageError(f"a resource is a URL or a SQLAlchemy engine, not {type(given).__name__}")
     from .alchemy.engines import url_of
@@ -213,7 +232,7 @@ def _journal_of(places: Mapping[str, _Place], journal: Where | None, shell: Thre
             f"journal={journal!r} is neither a resource ({', '.join(places)}) nor a URL of a database of its own"
         )
     own = _place(journal, shell)
-    return next((place for place in places.values() if place.url == own.url), own)
+    return next((place for place in places.values() if place.is_same(own)), own)
 
 
 def resource_of(name: str, url: Url) -> Resource:
@@ -244,12 +263,9 @@ def journal_of(url: Url) -> Journal:
 
 
 def _pools(name: str, place: _Place, settings: Settings, shell: ThreadShell | AsyncShell) -> tuple[Any, Any]:
-    """For work, and in reserve. What the reserve is too small for, an idle session of the other does, on a server.
-
-    In a file of SQLite one writer works at a time, and an engine's connections are the user's.
-    """
+    """For work, and in reserve. What the reserve is too small for, an idle session of the other does, on a server."""
     work = _work_pool(name, place, settings, shell)
-    beside = work if place.engine is None and place.url.kind != "sqlite" else None
+    beside = work if place.is_server else None
     return work, _pool(name, place, settings, settings.reserve_size, shell, beside)
 
 
@@ -274,6 +290,8 @@ def _pool(
 
 
 def _connect(place: _Place, settings: Settings) -> Callable[[], Session]:
+    if place.backend is not None:
+        return place.backend.connect
     if place.engine is not None:
         from .alchemy.engines import connecting
 
@@ -282,6 +300,8 @@ def _connect(place: _Place, settings: Settings) -> Callable[[], Session]:
 
 
 def _aconnect(place: _Place, settings: Settings) -> Callable[[], Awaitable[Any]]:
+    if place.backend is not None:
+        return place.backend.aconnect
     if place.engine is not None:
         from .alchemy.engines import connecting_async
 
@@ -289,11 +309,13 @@ def _aconnect(place: _Place, settings: Settings) -> Callable[[], Awaitable[Any]]
     return functools.partial(_async_driver(place.url), place.url, connect_timeout_s=settings.connect_s)
 
 
-def _home(place: _Place, shell: ThreadShell | AsyncShell) -> Callable[[], Any]:
+def _home(name: str, place: _Place, shell: ThreadShell | AsyncShell) -> Callable[[], Any]:
     """Imports SQLAlchemy only when somebody speaks it."""
 
     @functools.cache
     def made() -> Any:
+        if place.backend is not None:
+            raise UsageError(f"{name} is {place.backend}: whose SQL nobody here knows: use execute()")
         from .alchemy import home
 
         if place.engine is not None:

@@ -31,7 +31,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchTableError, ProgrammingError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
@@ -280,6 +280,35 @@ async def test_a_database_can_be_reflected_in_a_transaction(world: World) -> Non
         found = look(connection) if world.way.mode == "sync" else await connection.run_sync(look)
         assert found == {"id": True, "balance": False}
     assert world.committed()
+
+
+@pytest.mark.parametrize("way", MIX, ids=str)
+async def test_a_table_can_be_asked_for_that_is_not_there_and_the_transaction_goes_on(world: World) -> None:
+    """MariaDB answers that with an error, which would doom the branch (I16)."""
+
+    def look(connection: Any) -> Any:
+        there = [inspect(connection).has_table(name) for name in ("nowhere", "accounts", "nowhere")]
+        with pytest.raises(NoSuchTableError):
+            Table("nowhere", MetaData(), autoload_with=connection)
+        return there
+
+    async with world.transaction() as tx:
+        connection = tx["a"].connection
+        await world.wait(connection.execute(insert(Account), {"id": 9, "balance": 0}))
+        found = look(connection) if world.way.mode == "sync" else await connection.run_sync(look)
+        assert found == [False, True, False]
+    assert world.a.query("select count(*) from accounts where id = 9") == [(1,)] and world.committed()
+
+
+@pytest.mark.parametrize("way", [way for way in MIX if way.kind == "mariadb"], ids=str)
+async def test_who_asks_for_a_table_by_a_statement_of_their_own_is_told_and_the_branch_is_doomed(world: World) -> None:
+    with pytest.raises(TransactionAborted):
+        async with world.transaction() as tx:
+            connection = tx["a"].connection
+            await world.wait(connection.execute(insert(Account), {"id": 9, "balance": 0}))
+            with pytest.raises(DBAPIError):
+                await world.wait(connection.exec_driver_sql("DESCRIBE nowhere"))
+    assert world.a.query("select count(*) from accounts where id = 9") == [(0,)]
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.kind != "sqlite"], ids=str)

@@ -20,7 +20,7 @@ from docs.stages import STAGES
 from kit import Database, make_database
 
 # Pages with tests of their own, which run their snippets or generate them.
-ELSEWHERE = {"testing-your-code.md", "fault-matrix.md"}
+ELSEWHERE = {"testing-your-code.md", "own-databases.md", "fault-matrix.md"}
 NOT_RUN = {"text", "", "mermaid"}  # pictures, and what is printed
 
 _by_heading: dict[tuple[str, str], list[Snippet]] = defaultdict(list)

@@ -14,7 +14,7 @@ from examples.user_onboarding.matrix import AVERY, REQUEST, require
 from examples.user_onboarding.onboarding import Person, onboard
 
 from kit import until
-from nodoubt import CallState, Coordinator, Settings, State, StepInDoubt, TransactionAborted
+from nodoubt import CallState, Coordinator, Settings, State, StepInFlight, TransactionAborted, TransactionDoomed
 from nodoubt.testing import Crash, crash_points, explore
 from workflows import Place, Service, badly, explored, furnished, killed, mutant
 
@@ -65,7 +65,7 @@ def check_again(db: Coordinator, _: Crash) -> None:
     def again() -> bool:
         try:
             onboard(db, REQUEST, AVERY)
-        except StepInDoubt:
+        except StepInFlight:
             return False
         return True
 
@@ -153,7 +153,7 @@ def test_what_is_taken_back_before_it_arrives_is_shut_out(place: Place) -> None:
 def test_a_refusal_that_is_heard_at_the_second_try_alone_stays_until_it_is_rolled_back(files: Place) -> None:
     misbehave("/teams", "lose")
     with files.open(settings=Settings(retry_first_s=0.01)) as db:
-        with pytest.raises(StepInDoubt, match="can only be rolled back"):
+        with pytest.raises(TransactionDoomed, match="can only be rolled back"):
             onboard(db, REQUEST, Person(AVERY.email, AVERY.name, "Astrology"))
         assert db.status(REQUEST).state is State.PREPARED
         db.rollback_distributed(REQUEST)

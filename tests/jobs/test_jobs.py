@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 
 from kit import QUICK, Database, Face, make_database, opened, until
-from nodoubt import ClosedTransaction, JobLost, JobState, JobTaken, ResourceRefused, UnknownJob, UsageError
+from nodoubt import ClosedTransaction, InDoubt, JobLost, JobState, JobTaken, ResourceRefused, UnknownJob, UsageError
+from nodoubt.idempotency import claims
 from nodoubt.jobs import board, links
 from nodoubt.testing.fakes import FakeCoordinator
+from nodoubt.testing.proxy import TcpProxy
 
 pytestmark = pytest.mark.anyio
 
 PAIRS = [("sqlite", "sqlite"), ("postgres", "mariadb"), ("mariadb", "postgres")]
 ADD = "update accounts set balance = balance + ? where id = 0"
 BRIEF = replace(QUICK, job_lease_s=0.2)
+IMPATIENT = replace(BRIEF, connect_s=2, acquire_s=1, prepare_s=1, decide_s=0.5, apply_s=0.5, grace_s=5)
+RECEIPT = b"EXECUTE nodoubt_receipt"  # a PostgreSQL session keeps it prepared
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -314,6 +318,82 @@ async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[D
     assert balances(pair) == [210, 210]
 
 
+@pytest.mark.parametrize("died", ["before its first chunk", "after its last link"])
+async def test_whoever_comes_back_after_the_retention_goes_on_all_the_same(
+    died: str, mode: str, pair: list[Database]
+) -> None:
+    """A worker that dies between a link and what the journal is told of it; nobody comes for a long time."""
+    async with opened(mode, pair, settings=replace(BRIEF, retention_s=1e-9)) as db:
+        shell = db.db._shell
+        if died == "before its first chunk":
+            await said(db, shell.run(db.db.job("sum")._work._begin_new()))
+        else:
+            dead = db.db.job("sum")
+            await said(db, dead.__enter__() if mode == "sync" else dead.__aenter__())
+            async with block(db, dead.chunk()) as tx:
+                await add(db, tx, 55)
+                tx.checkpoint(10, done=10)
+            await said(db, shell.run(dead._work._relay(finished=True)))
+            db.db._ctx.jobs.clear()
+        assert await said(db, shell.run(claims.expire(db.db._ctx))) == 0
+        async with job(db, "sum", patience=60) as again:
+            assert again.finished is (died == "after its last link")
+            for chunk in again.chunks(ITEMS, 10):
+                async with block(db, chunk) as tx:
+                    await add(db, tx, sum(chunk.items))
+        assert (await db.progress("sum")).state is JobState.DONE
+    assert balances(pair) == [155, 155] and kept(pair[0]) == 0
+
+
+async def test_whoever_fell_asleep_as_they_were_let_in_is_told_that_others_have_come_to_the_end(
+    mode: str, pair: list[Database]
+) -> None:
+    """They look for a checkpoint that was dropped because the job is done: no database was restored."""
+    async with opened(mode, pair) as db:
+        await work_off(db, "sum", upto=5)
+        asleep, run = db.db.job("sum")._work, db.db._shell.run
+        assert await said(db, run(asleep._claimed()))
+        await work_off(db, "sum", takeover=True)
+        with pytest.raises(JobTaken, match="come to its end"):
+            await said(db, run(asleep._find_link()))
+        asleep.gone()
+        async with job(db, "sum") as again:
+            assert again.finished
+    assert balances(pair) == [155, 155]
+
+
+@pytest.mark.parametrize("then", ["another chunk", "the next of the list", "the end of the block"])
+async def test_after_a_chunk_in_doubt_nothing_is_guessed_in_its_block(
+    then: str, mode: str, request: Any, tmp_path: Path
+) -> None:
+    """Its error was caught. Nobody has taken the job over, and whether that chunk stands is known by beginning anew."""
+    one = make_database("postgres", "a", request, tmp_path)
+    with TcpProxy.to(one.url) as proxy:
+        near = replace(one, url=proxy.url_for(one.url))
+        async with opened(mode, [near], settings=IMPATIENT) as db:
+            with pytest.raises(InDoubt, match="begin the job again, which goes on from what was committed") as told:
+                async with job(db, "sum") as some:
+                    chunks = some.chunks(ITEMS, 5)
+                    chunk = next(chunks) if then == "the next of the list" else some.chunk()
+                    with pytest.raises(InDoubt) as caught:
+                        async with block(db, chunk) as tx:
+                            await add(db, tx, 15)
+                            if then != "the next of the list":
+                                chunk.checkpoint(5, done=5)
+                            proxy.cut_reply(RECEIPT, isolate=True)
+                    proxy.heal()
+                    if then == "another chunk":
+                        async with block(db, some.chunk()) as tx:
+                            raise AssertionError("nobody knows what it would follow")
+                    if then == "the next of the list":
+                        next(chunks)
+            assert told.value.attempt == caught.value.attempt
+            assert (await db.progress("sum")).state is JobState.STOPPED
+    async with opened(mode, [one]) as db:
+        await work_off(db, "sum", patience=60)
+    assert one.balance() == 155
+
+
 async def test_a_job_is_not_forgotten_while_the_database_of_its_checkpoints_refuses(
     mode: str, files: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,5 +515,5 @@ async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: 
 
 
 def test_on_fakes_there_are_no_jobs() -> None:
-    with FakeCoordinator("shop") as db, pytest.raises(UsageError, match="throw-away database"), db.job("n"):
+    with FakeCoordinator("shop") as db, pytest.raises(UsageError, match="this journal keeps no jobs"), db.job("n"):
         raise AssertionError("nobody is let in")

@@ -3,8 +3,6 @@
 A database is made once per module; between two tests its tables are emptied, which a hundred tests can afford.
 """
 
-# ruff: noqa: E402 - assertions are rewritten before the suite is imported
-
 from __future__ import annotations
 
 import contextlib
@@ -13,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.register_assert_rewrite("nodoubt.testing.journals")
 
 from journals.places import CLUSTER, EMPTY, TABLES, MakePlace, Place, query
 from nodoubt.testing.bench import Bench

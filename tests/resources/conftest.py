@@ -3,8 +3,6 @@
 A database is made once per module and emptied between two tests.
 """
 
-# ruff: noqa: E402 - assertions are rewritten before the suite is imported
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -13,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.register_assert_rewrite("nodoubt.testing.resources")
 
 from journals.places import Place as Home
 from nodoubt.testing.resources import Place

@@ -14,6 +14,7 @@ from nodoubt.schema.tables import Row, version_of
 from schema.releases import LATER, REFUSED, WORK_ON, schema_of
 
 EVERY = list(GATES)
+WITHOUT = "-- Without it: all but jobs.\n"
 FIRST = "-- Older coordinators: there are none.\nCREATE TABLE t (x int);\n"
 
 
@@ -44,6 +45,15 @@ def test_who_may_work_on_is_what_the_newest_migration_that_refuses_says() -> Non
     assert [one.refuses_older for one in schema.migrations] == [False, False, True, False, True]
 
 
+def test_what_is_needed_is_the_newest_migration_that_not_only_a_part_needs() -> None:
+    brings = f"{WORK_ON}{WITHOUT}CREATE TABLE nodoubt.jobs (x int);"
+    grows = f"{WORK_ON}ALTER TABLE nodoubt.names ADD COLUMN x int;"
+    for texts, needed in (([FIRST], 1), ([FIRST, brings], 1), ([FIRST, brings, grows], 3), ([FIRST, grows, brings], 2)):
+        assert read(Part.JOURNAL, "postgres", texts).needed == needed
+    for kind in ("postgres", "mariadb", "sqlite"):
+        assert (shipped(Part.JOURNAL, kind).needed, shipped(Part.JOURNAL, kind).known) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("texts", "why"),
     [
@@ -51,6 +61,8 @@ def test_who_may_work_on_is_what_the_newest_migration_that_refuses_says() -> Non
         ([f"{WORK_ON}CREATE TABLE t (x int);"], "must have one line"),
         ([FIRST, FIRST], "must have one line"),
         ([FIRST, f"{WORK_ON}{REFUSED}SELECT 1;"], "must have one line"),
+        ([f"{FIRST}\n{WITHOUT}"], "cannot be done without"),
+        ([FIRST, f"{REFUSED}{WITHOUT}ALTER TABLE nodoubt.decisions RENAME TO x;"], "cannot be done without"),
         ([FIRST, f"{REFUSED}ALTER TABLE nodoubt.names ADD COLUMN x int;"], "its first statement must be ALTER TABLE"),
         (
             [FIRST, f"{REFUSED}CREATE TABLE x (y int); ALTER TABLE nodoubt.decisions RENAME TO decisions_2;"],

@@ -14,6 +14,8 @@ import pytest
 
 from kit import QUICK, Face, Watching
 from nodoubt import Coordinator, NoDoubtError, SchemaMismatch, State, SweepReport
+from nodoubt.engine import questions
+from nodoubt.jobs import board
 from schema.releases import BROKEN, EXPANDED, SHIPPED, Releases, Scene, coordinator, make, migrate, scene_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("impatient")]
@@ -247,6 +249,35 @@ async def test_nobody_is_stranded_by_a_migration_that_refuses_him(scene: Scene, 
         await old.close()
     assert scene.balances() == MOVED
     finished_by(scene, new)
+
+
+# ---- a migration without which the rest works ----
+
+
+async def test_a_journal_without_the_table_of_jobs_is_enough_for_everything_else(scene: Scene, mode: str) -> None:
+    """What is really shipped, on the tables of release 1, which nobody has migrated."""
+    db = Face(mode, scene.pair, journal=scene.journal)
+    await db.open()
+    try:
+        ctx, run = db.db._ctx, db.db._shell.run
+        assert await pay(db) == "committed"
+        await db.setup()
+        async with db.staged("later") as tx:
+            await tx.move("a", "b", 1)
+        await db.commit_distributed("later")
+        assert (await db.recover(grace=0)).clean
+        with pytest.raises(SchemaMismatch, match="run nodoubt schema apply.*everything but jobs works without it"):
+            await db.jobs()
+        with pytest.raises(SchemaMismatch, match="run nodoubt schema apply"):
+            entering = db.db.job("sum", on="a")
+            await entering.__aenter__() if mode == "async" else entering.__enter__()
+        expired = run(board.expire(ctx))
+        assert (await expired if mode == "async" else expired) == 0
+        asked = run(questions.ask(ctx, ctx.journal.tables.version))
+        assert (await asked if mode == "async" else asked).stands == SHIPPED, "nobody has migrated it"
+    finally:
+        await db.close()
+    assert scene.balances() == [69, 131] and scene.settled()
 
 
 # ---- who may begin ---------------------------------------------------------------------------------

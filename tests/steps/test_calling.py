@@ -16,13 +16,16 @@ from kit import Database, Face, make_database, opened, until
 from nodoubt import (
     BranchDoomed,
     CallState,
+    Coordinator,
     NotReady,
     OutcomeConflict,
     State,
     StepInDoubt,
+    StepInFlight,
     StepRefused,
     StepTimedOut,
     TransactionAborted,
+    TransactionDoomed,
     Undoing,
     UsageError,
     step,
@@ -300,7 +303,7 @@ async def test_what_is_staged_is_not_committed_while_a_step_is_in_doubt(
         assert len(caught.value.steps) == 1
         assert (await db.status(order)).state is State.PREPARED
         app.MISCHIEF.clear()
-        with pytest.raises(StepInDoubt, match="not declared idempotent"):
+        with pytest.raises(TransactionDoomed, match="not declared idempotent"):
             await db.call(order, charge, order, "good", undo=refund)
         await db.rollback_distributed(order)
     assert balances(pair) == (100, 100)
@@ -323,6 +326,31 @@ async def test_a_step_that_is_declared_idempotent_is_called_again_under_its_key(
         await db.commit_distributed(order)
     assert balances(pair) == (70, 130)
     assert (outside.of(order).charges, outside.of(order).asked) == (1, 2)
+
+
+async def test_while_a_step_is_under_way_whoever_calls_it_again_is_told_to_ask_later_and_nothing_is_lost(
+    mode: str, pair: list[Database], outside: Outside, order: str
+) -> None:
+    told: list[StepInDoubt] = []
+
+    def call_it_elsewhere() -> None:
+        app.MISCHIEF.clear()
+        with Coordinator({one.name: one.url for one in pair}, recovery=False) as other:
+            try:
+                other.call(order, app.charge_idempotently, order, "good", undo=app.refund)
+            except StepInDoubt as error:
+                told.append(error)
+
+    app.MISCHIEF["charge: after"] = call_it_elsewhere
+    async with opened(mode, pair) as db:
+        await stage(db, order)
+        again = app.charge_idempotently, order, "good"
+        assert await db.call(order, *again, undo=app.refund) == f"p-{order}"
+        assert [type(one) for one in told] == [StepInFlight] and "call it again with the same key" in str(told[0])
+        assert await db.call(order, *again, undo=app.refund) == f"p-{order}"
+        await db.commit_distributed(order)
+    assert balances(pair) == (70, 130)
+    assert (outside.of(order).charges, outside.of(order).asked) == (1, 1)
 
 
 async def test_one_key_with_other_arguments_is_an_error_and_nothing_is_done(

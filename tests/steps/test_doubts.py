@@ -11,7 +11,14 @@ import pytest
 
 import nodoubt
 from kit import until
-from nodoubt import AsyncCoordinator, BranchDoomed, Coordinator, JournalUnavailable, StepInDoubt, TransactionAborted
+from nodoubt import (
+    AsyncCoordinator,
+    BranchDoomed,
+    Coordinator,
+    JournalUnavailable,
+    TransactionAborted,
+    TransactionDoomed,
+)
 from nodoubt.ports import Unclear
 from nodoubt.protocol.records import CallState
 
@@ -81,7 +88,7 @@ def test_a_refusal_does_not_say_that_an_earlier_try_did_nothing(urls: Any) -> No
         with (
             pytest.raises((BranchDoomed, TransactionAborted)),
             db.transaction() as tx,
-            pytest.raises(StepInDoubt, match="earlier try"),
+            pytest.raises(TransactionDoomed, match="earlier try"),
         ):
             tx.call(charge, 5, undo=refund)
         GO_ON.set()

@@ -27,7 +27,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from ..engine.context import log
 from ..engine.pool import PARENTS, POOLS
-from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable, UsageError
+from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable, UsageError, text_of
 from ..ports import Session
 from ..script import Do
 from ..url import KINDS, Url
@@ -193,7 +193,7 @@ class _Lender:
     def _unreachable(self, error: Exception) -> NoDoubtError:
         if isinstance(error, NoDoubtError):
             return error
-        return ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done")
+        return ResourceUnavailable(f"{self.name} cannot be reached: {text_of(error)}; nothing was done")
 
     def _not_taken(self, loan: _Loan, error: BaseException) -> None:
         """The connection does not answer. One that lay in the pool may be dead with its server: then try another."""

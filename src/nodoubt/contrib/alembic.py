@@ -6,9 +6,9 @@ In a project's `env.py`:
 
     context.configure(…, include_object=include_object)
 
-That is enough: our tables are left alone, and `nodoubt schema apply` keeps them. To have them among one's own, to
-compare or to draw them, put `metadata(dialect)` into `target_metadata` beside them; on PostgreSQL that takes
-`include_schemas=True`.
+That is enough: our tables, and no others, are left alone, and `nodoubt schema apply` keeps them. To have them among
+one's own, to compare or to draw them, put `metadata(dialect)` into `target_metadata` beside them; on PostgreSQL that
+takes `include_schemas=True`.
 
 Guarantees: `metadata` is what the numbered files of this release make; a test compares the two by reflection.
 
@@ -17,6 +17,7 @@ Must not: be used to make the tables. A migration of ours has rules that Alembic
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from ..errors import MissingExtra, UsageError
@@ -29,7 +30,6 @@ except ImportError:
 from . import tables_mariadb, tables_postgres, tables_sqlite
 
 SCHEMA = "nodoubt"  # PostgreSQL's
-PREFIX = "nodoubt_"  # where there are no schemas
 _TABLES = {
     "postgresql": tables_postgres,
     "mariadb": tables_mariadb,
@@ -45,8 +45,24 @@ def include_object(of: Any, name: str | None, kind: str, *_: Any) -> bool:  # no
 
 
 def is_ours(table: Any) -> bool:
-    """Whether a table is one of ours: in the schema `nodoubt`, or with a name that begins with `nodoubt_`."""
-    return bool(table.schema == SCHEMA or table.name.startswith(PREFIX))
+    """Whether a table is one of ours: whatever is in the schema `nodoubt`, which is ours alone, and where there are no
+    schemas the tables that this release knows, by their names and keys. Anything else with `nodoubt_` before it is the
+    user's.
+
+    A table of ours that has more columns, or fewer, than this release makes is ours: Alembic would drop it otherwise.
+    """
+    there = set(table.columns.keys())
+    return table.schema == SCHEMA or any(key <= there for key in _keys().get(table.name, ()))
+
+
+@functools.cache
+def _keys() -> dict[str, list[set[str]]]:
+    """The columns of our tables' primary keys, where there are no schemas: they never change."""
+    found: dict[str, list[set[str]]] = {}
+    for dialect in ("mariadb", "sqlite"):
+        for table in metadata(dialect).tables.values():
+            found.setdefault(table.name, []).append(set(table.primary_key.columns.keys()))
+    return found
 
 
 def metadata(dialect: str, *, journal: bool = True) -> sa.MetaData:

@@ -20,6 +20,7 @@ from ..errors import (
     ResourceUnavailable,
     TransactionAborted,
     UsageError,
+    text_of,
 )
 from ..ports import (
     BelowFloor,
@@ -277,7 +278,7 @@ def _refuse_doomed(branch: Branch) -> None:
         raise BranchDoomed(str(doomed)) from doomed
     if doomed is not None:
         raise BranchDoomed(
-            f"an earlier statement on {name} failed, so this transaction can only be rolled back: {doomed}"
+            f"an earlier statement on {name} failed, so this transaction can only be rolled back: {text_of(doomed)}"
         ) from doomed
 
 
@@ -295,7 +296,7 @@ def _at_work(ctx: Context, attempt: Attempt, branch: Branch, call: Script[R]) ->
         if attempt.until is not None and ctx.clock.elapsed() >= attempt.until:
             raise _too_late(attempt) from error
         raise TransactionAborted(
-            f"{name} was lost in the middle of a statement, so the transaction is rolled back: {error}",
+            f"{name} was lost in the middle of a statement, so the transaction is rolled back: {text_of(error)}",
             name=attempt.name,
             attempt=attempt.id,
         ) from error

@@ -23,6 +23,7 @@ from ..errors import (
     TransactionAborted,
     UnknownTransaction,
     UsageError,
+    text_of,
 )
 from ..ports import Conflict, Prepared, Refused, Session, Unclear, Work
 from ..protocol.commands import Answer
@@ -178,7 +179,7 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
         if isinstance(error, TransactionAborted):
             raise
         raise TransactionAborted(
-            f"{attempt.name or attempt.id!r} was rolled back everywhere: {error}",
+            f"{attempt.name or attempt.id!r} was rolled back everywhere: {text_of(error)}",
             name=attempt.name,
             attempt=attempt.id,
         ) from error

@@ -15,6 +15,7 @@ from ..engine.context import Context, Participant, asked, bounded, log, plainly,
 from ..errors import KeyInFlight, KeyReused, NoDoubtError, UsageError
 from ..ports import Session, Work
 from ..script import Script
+from ..url import KINDS
 from .keys import Key
 from .store import Claim, Row, Store, store_of
 
@@ -86,15 +87,17 @@ def drop(ctx: Context, wanted: Wanted) -> None:
 
 
 def _keeps_keys(participant: Participant) -> bool:
-    """A fake of the tests runs no statement, so it has no table to keep them in."""
-    return getattr(participant.resource, "keeps_keys", True)
+    """Fakes, and resources of kinds that are not ours, have no table to keep them in."""
+    resource = participant.resource
+    return getattr(resource, "keeps_keys", resource.traits.kind in KINDS.values())
 
 
 def store_for(participant: Participant) -> Store:
-    """The table of keys of this database. Raises `UsageError` for a fake."""
+    """The table of keys of this database. Raises `UsageError` where there is none."""
     if not _keeps_keys(participant):
         raise UsageError(
-            f"{participant.name} is a fake, which keeps no idempotency keys: test on a throw-away database"
+            f"{participant.name} keeps no idempotency keys: PostgreSQL, MariaDB and SQLite do, and a fake coordinator "
+            "is none of them"
         )
     return store_of(participant.resource.traits.kind, getattr(participant.resource, "database", ""))
 

@@ -108,6 +108,10 @@ class Store(Transactions):
         *columns, key = reply.rows[0]
         return rows.text(key), _row_of(columns)
 
+    def drop(self, session: Session, last: Key) -> Script[None]:
+        """Delete the last key of its scope, and so the scope: nobody takes over from what is not there."""
+        yield from self._write(session, f"DELETE FROM {self.table} {self._where(last)}")
+
     def forget(self, session: Session) -> Script[int]:
         """Delete a batch of rows that were kept long enough; how many there were."""
         raise NotImplementedError
@@ -237,6 +241,10 @@ class SqliteStore(Store):
         """The rows that `before` has followed: that one is surely committed, so they are history."""
         scope, key = self.dialect.key(before.scope), self.dialect.key(before.key)
         return (f"DELETE FROM {self.table} WHERE scope = {scope} AND idempotency_key < {key}",)
+
+    def drop(self, session: Session, last: Key) -> Script[None]:
+        """The one that it has followed, too, which would be the last one again."""
+        yield from self._write(session, f"DELETE FROM {self.table} WHERE scope = {self.dialect.key(last.scope)}")
 
     def forget(self, session: Session) -> Script[int]:
         """Not what is still prepared: its effect is to come."""

@@ -10,7 +10,7 @@ from typing import Any, Generic, Self
 from ..engine.attempt import Attempt
 from ..engine.context import Context, backoff
 from ..engine.shell import AsyncShell, ThreadShell
-from ..errors import ClosedTransaction, JobLost, JobTaken, UsageError
+from ..errors import ClosedTransaction, InDoubt, JobLost, JobTaken, UsageError
 from ..idempotency.blocks import AsyncBlock, Block, Carrying
 from ..script import Script
 from . import board, links
@@ -85,7 +85,11 @@ class Chunk(_Chunk[Item], Block):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        try:
+            super().__exit__(kind, error, trace)
+        except InDoubt as doubt:
+            self._work.doubt = doubt
+            raise
         if kind is None:
             self._shell.run(self._committed())
 
@@ -96,7 +100,11 @@ class AsyncChunk(_Chunk[Item], AsyncBlock):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await super().__aexit__(kind, error, trace)
+        try:
+            await super().__aexit__(kind, error, trace)
+        except InDoubt as doubt:
+            self._work.doubt = doubt
+            raise
         if kind is None:
             await self._shell.run(self._committed())
 

@@ -16,11 +16,11 @@ import msgspec
 
 from ..engine import questions
 from ..engine.context import Context
-from ..errors import UsageError
+from ..errors import SchemaMismatch, UsageError
 from ..journals import rows
 from ..journals.dialects import Dialect
 from ..journals.transactions import Transactions
-from ..ports import Conflict, Session
+from ..ports import Conflict, Refused, Session, StatementFailed, Unclear
 from ..script import Script
 from .records import JobRecord, JobState, Link, Row
 
@@ -39,6 +39,15 @@ class Board(Transactions):
     def __init__(self, dialect: Dialect) -> None:
         super().__init__(dialect)
         self.table = dialect.table("jobs")
+
+    def _refusal(self, error: StatementFailed) -> Refused | Unclear:
+        """A journal of an older release has no such table, and may do without it."""
+        if error.code in self.dialect.no_table and "nodoubt" in error.message and "jobs" in error.message:
+            raise SchemaMismatch(
+                "long jobs have a table in the journal that is not there: run nodoubt schema apply. Nothing was done, "
+                "and everything but jobs works without it"
+            ) from error
+        return super()._refusal(error)
 
     def find(self, session: Session, name: str) -> Script[Row | None]:
         """A plain read."""
@@ -189,7 +198,7 @@ class Board(Transactions):
 
 
 def _board(ctx: Context) -> Board | None:
-    """None: the journal of a fake coordinator keeps no jobs."""
+    """None: a fake coordinator's journal, or one of a kind that is not ours, keeps no jobs."""
     dialect = getattr(ctx.journal, "dialect", None)
     return Board(dialect) if isinstance(dialect, Dialect) else None
 
@@ -198,7 +207,9 @@ def asked(ctx: Context, body: Callable[[Board, Session], Script[R]], *, changes:
     """Ask the board. Raises `JournalUnavailable`, `UsageError`."""
     board = _board(ctx)
     if board is None:
-        raise UsageError("the journal of a fake coordinator keeps no jobs: test on a throw-away database")
+        raise UsageError(
+            "this journal keeps no jobs: one in PostgreSQL, MariaDB or SQLite does; a fake coordinator has none of them"
+        )
     return questions.ask(ctx, lambda session: body(board, session), changes=changes)
 
 
@@ -213,4 +224,7 @@ def expire(ctx: Context) -> Script[int]:
     """Forget the jobs that were done longer ago than the retention, a batch of them."""
     if _board(ctx) is None:
         return 0
-    return (yield from asked(ctx, lambda board, session: board.forget(session, ctx.settings.retention_s)))
+    try:
+        return (yield from asked(ctx, lambda board, session: board.forget(session, ctx.settings.retention_s)))
+    except SchemaMismatch:
+        return 0  # where there is no table, there are no jobs

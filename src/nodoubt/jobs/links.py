@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..engine.attempt import Attempt
-from ..engine.context import Context, Participant, plainly, told
+from ..engine.context import Context, Participant, asked, plainly, told
 from ..errors import UsageError
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
@@ -25,7 +25,7 @@ from ..script import Script
 from .records import Link
 
 CHECKPOINT_BYTES_MAX = 4096  # where to go on from, not what was found
-KEPT_S = 100 * 365.25 * 86400.0  # of a job that is not done: it may be begun again at any time
+KEPT_S = 100 * 365.25 * 86400.0  # until it is dropped: a job may be begun again at any time
 _SCOPE = "\x1fjob "  # which no user's scope can begin with: those hold no control characters
 
 
@@ -89,9 +89,18 @@ def _claim(store: Store, session: Session, work: Work, run: str, before: Link) -
     return Claim.TAKEN if last else Claim.DONE
 
 
-def close(attempt: Attempt, keeper: Participant, run: str, before: Link, after: Link, *, keep_s: float) -> None:
+def close(attempt: Attempt, keeper: Participant, run: str, before: Link, after: Link) -> None:
     """The attempt will end with the link."""
     store, work = claims.store_for(keeper), attempt.branches[keeper.name].work
     value = msgspec.json.encode([after.checkpoint, after.done, after.finished])
-    row = store.closing(work, key_of(run, after.number), value, keep_s)
+    row = store.closing(work, key_of(run, after.number), value, KEPT_S)
     work.closing = (*store.leave_behind(key_of(run, before.number)), *row)
+
+
+def drop(ctx: Context, keeper: Participant, run: str, link: Link) -> Script[None]:
+    """Nobody asks for this chain any more: the journal knows that the job is done, or has never known of this run.
+
+    Whoever was asleep finds that the link they began from is not the last one. A crash just before leaves a row.
+    """
+    store = claims.store_for(keeper)
+    yield from asked(ctx, keeper.reserve, lambda session: store.drop(session, key_of(run, link.number)))

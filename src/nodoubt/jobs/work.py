@@ -13,7 +13,17 @@ from typing import TypeVar
 from ..engine import start, verbs
 from ..engine.attempt import Attempt
 from ..engine.context import Context, Participant, check_seconds, log
-from ..errors import ClosedTransaction, JobLost, JobTaken, NoDoubtError, ResourceRefused, UnknownJob, UsageError
+from ..errors import (
+    ClosedTransaction,
+    InDoubt,
+    JobLost,
+    JobTaken,
+    NoDoubtError,
+    ResourceRefused,
+    UnknownJob,
+    UsageError,
+    text_of,
+)
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
 from ..idempotency.store import Claim
@@ -55,6 +65,7 @@ class Work:
         self.link = Link()
         self.at_work = False  # on a chunk
         self.lost = False  # somebody else has it
+        self.doubt: InDoubt | None = None  # how a chunk ended is not known here
         self._on, self._patience_s, self._takeover = on, patience_s, takeover
         self._bar = Bar(name, quiet=quiet)
         self._keeper: Participant | None = None
@@ -75,10 +86,8 @@ class Work:
         return links.take(self.ctx, self._kept_by, self._run, self.link, beginning)
 
     def close(self, attempt: Attempt, after: Link) -> None:
-        """The attempt will end with this link. One that nobody goes on from is kept as an idempotency key is."""
-        final = after.finished or after.number == 1
-        keep_s = self.ctx.settings.retention_s if final else links.KEPT_S
-        links.close(attempt, self._kept_by, self._run, self.link, after, keep_s=keep_s)
+        """The attempt will end with this link."""
+        links.close(attempt, self._kept_by, self._run, self.link, after)
 
     @property
     def _kept_by(self) -> Participant:
@@ -116,7 +125,7 @@ class Work:
         try:
             yield from self._find_link()
             if self.link.finished:
-                yield from self._end(JobState.DONE, "")
+                yield from self._done()
                 return
             yield from self._relay()
             yield from self.tell()
@@ -155,8 +164,9 @@ class Work:
         yield from start.admit(ctx, keeper)
         self._run, self.link = ctx.ids.attempt(), Link()
         yield from self._relay()
-        # If somebody was quicker, what is listed is theirs, and this link is deleted when an old key would be.
-        yield from board.asked(ctx, lambda b, s: b.add(s, self.name, self._run, keeper.resource_id, self.total))
+        ours = yield from board.asked(ctx, lambda b, s: b.add(s, self.name, self._run, keeper.resource_id, self.total))
+        if not ours:  # somebody was quicker: what is listed is theirs
+            yield from self._quietly(self._drop())
 
     def _claimed(self) -> Script[bool]:
         """Whether it is ours now; False: it is done. Raises `JobTaken`."""
@@ -201,6 +211,9 @@ class Work:
     def _find_link(self) -> Script[None]:
         found = yield from links.last(self.ctx, self._kept_by, self._run)
         if found is None:
+            row = yield from self._look()
+            if row is None or row.claim != self._claim:  # its chain was dropped, but only after that was written
+                raise JobTaken(self.name, "somebody else has taken it over in this moment, and has come to its end")
             raise _NoCheckpoint(
                 f"{self._kept_by.name} has no checkpoint of the job {self.name!r}, which the journal knows: was that "
                 "database restored? Where to go on from is not known: look at its effects, then forget_job(name), and "
@@ -218,10 +231,21 @@ class Work:
             raise ClosedTransaction(f"the job {self.name!r} is done: there is nothing left to do in it")
         if not self._open:
             raise ClosedTransaction("work on a job inside its with block")
+        self.require_sure()
         if self.lost:
             raise JobLost(self.name)
         if self.at_work:
             raise UsageError("a job has one chunk at a time: end the one at hand first")
+
+    def require_sure(self) -> None:
+        """Raises `InDoubt`, as the chunk did, where how far the job has come is not known in this block."""
+        if self.doubt is not None:
+            raise InDoubt(
+                f"a chunk of the job {self.name!r} was left in doubt, so this block does not know where to go on from: "
+                "let the error end it, and begin the job again, which goes on from what was committed",
+                name=self.doubt.name,
+                attempt=self.doubt.attempt,
+            )
 
     def pause(self, note: str) -> None:
         """As the block ends, it is not done."""
@@ -257,6 +281,7 @@ class Work:
             some = items[at : at + size]
             at += len(some)
             yield make(some, at)
+            self.require_sure()
             if self.link.checkpoint != at:
                 raise UsageError(
                     f"the chunk that ends at item {at} was not committed: work on it in its block, with chunk as tx, "
@@ -292,7 +317,7 @@ class Work:
     # ---- out
 
     def leaving(self, error: BaseException | None) -> Script[None]:
-        """The block has ended. Raises `JobLost`, and what the last link's commit raises."""
+        """The block has ended. Raises `JobLost`, `InDoubt`, and what the last link's commit raises."""
         if not self._open:
             return
         self._open = False
@@ -300,7 +325,7 @@ class Work:
             if error is None and not self._left and not self._paused:
                 yield from self._finish()
             elif not self.lost:
-                note = self._why if error is None else f"{type(error).__name__}: {error}"
+                note = self._why if error is None else f"{type(error).__name__}: {text_of(error)}"
                 yield from self._quietly(self._end(JobState.STOPPED, note))
         finally:
             self.ctx.jobs.pop(self._claim, None)
@@ -310,25 +335,35 @@ class Work:
         if self.lost:
             raise JobLost(self.name)
         try:
+            self.require_sure()
             yield from self._relay(finished=True)
         except JobTaken:
             self.lost = True
             raise JobLost(self.name) from None
         except BaseException as error:
-            yield from self._quietly(self._end(JobState.STOPPED, f"{type(error).__name__}: {error}"))
+            yield from self._quietly(self._end(JobState.STOPPED, f"{type(error).__name__}: {text_of(error)}"))
             raise
-        yield from self._quietly(self._end(JobState.DONE, ""))
+        yield from self._quietly(self._done())
 
-    def _end(self, state: JobState, note: str) -> Script[None]:
+    def _done(self) -> Script[None]:
+        """First the journal knows it, durably; then the last link may go. Whoever begins the job finds one of them."""
+        if (yield from self._end(JobState.DONE, "")):
+            yield from self._quietly(self._drop())
+
+    def _drop(self) -> Script[None]:
+        return links.drop(self.ctx, self._kept_by, self._run, self.link)
+
+    def _end(self, state: JobState, note: str) -> Script[bool]:
+        """False: somebody else has it, and ends it."""
         link = self.link
         self.ctx.jobs.pop(self._claim, None)
-        yield from board.asked(self.ctx, lambda b, s: b.end(s, self.name, self._claim, state, link, note))
+        return board.asked(self.ctx, lambda b, s: b.end(s, self.name, self._claim, state, link, note))
 
     def _release(self) -> Script[None]:
         self.ctx.jobs.pop(self._claim, None)
         yield from board.asked(self.ctx, lambda b, s: b.release(s, self.name, self._claim))
 
-    def _quietly(self, script: Script[None]) -> Script[None]:
+    def _quietly(self, script: Script[object]) -> Script[None]:
         """Whoever begins the job again finds out what could not be told."""
         try:
             yield from script
@@ -351,3 +386,5 @@ class Work:
                 raise
             self.ctx.jobs.pop(self._claim, None)
         yield from board.asked(self.ctx, lambda b, s: b.remove(s, self.name, self._run))
+        if self.link.finished and self._keeper is not None:
+            yield from self._quietly(self._drop())

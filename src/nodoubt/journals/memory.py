@@ -416,27 +416,27 @@ class AsyncMemorySession:
     server_started = 0
 
     def __init__(self, store: MemoryStore) -> None:
-        self._session = MemorySession(store)
-        self.lost = self._session.lost
-        self.kill = self._session.kill
-        self.timed_out = self._session.timed_out
+        self.session = MemorySession(store)
+        self.lost = self.session.lost
+        self.kill = self.session.kill
+        self.timed_out = self.session.timed_out
 
     @property
     def usable(self) -> bool:
-        return self._session.usable
+        return self.session.usable
 
     async def apply(self, verb: str, *args: Any) -> Any:
         """One transaction of the store."""
-        return self._session.apply(verb, *args)
+        return self.session.apply(verb, *args)
 
     async def run(self, sql: str) -> tuple[Reply, ...]:
-        return self._session.run(sql)
+        return self.session.run(sql)
 
     async def execute(self, statement: str, params: Params) -> Reply:
-        return self._session.execute(statement, params)
+        return self.session.execute(statement, params)
 
     async def close(self) -> None:
-        self._session.close()
+        self.session.close()
 
 
 class MemoryTables:

@@ -40,10 +40,13 @@ from .answers import BelowFloor as BelowFloor
 from .answers import Conflict as Conflict
 from .answers import Failure as Failure
 from .answers import Refused as Refused
+from .answers import SessionLost as SessionLost
 from .answers import Shortcoming as Shortcoming
+from .answers import StatementFailed as StatementFailed
 from .answers import Unclear as Unclear
 from .answers import UnknownXid as UnknownXid
 from .answers import require_none as require_none
+from .backend import Backend as Backend
 from .notices import Notice as Notice
 from .notices import Observer as Observer
 
@@ -91,24 +94,6 @@ class Bound:
 
 
 Params = Sequence[Any] | Mapping[str, Any] | Bound | None
-
-
-class StatementFailed(Exception):
-    """A server answered one of our statements with an error. `code`: SQLSTATE, errno or extended result code."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{message} [{code}]")
-        self.code = code
-        self.message = message
-
-
-class SessionLost(Exception):
-    """The connection ended, or did not answer in time: what was sent last may or may not have happened.
-
-    `answered`: the server had begun to answer it.
-    """
-
-    answered = False
 
 
 class Session(Protocol):

@@ -73,3 +73,21 @@ class Failure(Enum):
     REFUSED = "not possible"
     NO_FLOOR = "below the floor, or not in the transaction that was begun"
     LOST = "connection lost"
+
+
+class StatementFailed(Exception):
+    """A server answered one of our statements with an error. `code`: SQLSTATE, errno or extended result code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{message} [{code}]")
+        self.code = code
+        self.message = message
+
+
+class SessionLost(Exception):
+    """The connection ended, or did not answer in time: what was sent last may or may not have happened.
+
+    `answered`: the server had begun to answer it.
+    """
+
+    answered = False

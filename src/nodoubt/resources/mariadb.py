@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..errors import BranchDoomed, ResourceRefused, UsageError, invariant
+from ..errors import BranchDoomed, ResourceRefused, UsageError, invariant, text_of
 from ..ports import (
     Conflict,
     Failure,
@@ -206,7 +206,7 @@ class MariaDBResource:
         """The user's statement. Whatever goes wrong dooms the branch: InnoDB would keep the half that went well."""
         if work.doomed is not None:
             raise BranchDoomed(
-                f"an earlier statement on {self.name} failed, so the transaction can only be rolled back: {work.doomed}"
+                f"an earlier statement on {self.name} failed, so it can only be rolled back: {text_of(work.doomed)}"
             ) from work.doomed
         try:
             text.refuse_control(statement)
@@ -359,7 +359,7 @@ class MariaDBResource:
 
     def _committable(self, work: Work) -> XaXid:
         if work.doomed is not None:
-            raise Refused(f"a statement on {self.name} failed, so the branch can only be rolled back: {work.doomed}")
+            raise Refused(f"a statement on {self.name} failed, so it can only be rolled back: {text_of(work.doomed)}")
         return _handle(work)
 
     def _promise(self, session: Session, work: Work, proof: Sequence[str], promise: str, refused: str) -> Script[None]:

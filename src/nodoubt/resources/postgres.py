@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import kept
-from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant
+from ..errors import BranchDoomed, ResourceRefused, ResourceUnavailable, SchemaMismatch, UsageError, invariant, text_of
 from ..ports import (
     BelowFloor,
     Conflict,
@@ -221,7 +221,7 @@ class PostgresResource:
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         """The user's statement, as it is. Whatever goes wrong, a refusal of ours included, dooms the branch (I16)."""
         if work.doomed is not None:
-            raise BranchDoomed(f"an earlier statement on {self.name} failed: {work.doomed}") from work.doomed
+            raise BranchDoomed(f"an earlier statement on {self.name} failed: {text_of(work.doomed)}") from work.doomed
         try:
             looks = shape(statement)
             if looks.control:
@@ -429,7 +429,7 @@ class PostgresResource:
         """End the branch with one message. No stalled client can sit between the row and the command."""
         if work.doomed is not None:
             yield from self._undo(session)
-            raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {work.doomed}")
+            raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {text_of(work.doomed)}")
         try:
             replies = yield from kept.run(session, statements)
         except SessionLost as error:

@@ -18,6 +18,7 @@ PACKAGE = "nodoubt.schema"
 DATABASE = "{database}"  # in MariaDB's files: the quoted name of the database, for a session may be in another
 
 _OLDER = re.compile(r"^-- Older coordinators: (there are none|work on|are refused)\.$", re.MULTILINE)
+_WITHOUT = re.compile(r"^-- Without it: all but (\w+)\.$", re.MULTILINE)
 _COMMENT = re.compile(r"(^|\s)--(?:[ \t].*)?$", re.MULTILINE)
 
 
@@ -55,12 +56,16 @@ class SchemaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file. `works_from`: what a coordinator must know at least to work on the tables that it leaves."""
+    """One file. `works_from`: what a coordinator must know at least to work on the tables that it leaves.
+
+    `brings`: what alone needs it; without it the rest works. "": everything needs it.
+    """
 
     number: int
     works_from: int
     sql: str
     statements: tuple[str, ...]
+    brings: str = ""
 
     @property
     def refuses_older(self) -> bool:
@@ -80,6 +85,11 @@ class Schema:
     def known(self) -> int:
         """The newest version that this release knows."""
         return self.migrations[-1].number
+
+    @property
+    def needed(self) -> int:
+        """The oldest version on which this release works, but for what later migrations bring."""
+        return max(one.number for one in self.migrations if not one.brings)
 
     @property
     def record(self) -> str:
@@ -111,10 +121,12 @@ def read(part: Part, kind: str, texts: Sequence[str]) -> Schema:
         said = _OLDER.findall(text)
         if len(said) != 1 or (said[0] == "there are none") is not (number == 1):
             raise SchemaError(f"{where} must have one line '-- Older coordinators: work on.' or '… are refused.'")
-        statements = split(text)
+        statements, brings = split(text), "".join(_WITHOUT.findall(text))
+        if brings and said[0] != "work on":
+            raise SchemaError(f"{where} cannot be done without: it is the first, or refuses older coordinators")
         if said[0] == "are refused":
             gate, works_from = _shut(gate, statements[0], where), number
-        found.append(Migration(number, works_from, text, statements))
+        found.append(Migration(number, works_from, text, statements, brings))
     return Schema(part, kind, tuple(found))
 
 

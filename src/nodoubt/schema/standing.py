@@ -24,11 +24,11 @@ def judge(version: Version | None, schema: Schema, whose: str) -> None:
             f"coordinators that know version {version.works_from} may work; this release knows {known}. Nothing was "
             "changed: install here the release that migrated them, or a newer one"
         )
-    if version.stands < known:
+    if version.stands < schema.needed:
         begun = ", and a migration has begun that was not finished" if version.unfinished else ""
         raise SchemaMismatch(
-            f"{whose}: our tables are of version {version.stands}{begun}; this release needs {known}: run nodoubt "
-            "schema apply"
+            f"{whose}: our tables are of version {version.stands}{begun}; this release needs {schema.needed}: run "
+            "nodoubt schema apply"
         )
 
 

@@ -24,12 +24,14 @@ from ..errors import (
     JournalUnavailable,
     NoDoubtError,
     OutcomeConflict,
-    StepInDoubt,
+    StepInFlight,
     StepRefused,
     StepTimedOut,
     TransactionAborted,
+    TransactionDoomed,
     UnknownTransaction,
     UsageError,
+    text_of,
 )
 from ..ports import BelowFloor, Conflict, Refused, Unclear
 from ..protocol.compensation import Answered, Declined, Event, NotPossible, Overtaken, Renewed, Unanswered, pause_s
@@ -102,13 +104,14 @@ class _Site:
 def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any]:
     """Call it inside of a block, and return what it returns; an error of its own comes out unchanged.
 
-    Raises `StepTimedOut`, `StepInDoubt`, `StepRefused`, `TransactionAborted` (somebody ended it meanwhile: the step was
-    not begun), `BranchDoomed`, `JournalUnavailable` (it was not begun), `UsageError`.
+    Raises `StepTimedOut`, `StepInDoubt` (as `StepInFlight` or `TransactionDoomed`), `StepRefused`, `TransactionAborted`
+    (somebody ended it meanwhile: the step was not begun), `BranchDoomed`, `JournalUnavailable` (it was not begun),
+    `UsageError`.
     """
     attempt.require_open()
     if attempt.doomed is not None:
         raise BranchDoomed(
-            f"an earlier step gave no answer, so this transaction can only be rolled back: {attempt.doomed}"
+            f"an earlier step gave no answer, so this transaction can only be rolled back: {text_of(attempt.doomed)}"
         ) from attempt.doomed
     _require_journal_free(attempt)
     within_s = min(_timeout_s(ctx, use), left_s(ctx, attempt))
@@ -252,13 +255,17 @@ def _called_before(ctx: Context, use: Use, site: _Site, known: Call) -> Script[C
             "give the call another key, key=…"
         )
     if not step.options.idempotent:
-        raise StepInDoubt(
+        raise TransactionDoomed(
             f"{step.name} was called under the key {use.key!r} before, by {known.worker}, and nobody knows whether it "
             "happened. It is not declared idempotent, so it is not repeated: roll the transaction back, which undoes it"
         )
     at = yield from ledger.now(ctx)
     if known.state is CallState.BEGUN and at < known.until:
-        raise StepInDoubt(f"{step.name} is under way under the key {use.key!r}, by {known.worker}: ask again later")
+        raise StepInFlight(
+            f"{step.name} is under way under the key {use.key!r}, by {known.worker}. Nothing was done here: call it "
+            "again with the same key. Its result is returned once there is one; if there is none in "
+            f"{known.until - at:.0f} s, it is repeated"
+        )
     return (yield from _renewed(ctx, site, known))
 
 
@@ -314,7 +321,7 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
         except step.options.refused as error:
             if site.uncertain:
                 yield from _recorded_quietly(ctx, record, Unanswered(words(error)))
-                raise StepInDoubt(
+                raise TransactionDoomed(
                     f"{step.name} was refused, but an earlier try of it gave no answer and may have happened. The "
                     "transaction can only be rolled back, and then its compensation runs"
                 ) from error
@@ -361,7 +368,7 @@ def _context(site: _Site, record: Call, tries: int) -> StepContext:
 
 
 def words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[None]:
@@ -377,7 +384,7 @@ def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[N
         raise _unrecorded(record, error) from error
     if state is CallState.DOUBT:
         site.uncertain = True
-        raise StepInDoubt(
+        raise TransactionDoomed(
             f"{record.step} was called by somebody else at the same time, and nobody knows whether it happened: roll "
             "the transaction back, which undoes it"
         )
@@ -393,8 +400,8 @@ def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[N
         )
 
 
-def _unrecorded(record: Call, error: JournalUnavailable) -> StepInDoubt:
-    return StepInDoubt(
+def _unrecorded(record: Call, error: JournalUnavailable) -> TransactionDoomed:
+    return TransactionDoomed(
         f"{record.step} was called, and what came of it could not be recorded. The transaction can only be rolled "
         f"back, and then its compensation runs: {error}"
     )

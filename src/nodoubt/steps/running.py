@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import NoDoubtError
+from ..errors import NoDoubtError, text_of
 from ..script import Script, do
 from .registry import Declared, StepContext
 
@@ -120,7 +120,7 @@ async def _limited(job: Job) -> Any:
 
 
 def _broken(job: Job, failure: BaseException) -> Broke:
-    return Broke(f"{job.function.name} ended by {type(failure).__name__}: {failure}")
+    return Broke(f"{job.function.name} ended by {type(failure).__name__}: {text_of(failure)}")
 
 
 _THREADS = _Threads()

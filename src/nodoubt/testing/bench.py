@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from ..ports import Session
 from ..script import Effect, Script, Watch, adrive, drive
+from .telling import Act, Told
 
 R = TypeVar("R")
 
@@ -33,12 +34,18 @@ class Bench(ABC):
         self.subject = subject
         self._main: Session | None = None
         self.sessions: list[Any] = []  # all that were opened
+        self.acts: list[Act] = []  # what was done, for whoever reads why a claim has failed
         self.executor = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="bench")
+
+    @property
+    def told(self) -> Any:
+        """The subject, as it is; what is asked of it is noted."""
+        return Told(self.subject, self.acts, self.sessions)
 
     @property
     def journal(self) -> Any:
         """The subject, where it is a journal."""
-        return self.subject
+        return self.told
 
     @journal.setter
     def journal(self, journal: Any) -> None:
@@ -73,7 +80,7 @@ class Bench(ABC):
         """`bench.insert(…)`: the subject's verb, on the main session."""
         if verb.startswith("_"):
             raise AttributeError(verb)
-        method = getattr(self.subject, verb)
+        method = getattr(self.told, verb)
         return lambda *args, **named: self.run(method(self.main, *args, **named))
 
 

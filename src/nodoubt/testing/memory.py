@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, text_of
 from ..journals.memory import MemoryStore, MemoryTables
 from ..points import Point
 from ..ports import (
@@ -362,7 +362,9 @@ class FakeResource:
 
     def _require_sound(self, work: Work) -> None:
         if work.doomed is not None:
-            raise Refused(f"a statement on {self.name} failed, so the branch can only be rolled back: {work.doomed}")
+            raise Refused(
+                f"a statement on {self.name} failed, so the branch can only be rolled back: {text_of(work.doomed)}"
+            )
 
     def detach(self, session: Session) -> Script[None]:
         yield from ()

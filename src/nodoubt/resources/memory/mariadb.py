@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...errors import BranchDoomed, SchemaMismatch, invariant
+from ...errors import BranchDoomed, SchemaMismatch, invariant, text_of
 from ...ports import (
     Failure,
     Identity,
@@ -223,7 +223,7 @@ class MemoryMariaDBResource:
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         if work.doomed is not None:
-            raise BranchDoomed(f"an earlier statement on {self.name} failed: {work.doomed}") from work.doomed
+            raise BranchDoomed(f"an earlier statement on {self.name} failed: {text_of(work.doomed)}") from work.doomed
         try:
             reply: Reply = yield from do(session, "execute", statement, params)
         except BaseException as error:
@@ -299,7 +299,9 @@ class MemoryMariaDBResource:
 
     def _committable(self, work: Work) -> XaXid:
         if work.doomed is not None:
-            raise Refused(f"a statement on {self.name} failed, so the branch can only be rolled back: {work.doomed}")
+            raise Refused(
+                f"a statement on {self.name} failed, so the branch can only be rolled back: {text_of(work.doomed)}"
+            )
         return _handle(work)
 
     def _promise(

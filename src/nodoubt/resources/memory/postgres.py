@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...errors import BranchDoomed, SchemaMismatch, invariant
+from ...errors import BranchDoomed, SchemaMismatch, invariant, text_of
 from ...ports import (
     BelowFloor,
     Conflict,
@@ -225,7 +225,7 @@ class MemoryPostgresResource:
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         if work.doomed is not None:
-            raise BranchDoomed(f"an earlier statement on {self.name} failed: {work.doomed}") from work.doomed
+            raise BranchDoomed(f"an earlier statement on {self.name} failed: {text_of(work.doomed)}") from work.doomed
         try:
             reply: Reply = yield from do(session, "execute", statement, params)
         except BaseException as error:
@@ -330,7 +330,7 @@ class MemoryPostgresResource:
         doing = f"{doing} on {self.name}"
         if work.doomed is not None:
             yield from self._undo(session)
-            raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {work.doomed}")
+            raise Refused(f"{doing}: an earlier statement failed, so it was rolled back: {text_of(work.doomed)}")
         try:
             replies = yield from do(session, "send", *message)
         except SessionLost as error:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...errors import BranchDoomed, UsageError
+from ...errors import BranchDoomed, UsageError, text_of
 from ...ports import (
     Conflict,
     Identity,
@@ -241,7 +241,7 @@ class MemorySqliteResource:
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         if work.doomed is not None:
-            raise BranchDoomed(f"an earlier statement on {self.name} failed ({work.doomed})") from work.doomed
+            raise BranchDoomed(f"an earlier statement on {self.name} failed ({text_of(work.doomed)})") from work.doomed
         try:
             reply: Reply = yield from do(session, "execute", statement, params)
         except BaseException as error:
@@ -339,7 +339,9 @@ class MemorySqliteResource:
 
     def _refuse_doomed(self, work: Work) -> None:
         if work.doomed is not None:
-            raise Refused(f"a statement on {self.name} failed ({work.doomed}), so the branch can only be rolled back")
+            raise Refused(
+                f"a statement on {self.name} failed ({text_of(work.doomed)}), so the branch can only be rolled back"
+            )
 
     def _refuse_unforced(self, before: Sequence[str]) -> None:
         if before:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...errors import BranchDoomed, UsageError
+from ...errors import BranchDoomed, UsageError, text_of
 from ...ports import (
     Identity,
     Prepared,
@@ -89,7 +89,8 @@ class SqliteResource:
         """The user's statement, `?` or `:name`."""
         if work.doomed is not None:
             raise BranchDoomed(
-                f"an earlier statement on {self.name} failed ({work.doomed}): this branch can only be rolled back"
+                f"an earlier statement on {self.name} failed ({text_of(work.doomed)}): this branch can only be rolled "
+                "back"
             ) from work.doomed
         try:
             reply, wrote = yield from do(session, "call", two_phase.execute, work.xid.gid, statement, params)
@@ -198,7 +199,7 @@ class SqliteResource:
     def _refuse_doomed(self, work: Work) -> None:
         if work.doomed is not None:
             raise Refused(
-                f"a statement on {self.name} failed ({work.doomed}), so the branch can only be rolled back"
+                f"a statement on {self.name} failed ({text_of(work.doomed)}), so the branch can only be rolled back"
             ) from work.doomed
 
     def _refuse_unforced(self, before: Sequence[str]) -> None:

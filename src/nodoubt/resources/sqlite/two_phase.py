@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...errors import text_of
 from ...ports import Failure, Refused, Reply, SavepointStep, StatementFailed, UnknownXid
 from ...xid import Xid
 from .capture import SAVEPOINT, Branch, Locks
@@ -73,7 +74,7 @@ def execute(connection: Connection, gid: str, statement: str, params: Any) -> tu
     try:
         reply = connection.execute(statement, params)
     except Exception as error:
-        if LOCKED in str(error):  # a cascade or a trigger came upon a guard
+        if LOCKED in text_of(error):  # a cascade or a trigger came upon a guard
             raise Refused(f"{LOCKED}; nothing was done", retry=True) from error
         raise
     _at_work(connection, gid)

@@ -3,11 +3,13 @@
 Subclass `JournalSuite` in a test module, with two pytest fixtures: `bench`, a `bench.Bench` over a journal that is set
 up and empty, and `bare`, one whose database holds nothing yet.
 
-Each test is named after the rule that it holds. That a decision is forced to disk no client can see: cut the power.
+Each test is named after what it promises. One that fails tells by which rule of the contract, what was done until then,
+and what was seen (`nodoubt.testing.telling`). That a decision is forced to disk no client can see: cut the power.
 
 Must not: know SQL, or a driver.
 """
 
+from ..telling import Suite
 from .calls import CallClaims
 from .directory import DirectoryClaims
 from .register import RegisterClaims
@@ -15,5 +17,5 @@ from .register import RegisterClaims
 __all__ = ["JournalSuite"]
 
 
-class JournalSuite(RegisterClaims, DirectoryClaims, CallClaims):
+class JournalSuite(RegisterClaims, DirectoryClaims, CallClaims, Suite):
     """All claims."""

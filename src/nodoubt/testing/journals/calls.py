@@ -49,6 +49,7 @@ class CallClaims:
         assert bench.calls([]) == []
 
     def test_a_number_and_a_key_are_taken_once_in_an_attempt(self, bench: Bench) -> None:
+        """I19."""
         first, other = call(new_attempt()), new_attempt()
         bench.intend(first)
         for again in (call(first.attempt, 0, key="another"), call(first.attempt, 1, key=first.key)):
@@ -65,6 +66,7 @@ class CallClaims:
         assert bench.calls([attempt]) == ones
 
     def test_of_many_who_intend_one_call_exactly_one_does(self, bench: Bench) -> None:
+        """I19."""
         attempt = new_attempt()
         ones = [call(attempt, 0, worker=f"w{number}") for number in range(6)]
         ended = outcomes([bench.start(bench.journal.intend(bench.session(), one)) for one in ones])
@@ -73,7 +75,7 @@ class CallClaims:
         assert bench.calls([attempt]) == winners and len(winners) == 1
 
     def test_once_an_attempt_is_decided_no_step_of_it_is_begun(self, bench: Bench) -> None:
-        """The fence: an action that starts late finds it."""
+        """I19: the fence: an action that starts late finds it."""
         for decided in (abort(), decision(), abort(mode=Mode.STAGED)):
             bench.insert([decided])
             with pytest.raises(Conflict):
@@ -81,6 +83,7 @@ class CallClaims:
             assert bench.calls([decided.attempt]) == []
 
     def test_below_the_floor_no_step_is_begun(self, bench: Bench) -> None:
+        """I19."""
         bench.insert([abort(attempt_at(LONG_AGO + 10))])
         bench.retire(CUT, 10)
         with pytest.raises(BelowFloor):
@@ -89,6 +92,7 @@ class CallClaims:
     # ---- a call changes by compare-and-set
 
     def test_a_call_changes_only_if_nobody_has_changed_it_since(self, bench: Bench) -> None:
+        """I19."""
         first = call(new_attempt())
         bench.intend(first)
         done = step(first, Answered(ODD), at=NOW + 1)
@@ -102,6 +106,7 @@ class CallClaims:
         assert not bench.advance(call(new_attempt()), claimed)
 
     def test_of_many_who_claim_a_compensation_exactly_one_has_it(self, bench: Bench) -> None:
+        """I19, I13."""
         first = in_state(CallState.DONE, new_attempt())
         bench.intend(first)
         wanted = [step(first, Claimed(f"claim {n}", f"worker {n}", NOW), at=NOW) for n in range(8)]
@@ -168,6 +173,7 @@ class CallClaims:
         assert bench.unfinished_calls("", 10) == []
 
     def test_where_a_commit_has_ended_its_steps_stand_and_nothing_is_left_to_do(self, bench: Bench) -> None:
+        """I19."""
         ended, other = decision(), decision()
         for one in (ended, other):
             bench.intend(in_state(CallState.DONE, one.attempt))
@@ -179,7 +185,7 @@ class CallClaims:
     # ---- retention
 
     def test_an_undecided_attempt_with_steps_holds_the_floor(self, bench: Bench) -> None:
-        """Below it nobody could decide any more, and its steps could never be undone."""
+        """I19: below it nobody could decide any more, and its steps could never be undone."""
         late = attempt_at(LONG_AGO)
         bench.intend(in_state(CallState.DONE, late))
         bench.insert([abort(attempt_at(LONG_AGO + 10))])
@@ -188,6 +194,7 @@ class CallClaims:
         assert set(bench.confirm([late])) == {late}
 
     def test_an_abort_whose_steps_are_not_undone_is_kept_and_holds_up_no_other(self, bench: Bench) -> None:
+        """I19, I6."""
         parked, open_, done, later = (attempt_at(LONG_AGO + n) for n in range(4))
         for attempt, state in ((parked, CallState.PARKED), (open_, CallState.DUE), (done, CallState.UNDONE)):
             bench.intend(in_state(state, attempt))
@@ -199,6 +206,7 @@ class CallClaims:
     # ---- a COMMIT of what was staged carries its conditions in its own transaction
 
     def test_what_was_staged_is_not_committed_while_a_step_is_not_answered(self, bench: Bench) -> None:
+        """I19."""
         for state in CallState:
             staged = staging(f"order {state}")
             bench.stage(staged)

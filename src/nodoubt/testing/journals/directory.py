@@ -35,6 +35,7 @@ class DirectoryClaims:
         assert bench.staged([]) == {}
 
     def test_names_that_differ_in_one_byte_are_different_names(self, bench: Bench) -> None:
+        """I10."""
         rows = {name: staging(name) for name in NAMES}
         for row in rows.values():
             bench.stage(row)
@@ -66,6 +67,7 @@ class DirectoryClaims:
         assert bench.find(one.attempt) == other
 
     def test_a_name_has_one_live_attempt_and_an_attempt_one_name(self, bench: Bench) -> None:
+        """I10."""
         one = staging("order")
         bench.stage(one)
         with pytest.raises(Conflict):
@@ -76,6 +78,7 @@ class DirectoryClaims:
         assert bench.find("other") is None
 
     def test_of_many_who_stage_one_name_exactly_one_does(self, bench: Bench) -> None:
+        """I10."""
         rows = [staging("contested") for _ in range(6)]
         ended = outcomes([bench.start(bench.journal.stage(bench.session(), row)) for row in rows])
         winners = [row for row, error in zip(rows, ended, strict=True) if error is None]
@@ -84,6 +87,7 @@ class DirectoryClaims:
         assert bench.find("contested") == winners[0]
 
     def test_only_an_attempt_that_is_decided_makes_room_for_another(self, bench: Bench) -> None:
+        """I10."""
         old, new = staging("order"), staging("order")
         bench.stage(old)
         with pytest.raises(Conflict):
@@ -100,6 +104,7 @@ class DirectoryClaims:
         assert bench.find(old.attempt) is None
 
     def test_what_is_replaced_comes_back_if_the_new_name_is_refused(self, bench: Bench) -> None:
+        """I10."""
         old, other = staging("order"), staging("other")
         bench.stage(old)
         bench.stage(other)
@@ -109,6 +114,7 @@ class DirectoryClaims:
         assert bench.find("order") == old
 
     def test_replacing_one_name_never_removes_another(self, bench: Bench) -> None:
+        """I10."""
         old = staging("order")
         bench.stage(old)
         bench.insert([abort(old.attempt)])
@@ -116,6 +122,7 @@ class DirectoryClaims:
         assert bench.find("order") == old
 
     def test_an_attempt_that_was_fenced_is_not_staged(self, bench: Bench) -> None:
+        """I3, I10."""
         for fence in (abort(), decision()):
             bench.insert([fence])
             with pytest.raises(Conflict):
@@ -152,6 +159,7 @@ class DirectoryClaims:
             bare.cluster()
 
     def test_the_first_cluster_id_stays_and_so_does_everything_else(self, bare: Bench) -> None:
+        """I15."""
         first, one = new_cluster(), decision()
         bare.setup(first)
         bare.insert([one])
@@ -162,6 +170,7 @@ class DirectoryClaims:
         assert set(bare.look([one.attempt])) == {one.attempt}
 
     def test_setups_at_the_same_time_agree_on_one_cluster_id(self, bare: Bench) -> None:
+        """I15."""
         ids = [new_cluster() for _ in range(4)]
         sessions = [bare.session() for _ in ids]
         ended = outcomes(
@@ -173,6 +182,7 @@ class DirectoryClaims:
         assert bare.epoch() == Epoch()
 
     def test_the_epoch_rises_by_one_and_tells_each_caller_a_number_of_its_own(self, bench: Bench) -> None:
+        """I15."""
         assert bench.epoch() == Epoch()
         assert bench.raise_epoch("m1") == Epoch(1, "m1") == bench.epoch()
         sessions = [bench.session() for _ in range(4)]
@@ -184,10 +194,12 @@ class DirectoryClaims:
         assert all(bench.minted(mark) for mark in ("m1", *marks))
 
     def test_a_mark_that_was_never_given_out_is_not_known(self, bench: Bench) -> None:
+        """I15."""
         bench.raise_epoch("m1")
         assert not bench.minted("m2") and not bench.minted("M1") and not bench.minted("")
 
     def test_marks_are_kept_as_long_as_a_registered_resource_may_show_them(self, bench: Bench) -> None:
+        """I15."""
         for number in range(1, 5):
             bench.raise_epoch(f"m{number}")
         bench.retire(1e11, 10)
@@ -210,6 +222,7 @@ class DirectoryClaims:
         assert bench.registered() == {"r1": ("Bestellungen", again), "R1": ("others", other)}
 
     def test_a_resource_with_open_records_is_not_dropped(self, bench: Bench) -> None:
+        """I6."""
         for one in ("r1", "r2", "r3", "r11"):
             bench.register(one, Identity(one, "c" * 16, "", 0))
         commit, live = decision(branches=branches("r1", "r9")), staging("live", branches=branches("r9", "r2"))
@@ -231,6 +244,7 @@ class DirectoryClaims:
     # ---- quarantine (I17) and the trail
 
     def test_what_is_quarantined_is_listed_once_until_a_named_operator_clears_it(self, bench: Bench) -> None:
+        """I17."""
         attempt = new_attempt()
         first = Quarantined(attempt, 1, "orders", "no receipt", since=NOW)
         other = Quarantined(attempt, 2, "billing", "wrong epoch 'é'", since=NOW + 1)
@@ -247,6 +261,7 @@ class DirectoryClaims:
         assert bench.quarantined() == [other]
 
     def test_what_comes_back_after_it_was_cleared_is_loud_again(self, bench: Bench) -> None:
+        """I17."""
         entry = Quarantined(new_attempt(), 0, "orders", "heuristic", since=NOW)
         bench.quarantine(entry)
         bench.clear(entry.attempt, 0, "ada")

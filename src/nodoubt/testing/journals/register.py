@@ -46,6 +46,7 @@ class RegisterClaims:
             assert not any(standing.ended for standing in found.values())
 
     def test_the_first_decision_stands_whatever_the_second_one_says(self, bench: Bench) -> None:
+        """I3."""
         for first in (decision(), abort()):
             bench.insert([first])
             for second in (decision(attempt=first.attempt, owner="other"), abort(first.attempt), first):
@@ -54,6 +55,7 @@ class RegisterClaims:
                 assert bench.confirm([first.attempt])[first.attempt].decision == first
 
     def test_several_decisions_are_written_together_or_not_at_all(self, bench: Bench) -> None:
+        """I3."""
         several = [decision() for _ in range(7)]
         bench.insert(several)
         assert set(bench.confirm([one.attempt for one in several])) == {one.attempt for one in several}
@@ -66,6 +68,7 @@ class RegisterClaims:
         assert bench.look([one.attempt for one in fresh]) == {}
 
     def test_a_refused_write_leaves_nothing_open_in_its_session(self, bench: Bench) -> None:
+        """I3, I18."""
         # InnoDB and SQLite leave the transaction open after a duplicate key, and whatever ends it next would
         # commit the first of these two.
         taken, fresh, next_one = decision(), decision(), decision()
@@ -77,6 +80,7 @@ class RegisterClaims:
         assert set(bench.look([fresh.attempt, next_one.attempt])) == {next_one.attempt}
 
     def test_of_many_who_decide_at_once_exactly_one_does(self, bench: Bench) -> None:
+        """I3, I13."""
         sessions = [bench.session() for _ in range(6)]
         for _ in range(5):
             attempt = new_attempt()
@@ -97,6 +101,7 @@ class RegisterClaims:
             assert bench.confirm([attempt])[attempt].decision == winners[0]
 
     def test_what_nobody_decided_is_neither_looked_up_nor_confirmed(self, bench: Bench) -> None:
+        """I5."""
         one = decision()
         bench.insert([one])
         bench.insert([])
@@ -112,6 +117,7 @@ class RegisterClaims:
         assert set(bench.confirm(asked)) == set(bench.look(asked)) == {one.attempt for one in many}
 
     def test_recoverers_who_confirm_the_same_rows_in_any_order_do_not_block_each_other(self, bench: Bench) -> None:
+        """I13."""
         many = [decision() for _ in range(40)]
         bench.insert(many)
         sessions = [bench.session() for _ in range(4)]
@@ -131,6 +137,7 @@ class RegisterClaims:
                 bench.insert([decision(), Decision(bad, Verdict.COMMIT, Mode.ONCE, "", ())])
 
     def test_a_session_that_is_lost_makes_a_write_unclear_and_never_refused(self, bench: Bench) -> None:
+        """I5."""
         session = bench.session()
         session.kill()
         for script in (
@@ -146,6 +153,7 @@ class RegisterClaims:
     # ---- the end of a record (I6)
 
     def test_open_commits_are_those_that_have_not_ended_page_by_page(self, bench: Bench) -> None:
+        """I6."""
         commits = sorted((decision() for _ in range(7)), key=lambda one: one.attempt)
         bench.insert([*commits, abort(), abort()])
         bench.end([commits[2].attempt])
@@ -155,6 +163,7 @@ class RegisterClaims:
         assert [s.decision for s in bench.open_commits(left[2].attempt, 100)] == left[3:]
 
     def test_an_ended_record_says_so_and_ending_it_again_changes_nothing(self, bench: Bench) -> None:
+        """I3, I6."""
         one, other = decision(), decision()
         bench.insert([one, other])
         for _ in range(2):
@@ -183,6 +192,7 @@ class RegisterClaims:
         return floor
 
     def test_below_the_floor_nothing_is_decided_neither_commit_nor_abort(self, bench: Bench) -> None:
+        """I3."""
         self.raise_floor(bench)
         for late in (decision(attempt=attempt_at(LONG_AGO)), abort(attempt_at(LONG_AGO))):
             with pytest.raises(BelowFloor):
@@ -193,12 +203,14 @@ class RegisterClaims:
         bench.insert([decision(attempt=attempt_at(NOW))])
 
     def test_below_the_floor_nothing_is_staged(self, bench: Bench) -> None:
+        """I10."""
         self.raise_floor(bench)
         with pytest.raises(BelowFloor):
             bench.stage(staging("late", attempt_at(LONG_AGO)))
         assert bench.find("late") is None
 
     def test_the_clean_up_forgets_what_ended_before_the_cut_and_only_that(self, bench: Bench) -> None:
+        """I6."""
         # The server's own clock tells when a record ended: what ends here ends today.
         old_abort, young_abort = abort(attempt_at(LONG_AGO)), abort(attempt_at(CUT + DAY_S))
         late_abort = abort(attempt_at(LONG_AGO), decided_at=NOW)  # begun long ago, decided today
@@ -243,6 +255,7 @@ class RegisterClaims:
         bench.stage(staging("old"))
 
     def test_a_commit_that_has_not_ended_is_never_forgotten_and_holds_the_floor(self, bench: Bench) -> None:
+        """I6."""
         open_one, old_abort = decision(attempt=attempt_at(LONG_AGO)), abort(attempt_at(LONG_AGO + 1))
         bench.insert([open_one, old_abort])
         bench.retire(time.time() + DAY_S, 100)
@@ -252,6 +265,7 @@ class RegisterClaims:
         assert bench.retire(time.time() + DAY_S, 100) == (open_one.attempt, old_abort.attempt)
 
     def test_a_live_name_holds_the_floor_until_it_is_decided(self, bench: Bench) -> None:
+        """I10."""
         live, old_abort = staging("live", attempt_at(LONG_AGO)), abort(attempt_at(LONG_AGO + 1))
         bench.stage(live)
         bench.insert([old_abort])
@@ -278,6 +292,7 @@ class RegisterClaims:
         assert bench.list_staged("", 100) == []
 
     def test_a_record_whose_branch_is_quarantined_is_kept_until_it_is_cleared(self, bench: Bench) -> None:
+        """I17."""
         old = abort(attempt_at(LONG_AGO))
         bench.insert([old])
         bench.quarantine(Quarantined(old.attempt, 1, "orders", "came back prepared", since=NOW))
@@ -286,6 +301,7 @@ class RegisterClaims:
         assert bench.retire(CUT, 100) == (old.attempt,)
 
     def test_a_record_that_stands_below_the_floor_is_a_conflict_and_can_be_confirmed(self, bench: Bench) -> None:
+        """I3."""
         kept = abort(attempt_at(LONG_AGO), decided_at=NOW)
         bench.insert([kept])
         self.raise_floor(bench)
@@ -301,6 +317,7 @@ class RegisterClaims:
         bench.retire(-1.0, 100)
 
     def test_wherever_a_clean_up_dies_what_is_gone_lies_below_the_floor(self, bench: Bench) -> None:
+        """I3, I6."""
         for effects in range(20):
             old = [attempt_at(LONG_AGO + effects * 60 + n) for n in range(3)]
             for n, attempt in enumerate(old):
@@ -321,6 +338,7 @@ class RegisterClaims:
         raise AssertionError("the clean-up does not end")
 
     def test_a_commit_that_races_with_the_clean_up_is_above_the_floor_or_refused(self, bench: Bench) -> None:
+        """I3, I6."""
         sessions = [bench.session() for _ in range(4)]
         base = NOW - 20 * DAY_S
         steps = 25

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ...errors import NoDoubtError
@@ -27,7 +28,7 @@ class Place(ABC):
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.resource: Any = bench.subject
+        self.resource: Any = bench.told
         self.cluster = new_cluster()
         self.resource_id = new_attempt()
 
@@ -115,6 +116,15 @@ class Place(ABC):
                 if prepared.xid not in self.listed() or time.monotonic() > until:
                     raise
             time.sleep(POLL_S)
+
+    @contextmanager
+    def refused(self, what: str, error: type[Exception] = NoDoubtError) -> Iterator[None]:
+        """What is done inside must be refused."""
+        try:
+            yield
+        except error:
+            return
+        raise AssertionError(f"{what}, and it went through: {error.__name__} should have been raised")
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait for something that a server does in its own time."""

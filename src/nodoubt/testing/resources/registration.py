@@ -38,6 +38,7 @@ class RegistrationClaims:
         assert self.identity(bare) == first
 
     def test_what_leaves_has_no_identity_and_keeps_its_receipts(self, place: Place) -> None:
+        """I15, I7."""
         prepared = place.prepared(1)
         place.finish("commit_prepared", prepared)
         place.run(place.resource.leave(place.bench.main))
@@ -45,6 +46,7 @@ class RegistrationClaims:
         assert place.receipt(prepared.xid) is True and place.seen() == {1}
 
     def test_the_first_identity_stays_and_so_does_everything_else(self, bare: Place) -> None:
+        """I15."""
         bare.setup()
         bare.run(bare.resource.witness(bare.bench.main, Epoch(3, "m3")))
         first = self.identity(bare)
@@ -53,6 +55,7 @@ class RegistrationClaims:
         assert self.identity(bare) == first
 
     def test_setups_at_the_same_time_agree_on_one_identity(self, bare: Place) -> None:
+        """I15."""
         ids = [new_attempt() for _ in range(3)]
         sessions = [bare.session() for _ in ids]
         scripts = [bare.resource.setup(s, one, bare.cluster) for s, one in zip(sessions, ids, strict=True)]
@@ -61,21 +64,25 @@ class RegistrationClaims:
         assert len(seen) == 1 and seen <= set(ids)
 
     def test_the_identity_tells_the_server_that_still_answers(self, place: Place) -> None:
+        """I15."""
         server = place.run(place.resource.server(place.bench.main))
         assert self.identity(place).server == server == place.run(place.resource.server(place.session()))
 
     def test_an_epoch_is_witnessed_once_and_never_an_older_one(self, place: Place) -> None:
+        """I15."""
         for epoch in (Epoch(2, "m2"), Epoch(7, "m7"), Epoch(5, "m5")):
             place.run(place.resource.witness(place.bench.main, epoch))
         found = self.identity(place)
         assert (found.epoch, found.mark) == (7, "m7")
 
     def test_a_branch_that_commits_has_witnessed_its_epoch(self, place: Place) -> None:
+        """I15."""
         place.run(place.resource.witness(place.bench.main, Epoch(2, "m2")))
         place.finish("commit_prepared", place.prepared(1, work=place.work(epoch=9)))
         assert self.identity(place).epoch == 9
 
     def test_an_operator_may_take_it_as_it_is_now(self, place: Place) -> None:
+        """I15."""
         wanted = Identity(new_attempt(), new_cluster(), self.identity(place).server, 4, "m4")
         place.run(place.resource.adopt(place.bench.main, wanted))
         assert self.identity(place) == wanted

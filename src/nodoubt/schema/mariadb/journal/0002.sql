@@ -1,5 +1,6 @@
 -- Long jobs: who is at work on them, and how far they are, for everybody to see.
 -- Older coordinators: work on.
+-- Without it: all but jobs.
 
 -- How far one is surely done is with its effects: the row in the keys of the database that `keeper` names has the last
 -- word, and this one follows it. run: of this life of the name. claim: of who works on it, until held_until.
