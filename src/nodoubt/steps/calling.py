@@ -10,7 +10,6 @@ the key are for that.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -351,8 +350,8 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
 
 def pause_between(ctx: Context, tries: int) -> float:
     """After so many tries, with jitter."""
-    chance = secrets.randbelow(1 << 16) / (1 << 16)
-    return pause_s(tries, first_s=ctx.settings.retry_first_s, most_s=ctx.settings.retry_most_s, jitter=chance)
+    first_s, most_s = ctx.settings.retry_first_s, ctx.settings.retry_most_s
+    return pause_s(tries, first_s=first_s, most_s=most_s, jitter=ctx.chance())
 
 
 def _context(site: _Site, record: Call, tries: int) -> StepContext:

@@ -22,7 +22,6 @@ from ..errors import NoDoubtError
 from ..protocol.compensation import Bare, Claimed, Failed, GivenUp, NotNow, NotPossible, Undone, Unfit, following
 from ..protocol.records import Call, CallState, Decision, Verdict
 from ..script import Script
-from ..xid import new_mark
 from . import ledger, running
 from .calling import CALLS_MAX, pause_between, words
 from .encoding import DoesNotFit, fit
@@ -175,7 +174,7 @@ def _run(
     began = ctx.clock.elapsed()
     within_s, margin_s = function.options.timeout_s or ctx.settings.step_s, ctx.settings.grace_s
     at = yield from ledger.now(ctx)
-    claim = new_mark()
+    claim = ctx.ids.mark()
     wanted = Claimed(claim, ctx.owner, at + within_s + margin_s, hand.mine)
     claimed = yield from ledger.change(ctx, call, wanted, grace_s=hand.grace_s)
     if claimed.claim != claim:

@@ -24,7 +24,7 @@ from ...ports import Journal, Notice, Resource
 from ...protocol.records import Verdict
 from ...script import Outcome, Script
 from ...steps.running import BLOCKING
-from ...transaction import _finish
+from ...transaction import _finish, _take_back
 from ...wiring import register_batch
 from .checker import Told
 from .driver import Answer, Cancelled, Task
@@ -127,17 +127,17 @@ class Coordinator(_Base):
         return self._block(process, beginning, work, "applied")
 
     def _block(self, process: Process, beginning: Script[Attempt], work: Work, wait: Wait) -> Script[Result]:
-        ctx = self._writable()
         attempt = yield from plainly(beginning)
         try:
             yield from plainly(work(process, attempt))
         except BaseException as error:
             try:
-                yield from self._shell.shielded(verbs.abandon(ctx, attempt))
+                yield from self._shell.shielded(_take_back(self._hand(), attempt, error))
             except Exception as failure:
                 error.add_note(str(failure))
             raise
-        result: Result = yield from self._shell.shielded(_finish(ctx, self._shell, attempt, wait))  # type: ignore[arg-type]
+        ending = _finish(self._hand(), self._shell, attempt, wait)  # type: ignore[arg-type]
+        result: Result = yield from self._shell.shielded(ending)
         return result
 
     def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Script[Result]:
