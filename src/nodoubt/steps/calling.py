@@ -215,7 +215,7 @@ def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
             ) from error
         others = yield from ledger.calls(ctx, [site.attempt])
         same = next((one for one in others if one.key == use.key), None)
-        if same == record:
+        if same is not None and ledger.same(same, record):
             # Ours, and its answer was lost. It is seen, which is not yet flushed: written once more, it is.
             return (yield from _renewed(ctx, site, record)), False
         if same is not None:
@@ -239,6 +239,8 @@ def _called_before(ctx: Context, use: Use, site: _Site, known: Call) -> Script[C
             f"{known.step} was called in {site.name or site.attempt!r} under the key {use.key!r} already, and not with "
             "the same arguments: give each call of a transaction a key of its own, key=…"
         )
+    if known.state in ANSWERED:
+        known = yield from ledger.confirm(ctx, known)  # what is told is on disk first
     standing = yield from ledger.decided(ctx, site.attempt)
     aborted = standing is not None and standing.decision.verdict is Verdict.ABORT
     if known.state is CallState.DONE and not aborted:
@@ -368,9 +370,11 @@ def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[N
     try:
         # Whoever has renewed the call since acts as well: then a refusal of ours does not say that nothing happened.
         otherwise = Unanswered(event.why) if isinstance(event, Declined) else None
-        state = (yield from ledger.change(ctx, record, event, if_renewed=otherwise)).state
-    except NotPossible as error:
-        state = error.state
+        try:
+            state = (yield from ledger.change(ctx, record, event, if_renewed=otherwise)).state
+        except NotPossible as error:
+            # Somebody else has recorded it, or undoes it; what is told of it is on disk first.
+            state = (yield from ledger.confirm(ctx, error.call)).state
     except JournalUnavailable as error:
         site.uncertain = True
         raise _unrecorded(record, error) from error

@@ -31,6 +31,8 @@ from ...errors import (
 )
 from ...ports import SavepointStep
 from ...script import Pause, Script
+from . import calls
+from .calls import Ask, Undo, Use
 from .checker import LEDGER, Told
 from .driver import Cancelled
 
@@ -61,6 +63,7 @@ class Pay:
     timeout_s: float | None = None
     decided: bool = False  # wait="decided"
     settles: bool = False  # a caller who is told "in doubt" asks how it ended
+    uses: tuple[Use, ...] = ()  # of steps outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,7 @@ class Stage:
     reuse: bool = False
     undo: bool = False  # in an `except` block, roll back what failed
     settles: bool = False
+    uses: tuple[Use, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +132,7 @@ class CleanUp:
     at_s: float
 
 
-Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp
+Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp | Ask | Undo
 
 
 def script_of(process: Process, act: Act) -> Script[None]:
@@ -149,15 +153,21 @@ def script_of(process: Process, act: Act) -> Script[None]:
             return _quietly(process, _sweep(process, act))
         case CleanUp():
             return _quietly(process, _clean_up(process))
+        case Ask():
+            return calls.ask(process, act)
+        case Undo():
+            return calls.undo(process, act)
 
 
 def _pay(process: Process, act: Pay, mine: list[str]) -> Script[Result]:
-    work = work_of(act.parts, mine, reads=act.reads, fails=act.fails, swallowed=act.swallowed, cured=act.cured)
+    work = work_of(
+        act.parts, mine, reads=act.reads, fails=act.fails, swallowed=act.swallowed, cured=act.cured, uses=act.uses
+    )
     return process.db.transaction(process, work, timeout=act.timeout_s, wait="decided" if act.decided else "applied")
 
 
 def _stage(process: Process, act: Stage, mine: list[str]) -> Script[Result]:
-    work = work_of(act.parts, mine, fails=act.fails)
+    work = work_of(act.parts, mine, fails=act.fails, uses=act.uses)
     return process.db.begin_distributed(
         process, work, name=act.name, timeout=act.timeout_s, deadline=act.deadline_s, reuse=act.reuse
     )
@@ -171,6 +181,7 @@ def work_of(
     fails: bool = False,
     swallowed: bool = False,
     cured: bool = False,
+    uses: Sequence[Use] = (),
 ) -> Work:
     """The work of a payment. It notes down which attempt it was for."""
 
@@ -178,12 +189,18 @@ def work_of(
         ctx, checker = process.ctx, process.world.checker
         mine.append(attempt.id)
         process.world.attempts[attempt.id] = attempt
+        for use in uses:
+            if use.first:
+                yield from calls.within(process, attempt, use)
         for server in reads:
             yield from attempts.execute(ctx, attempt, server, "read", ("total",))
         for server, account, amount in parts:
             checker.wrote(attempt.id, server)
             yield from attempts.execute(ctx, attempt, server, "add", (account, amount))
             yield from attempts.execute(ctx, attempt, server, "add", (LEDGER + attempt.id, 1))
+        for use in uses:
+            if not use.first:
+                yield from calls.within(process, attempt, use)
         if fails and cured:
             yield from _fail_and_go_back(process, attempt, parts[-1][0])
         elif fails:
