@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from nodoubt.testing.world import drawn, run
+from nodoubt.protocol.records import CallState
+from nodoubt.testing.world import Focus, drawn, run
 from nodoubt.testing.world.hunt import Figures, report
 
 from .kept import KEPT
 
-SCHEDULES, PARTS = 160, 8  # in parts, so that several processes share them
+SCHEDULES, WITH_STEPS, PARTS = 160, 80, 8  # in parts, so that several processes share them
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -21,6 +24,17 @@ def test_no_schedule_breaks_a_rule(part: int) -> None:
         assert ran.violated is None, report(ran)
     print(figures)
     assert figures.outcomes["committed"] > 0 and figures.outcomes["aborted"] > 0
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_schedule_in_which_all_call_steps_outside_breaks_a_rule(part: int) -> None:
+    calls = Counter[CallState]()
+    for seed in range(part, WITH_STEPS, PARTS):
+        ran = run(drawn(seed, Focus(steps=1.0)))
+        calls.update(call.state for call in ran.world.effects.last.values())
+        assert ran.violated is None, report(ran)
+    print(calls)
+    assert calls[CallState.DONE] > 0 and calls[CallState.UNDONE] > 0
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -179,7 +179,8 @@ class NotPossible(Exception):
 def step(call: Call, event: Event, *, at: float, patient: bool = True) -> Call:
     """The call after the event; the very same object if the event changes nothing. `patient`: what waits, waits.
 
-    Raises `NotPossible` where the table has no rule or the tries are used up, `NotNow` where somebody has the call for a while yet.
+    Raises `NotPossible` where the table has no rule or the tries are used up, `NotNow` where somebody has the call for
+    a while yet.
     """
     rule = TABLE.get((call.state, type(event)))
     worn_out = isinstance(event, Claimed) and event.tries_max is not None and call.tries >= event.tries_max

@@ -15,7 +15,7 @@ from ...errors import NoDoubtError, StepInDoubt, UnknownTransaction
 from ...script import Pause, Script
 from ...steps import calling
 from .driver import Cancelled
-from .outside import CHARGE, RECALL, REFUND, MAIL, Declined, Plan
+from .outside import CHARGE, MAIL, RECALL, REFUND, Declined, Plan
 
 if TYPE_CHECKING:
     from .process import Process
@@ -59,9 +59,7 @@ class Undo:
 def use_of(use: Use) -> calling.Use:
     """As the engine takes it."""
     step, undo = (CHARGE, REFUND) if use.keyed else (MAIL, RECALL)
-    return calling.use(
-        step, (), {"plan": use.plan}, undo=None if use.bare else undo, timeout_s=None, key=use.plan.use
-    )
+    return calling.use(step, (), {"plan": use.plan}, undo=None if use.bare else undo, timeout_s=None, key=use.plan.use)
 
 
 def within(process: Process, attempt: Attempt, use: Use) -> Script[None]:

@@ -35,6 +35,7 @@ from .faults import (
     Twice,
     When,
 )
+from .outside import NAME as OUTSIDE
 from .outside import Plan, Say
 from .process import OPENING
 from .world import Layout
@@ -220,9 +221,11 @@ class _Drawing:
                 at_s = round(stage.at_s + rnd.choice([rnd.uniform(0, 0.1), rnd.uniform(0, 2)]), 3)
                 process, tries = rnd.choice(self.callers), rnd.randint(1, 3)
                 items.append(Ask(process=process, at_s=at_s, name=stage.name, use=use, tries=tries))
-        for name in self.recoverers:
-            if rnd.random() < 0.7:
-                items.append(Undo(process=name, at_s=0.0, every_s=rnd.choice([0.5, 1.0, 2.5])))
+        workers = [name for name in self.recoverers if rnd.random() < 0.7]
+        items += [Undo(process=name, at_s=0.0, every_s=rnd.choice([0.5, 1.0, 2.5])) for name in workers]
+        if rnd.random() < 0.3:
+            process = rnd.choice(self.victims)
+            items.append(Cut(process=process, machine=OUTSIDE, at_s=self._when(), for_s=self._for_s()))
         self.points, self.victims = STEP_POINTS, [*self.callers, *self.recoverers]
         return items + [self._fault() for _ in range(rnd.randint(0, STEP_FAULTS_MAX))]
 
