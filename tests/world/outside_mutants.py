@@ -1,23 +1,31 @@
-"""As `mutants`, of what happens outside of the databases: steps and their compensations (I19, I20)."""
+"""As `mutants`, of what stands on transactions: steps and their compensations (I19, I20), idempotency keys (I22)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from nodoubt.engine import readiness, register
 from nodoubt.engine.context import Context
+from nodoubt.idempotency.keys import Key
+from nodoubt.idempotency.store import Claim
+from nodoubt.idempotency.store import Row as KeyFound
 from nodoubt.journals.memory import MemoryStore
+from nodoubt.ports import Reply, Session, Work
 from nodoubt.protocol import compensation
 from nodoubt.protocol.compensation import following
 from nodoubt.protocol.records import Call, CallState, Decision, Mode, Standing, Verdict
+from nodoubt.resources.memory.server import Change, KeyRow, MemoryServer, Tables
 from nodoubt.script import Script
 from nodoubt.steps import calling, undoing, worker
 from nodoubt.steps.registry import IdempotencyKey, StepContext
 from nodoubt.testing.world import Focus, Variant
+from nodoubt.testing.world.keys import KeyStore
 
 from .kept import KEPT
 from .mutants import SOUND, Mutant, Patch, nothing
@@ -172,6 +180,63 @@ def what_is_parked_holds_up_the_rest(patch: Patch) -> Variant:
     return SOUND
 
 
+def a_key_is_not_claimed(patch: Patch) -> Variant:
+    """It is looked at, and its row, where another is there already, is left out: ON CONFLICT DO NOTHING."""
+
+    def taken(*_: object) -> Script[Claim]:
+        yield from ()
+        return Claim.TAKEN
+
+    applied, insert = MemoryServer.applied, MemoryServer._key_insert
+
+    def inserted(server: MemoryServer, connection: Any, text: str, within_s: float = 0.0) -> Reply:
+        row = msgspec.json.decode(text, type=KeyRow)
+        there = row.place in server.tables.keys or server.holder(("key row", *row.place), but=connection)
+        return Reply("INSERT 0 0") if there else insert(server, connection, text, within_s)
+
+    def without_those(server: MemoryServer, changes: Iterable[Change]) -> Tables:
+        keys = server.tables.keys
+        return applied(server, [one for one in changes if one.table != "keys" or one.key not in keys])
+
+    patch.setattr(KeyStore, "claim", taken)
+    patch.setattr(MemoryServer, "_key_insert", inserted)
+    patch.setattr(MemoryServer, "applied", without_those)
+    return SOUND
+
+
+def a_key_that_is_seen_is_replayed(patch: Patch) -> Variant:
+    """Flushed or not."""
+    patch.setattr(KeyStore, "confirm", KeyStore.look)
+    return SOUND
+
+
+def a_key_is_replayed_whatever_is_asked(patch: Patch) -> Variant:
+    """Nobody compares the payload."""
+    look = KeyStore.look
+
+    def equal(store: KeyStore, session: Session, key: Key) -> Script[KeyFound | None]:
+        found = yield from look(store, session, key)
+        return None if found is None else replace(found, payload=key.payload)
+
+    patch.setattr(KeyStore, "look", equal)
+    return SOUND
+
+
+def a_key_s_row_is_not_in_its_transaction(patch: Patch) -> Variant:
+    """It is written by itself, and then the work is done."""
+
+    def claim(store: KeyStore, session: Session, work: Work, key: Key) -> Script[Claim]:
+        found = yield from store.look(session, key)
+        return Claim.TAKEN if found is None else Claim.DONE
+
+    def apart(store: KeyStore, work: Work, key: Key, result: bytes, keep_s: float) -> tuple[str, ...]:
+        return ()
+
+    patch.setattr(KeyStore, "claim", claim)
+    patch.setattr(KeyStore, "closing", apart)
+    return SOUND
+
+
 OUTSIDE_MUTANTS = [
     Mutant(
         "an intent is not forced", the_intent_is_not_forced, ["I19"],
@@ -196,6 +261,13 @@ OUTSIDE_MUTANTS = [
         schedule=KEPT["three sweeps that spare nothing undo one step"],
     ),
     Mutant("what is parked holds up the rest", what_is_parked_holds_up_the_rest, ["I20"], STEPS),
+    Mutant("a key is not claimed", a_key_is_not_claimed, ["I22"], Focus(keys=1.0)),
+    Mutant("a key's row is not in its transaction", a_key_s_row_is_not_in_its_transaction, ["I22"], Focus(keys=1.0)),
+    Mutant("a key is replayed whatever is asked", a_key_is_replayed_whatever_is_asked, ["I22"], Focus(keys=1.0)),
+    Mutant(
+        "a key that is seen is replayed", a_key_that_is_seen_is_replayed, ["I22"],
+        Focus(servers=("mariadb", "mariadb"), weights={"crash": 10, "slow disk": 10, "lose reply": 5}, keys=1.0), 2000,
+    ),
 ]  # fmt: skip
 
 OUTSIDE_NOTICED_WITH = {

@@ -91,7 +91,13 @@ def _keeps_keys(participant: Participant) -> bool:
 
 
 def store_for(participant: Participant) -> Store:
-    """The table of keys of this database. Raises `UsageError` for a fake."""
+    """The table of keys of this database. Raises `UsageError` for a fake.
+
+    A simulated database knows no SQL, and brings a store of its own.
+    """
+    own: Store | None = getattr(participant.resource, "key_store", None)
+    if own is not None:
+        return own
     if not _keeps_keys(participant):
         raise UsageError(
             f"{participant.name} is a fake, which keeps no idempotency keys: test on a throw-away database"

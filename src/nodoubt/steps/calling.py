@@ -175,7 +175,7 @@ def _call(ctx: Context, runner: Runner, use: Use, site: _Site) -> Script[Any]:
         if again is None:
             return decoded_result(use.bound.step, record.result)
         record, site.uncertain = again, True
-    ctx.notice("S2", site.attempt, "intended", step=use.bound.step.name)
+    ctx.notice("S2", site.attempt, "intended", step=use.bound.step.name, number=record.number)
     record = yield from _still_open(ctx, site, record, began)
     return (yield from _act(ctx, runner, use, site, record))
 

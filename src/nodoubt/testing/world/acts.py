@@ -23,6 +23,8 @@ from ...errors import (
     Heuristic,
     InDoubt,
     JournalUnavailable,
+    KeyInFlight,
+    KeyReused,
     NoDoubtError,
     OutcomeConflict,
     StillBeginning,
@@ -31,10 +33,11 @@ from ...errors import (
 )
 from ...ports import SavepointStep
 from ...script import Pause, Script
-from . import calls
+from . import calls, keys
 from .calls import Ask, Undo, Use
 from .checker import LEDGER, Told
 from .driver import Cancelled
+from .keys import Once
 
 if TYPE_CHECKING:
     from .process import Process, Work
@@ -132,7 +135,7 @@ class CleanUp:
     at_s: float
 
 
-Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp | Ask | Undo
+Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp | Ask | Undo | Once
 
 
 def script_of(process: Process, act: Act) -> Script[None]:
@@ -157,6 +160,8 @@ def script_of(process: Process, act: Act) -> Script[None]:
             return calls.ask(process, act)
         case Undo():
             return calls.undo(process, act)
+        case Once():
+            return keys.again(process, act, lambda: _told_once(process, act))
 
 
 def _pay(process: Process, act: Pay, mine: list[str]) -> Script[Result]:
@@ -226,7 +231,6 @@ def _fail_and_go_back(process: Process, attempt: Attempt, server: str) -> Script
 
 def _told(process: Process, act: Pay | Stage) -> Script[None]:
     """Run the block, and tell the checker what its caller was told."""
-    world = process.world
     mine: list[str] = []
     block = _pay(process, act, mine) if isinstance(act, Pay) else _stage(process, act, mine)
     try:
@@ -246,12 +250,37 @@ def _told(process: Process, act: Pay | Stage) -> Script[None]:
         if isinstance(act, Stage) and act.undo:
             yield from _finish(process, Finish(process=process.name, at_s=0, name=act.name, commit=False, tries=1))
     else:
-        process.told(f"{result.state.value} {result.attempt}")
-        if result.state is State.PREPARED:
-            world.checker.tell_staged(result.name, result.attempt)
-            world.staged.setdefault(result.name, []).append(result.attempt)
-        else:
-            process.tells(result.attempt, Told(result.state.value))
+        _tell(process, result)
+
+
+def _tell(process: Process, result: Result) -> None:
+    world = process.world
+    process.told(f"{result.state.value} {result.attempt}")
+    if result.state is State.PREPARED:
+        world.checker.tell_staged(result.name, result.attempt)
+        world.staged.setdefault(result.name, []).append(result.attempt)
+    else:
+        process.tells(result.attempt, Told(result.state.value))
+
+
+def _told_once(process: Process, act: Once) -> Script[bool]:
+    """One call for a key: whether it need not be tried again."""
+    mine: list[str] = []
+    try:
+        result = yield from keys.script_of(process, act, work_of(act.parts, mine, fails=act.fails))
+    except InDoubt as error:
+        process.told(f"in doubt: {error.attempt}")
+        return False
+    except (KeyInFlight, KeyReused, Cancelled):
+        raise
+    except Exception as error:
+        process.told(f"{type(error).__name__}: {error}")
+        for attempt in mine:
+            process.tells(attempt, Told.ABORTED)
+        return act.fails
+    if result is not None:
+        _tell(process, result)
+    return True
 
 
 def _finish(process: Process, act: Finish) -> Script[None]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...journals.memory_state import State
+from ...ports import Notice
 from ...protocol.records import ANSWERED, Call, CallState, Verdict
 from ...steps.running import Job
 from .outside import Account
@@ -43,7 +44,7 @@ class Effects:
     _begun: Counter[tuple[str, str]] = field(default_factory=Counter)  # actions, by attempt and use
     _undoing: Counter[Which] = field(default_factory=Counter)
     _poison: set[Which] = field(default_factory=set)
-    _too_late: set[tuple[str, str]] = field(default_factory=set)  # processes that need not look to know it is decided
+    _too_late: set[tuple[str, str, object]] = field(default_factory=set)  # calls whose last look will find a decision
     _calls: dict[Which, Call] = field(default_factory=dict)
 
     @property
@@ -67,10 +68,12 @@ class Effects:
 
     # ---- what processes do
 
-    def intended(self, process: Process, attempt: str) -> None:
+    def intended(self, process: Process, notice: Notice) -> None:
         """A caller has its intent on disk, and is about to look whether the attempt is still open."""
-        if attempt in self._durable.decisions:
-            self._too_late.add((process.name, attempt))
+        which = process.name, notice.attempt, notice.fields.get("number")
+        self._too_late.discard(which)
+        if notice.attempt in self._durable.decisions:
+            self._too_late.add(which)
 
     def begins(self, process: Process, job: Job) -> None:
         """A function is begun."""
@@ -86,7 +89,7 @@ class Effects:
         use = job.values["plan"].use
         if (attempt, number) not in self._durable.calls:
             raise self._violated("I19", f"{use} of {attempt} begins, and its intent is not on disk")
-        if (process.name, attempt) in self._too_late and attempt in self._durable.decisions:
+        if (process.name, attempt, number) in self._too_late and attempt in self._durable.decisions:
             raise self._violated("I19", f"{use} begins, and {attempt} had been decided before the last look")
         self._begun[attempt, use] += 1
         if self._begun[attempt, use] > 1 and not job.function.options.idempotent:

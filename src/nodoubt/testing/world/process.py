@@ -35,6 +35,7 @@ from .outside import KNOWN, Hands
 from .shell import Pool, Shell
 
 if TYPE_CHECKING:
+    from .keys import Once
     from .world import World
 
 EPOCH_S = 1_800_000_000.0  # what every clock shows at the beginning
@@ -112,7 +113,7 @@ class Coordinator(_Base):
             yield from ()
             return verbs.begin_now(self._writable(), name, timeout)
 
-        return self._block(process, beginning(), work, wait)
+        return self.block(process, beginning(), work, wait)
 
     def begin_distributed(
         self,
@@ -127,9 +128,10 @@ class Coordinator(_Base):
         """A block that does this work and stages it."""
         ctx = self._writable()
         beginning = verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=None, reuse=reuse)
-        return self._block(process, beginning, work, "applied")
+        return self.block(process, beginning, work, "applied")
 
-    def _block(self, process: Process, beginning: Script[Attempt], work: Work, wait: Wait) -> Script[Result]:
+    def block(self, process: Process, beginning: Script[Attempt], work: Work, wait: Wait) -> Script[Result]:
+        """A block of the attempt that is begun so."""
         attempt = yield from plainly(beginning)
         try:
             yield from plainly(work(process, attempt))
@@ -307,6 +309,12 @@ class Process:
         if self.alive:
             self.world.trace.told(self.name, f"{use} returned {value}")
             self.world.effects.answered(attempt, use, value)
+
+    def replayed(self, act: Once, attempt: str) -> None:
+        """A caller in it was told that this had been done before, by that attempt."""
+        if self.alive:
+            self.world.trace.told(self.name, f"{act.key} was done by {attempt}")
+            self.world.keys.replayed(act, attempt)
 
     # ---- its end
 

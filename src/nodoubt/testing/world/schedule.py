@@ -35,6 +35,7 @@ from .faults import (
     Twice,
     When,
 )
+from .keys import Once
 from .outside import NAME as OUTSIDE
 from .outside import Plan, Say
 from .process import OPENING
@@ -121,9 +122,10 @@ class Focus:
     clean_ups: float = 0.2
     settles: float = 0.2
     steps: float = 0.0  # how likely it is that steps are called outside
+    keys: float = 0.0  # and that callers have idempotency keys
 
 
-EVERYDAY = Focus(steps=0.3)
+EVERYDAY = Focus(steps=0.3, keys=0.3)
 
 
 def scripted(layout: Layout, opens: Mapping[str, float], *items: Item) -> Schedule:
@@ -177,6 +179,10 @@ class _Drawing:
         self.random = random.Random(f"{self.seed} outside")  # noqa: S311 - it is to be foretold
         if self.random.random() < self.focus.steps:
             items = [*map(self._calling, items), *self._about_steps(acts)]
+        self.random = random.Random(f"{self.seed} once")  # noqa: S311 - likewise
+        self.points, self.victims = POINTS, self.callers
+        if self.random.random() < self.focus.keys:
+            items += self._about_keys()
         return Schedule(self.seed, self.layout, tuple(opens), tuple(items), tuple(range(len(items))))
 
     # ---- steps outside
@@ -190,6 +196,29 @@ class _Drawing:
         if isinstance(item, Stage):
             return replace(item, uses=uses, fails=item.fails or rnd.random() < 0.2)
         return replace(item, uses=uses, fails=item.fails or rnd.random() < 0.4)
+
+    def _about_keys(self) -> list[Item]:
+        """Several callers who want one thing done once, most of them at the same time; and what goes wrong with it."""
+        rnd = self.random
+        parts, on, at_s = self._parts(), rnd.choice(self.servers), self._when()
+        calls = [
+            Once(
+                process=rnd.choice(self.callers),
+                at_s=round(at_s + rnd.choice([0.0, rnd.uniform(0, 0.05), rnd.uniform(0, 3)]), 3),
+                key="key-1",
+                on=on,
+                parts=parts,
+                payload=rnd.choice([0, 0, 0, 0, 1]),
+                fails=rnd.random() < self.focus.fails,
+                tries=rnd.randint(1, 4),
+            )
+            for _ in range(rnd.randint(2, 5))
+        ]
+        finishes: list[Item] = []
+        if rnd.random() < 0.4:
+            calls[0] = replace(calls[0], name=self.names[0])
+            finishes = [self._finish(self.names[0], at_s) for _ in range(rnd.randint(0, 2))]
+        return [*calls, *finishes, *(self._fault() for _ in range(rnd.randint(0, STEP_FAULTS_MAX)))]
 
     def _use(self, name: str) -> Use:
         rnd = self.random

@@ -51,6 +51,7 @@ from .faults import (
     from_here,
 )
 from .kernel import Kernel
+from .keys import KeyChecker, KeyStore
 from .machine import FLUSH_S, Machine
 from .network import LATENCY_S, Network, Partition
 from .outside import Service
@@ -174,6 +175,7 @@ class World:
         self.checker = Checker(self)
         self.service = Service(self)
         self.effects = Effects(self)
+        self.keys = KeyChecker(self)
         self.cluster = ""
         self.restored: set[str] = set()  # machines that have forgotten what was on disk
         self.set_back = ""  # the one of which epochs can tell it, until an operator has adopted it
@@ -231,6 +233,8 @@ class World:
             journal_at=self.journal_at,
             settings=self.layout.settings,
         )
+        for participant in process.ctx.participants.values():
+            setattr(participant.resource, "key_store", KeyStore(participant.resource.traits.kind))  # noqa: B010
         self.processes[name] = process
         return process
 
@@ -254,6 +258,7 @@ class World:
                 self.history.keep(machine)
         self.checker.look()
         self.effects.look()
+        self.keys.look()
 
     def jitter(self, process: Process) -> float:
         """How long a message of this process takes now."""
@@ -268,7 +273,7 @@ class World:
         what = " ".join(filter(None, [notice.what, str(notice.fields.get("resource", ""))]))
         self.trace.note(process.name, f"{notice.point} {what} {notice.attempt}")
         if notice.point == "S2":
-            self.effects.intended(process, notice.attempt)
+            self.effects.intended(process, notice)
         for watcher in self.watchers:
             watcher(process, notice)
         key = (process.name, notice.point, notice.what)
@@ -300,6 +305,7 @@ class World:
         now = machine.server.tables
         lost = {key.partition("/")[2] for key in _changed(before.rows, now.rows) if key.startswith("paid/")}
         lost |= {gid.split(".")[2] for gid in before.prepared.keys() ^ now.prepared.keys() if gid.count(".") == 3}
+        lost |= {row.gid.split(".")[2] for row in (set(before.keys.values()) ^ set(now.keys.values()))}
         lost |= {attempt for attempt, _ in before.receipts.keys() ^ now.receipts.keys()}
         if machine.name == self.journal_at:
             was, is_now = self.journal_view(before), self.journal_view(now)
