@@ -12,7 +12,7 @@ from nodoubt.testing.world.hunt import Figures, report
 
 from .kept import KEPT
 
-SCHEDULES, WITH_STEPS, PARTS = 160, 80, 8  # in parts, so that several processes share them
+SCHEDULES, BEYOND, PARTS = 160, 80, 8  # in parts, so that several processes share them
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -27,14 +27,15 @@ def test_no_schedule_breaks_a_rule(part: int) -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_no_schedule_in_which_all_call_steps_outside_breaks_a_rule(part: int) -> None:
-    calls = Counter[CallState]()
-    for seed in range(part, WITH_STEPS, PARTS):
-        ran = run(drawn(seed, Focus(steps=1.0)))
+def test_no_schedule_with_steps_outside_and_idempotency_keys_breaks_a_rule(part: int) -> None:
+    calls, replays = Counter[CallState](), 0
+    for seed in range(part, BEYOND, PARTS):
+        ran = run(drawn(seed, Focus(steps=1.0, keys=1.0)))
         calls.update(call.state for call in ran.world.effects.last.values())
+        replays += ran.world.keys.replays
         assert ran.violated is None, report(ran)
-    print(calls)
-    assert calls[CallState.DONE] > 0 and calls[CallState.UNDONE] > 0
+    print(calls, replays)
+    assert calls[CallState.DONE] > 0 and calls[CallState.UNDONE] > 0 and replays > 0
 
 
 @pytest.mark.parametrize("name", KEPT)

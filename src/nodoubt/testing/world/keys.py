@@ -177,6 +177,7 @@ class KeyChecker:
 
     world: World
     asked: dict[str, int] = field(default_factory=dict)
+    replays: int = 0
 
     def look(self) -> None:
         """At every server, as it is shown."""
@@ -190,6 +191,7 @@ class KeyChecker:
 
     def replayed(self, act: Once, attempt: str) -> None:
         """A caller was told that this attempt had done it."""
+        self.replays += 1
         if self.world.restored:
             return
         server = self.world.machines[act.on].server
