@@ -34,7 +34,7 @@ from ...errors import (
 from ...ports import SavepointStep
 from ...script import Pause, Script
 from . import calls, keys
-from .calls import Ask, Undo, Use
+from .calls import Ask, Mend, Undo, Use
 from .checker import LEDGER, Told
 from .driver import Cancelled
 from .keys import Once
@@ -135,7 +135,7 @@ class CleanUp:
     at_s: float
 
 
-Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp | Ask | Undo | Once
+Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp | Ask | Undo | Mend | Once
 
 
 def script_of(process: Process, act: Act) -> Script[None]:
@@ -160,6 +160,8 @@ def script_of(process: Process, act: Act) -> Script[None]:
             return calls.ask(process, act)
         case Undo():
             return calls.undo(process, act)
+        case Mend():
+            return _quietly(process, calls.mend(process, act))
         case Once():
             return keys.again(process, act, lambda: _told_once(process, act))
 

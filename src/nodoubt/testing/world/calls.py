@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...engine.attempt import Attempt
+from ...engine.context import plainly
 from ...errors import NoDoubtError, StepInDoubt, UnknownTransaction
 from ...script import Pause, Script
-from ...steps import calling
+from ...steps import calling, mending
+from ...steps.registry import Registry
 from .driver import Cancelled
 from .outside import CHARGE, MAIL, RECALL, REFUND, Declined, Plan
 
@@ -54,6 +56,16 @@ class Undo:
     at_s: float
     every_s: float = 1.0
     until_s: float = 14.0
+    blind: bool = False  # this process has the code of no compensation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mend:
+    """A human looks at what is parked, and has it tried again, or has seen to it."""
+
+    process: str
+    at_s: float
+    skip: bool = False
 
 
 def use_of(use: Use) -> calling.Use:
@@ -101,6 +113,19 @@ def ask(process: Process, act: Ask) -> Script[None]:
 
 
 def undo(process: Process, act: Undo) -> Script[None]:
+    if act.blind:
+        process.db.registry = Registry()
     while process.world.kernel.now < act.until_s:
         yield Pause(act.every_s)
         yield from process.db.undo_steps()
+
+
+def mend(process: Process, act: Mend) -> Script[None]:
+    ctx = process.ctx
+    for call in (yield from plainly(mending.parked(ctx))):
+        if act.skip:
+            script = mending.skip(ctx, call.attempt, call.number, by="ada", because="it was done by hand")
+        else:
+            script = mending.retry(ctx, call.attempt, call.number, by="ada")
+        mended = yield from plainly(script)
+        process.told(f"step {call.number} of {call.attempt} is {mended.call.state} now")

@@ -8,7 +8,7 @@ begins. What it holds to:
   of its attempt was answered. What a caller is told a step returned is on disk. A compensation begins when the
   attempt's ABORT is on disk, and those of all later calls are over or parked. With a service that honours keys nothing
   is undone that was not done, or twice.
-- I20: no compensation is begun more often than it may; none is parked before.
+- I20: no compensation is begun more often than it may, or a human lets it; none is parked before.
 - At the end: of what was committed each step that was answered has happened, and none is undone; of what was aborted
   each step is undone, or parked because its compensation never succeeds, and those before it are undone all the same.
 
@@ -43,6 +43,7 @@ class Effects:
     last: dict[Which, Call] = field(default_factory=dict)  # as each call was last on disk, whether or not it still is
     _begun: Counter[tuple[str, str]] = field(default_factory=Counter)  # actions, by attempt and use
     _undoing: Counter[Which] = field(default_factory=Counter)
+    _retried: Counter[Which] = field(default_factory=Counter)  # by a human, who need not mind the order
     _poison: set[Which] = field(default_factory=set)
     _too_late: set[tuple[str, str, object]] = field(default_factory=set)  # calls whose last look will find a decision
     _calls: dict[Which, Call] = field(default_factory=dict)
@@ -103,14 +104,15 @@ class Effects:
             raise self._violated("I19", f"step {number} of {attempt} is being undone, and on disk stands {stands}")
         for call in self._shown.calls.values():
             later = call.attempt == attempt and call.number > number
-            if later and not call.closed and call.state is not CallState.PARKED:
+            over = call.closed or call.state is CallState.PARKED or self._retried[call.attempt, call.number]
+            if later and not over:
                 raise self._violated(
                     "I19", f"step {number} of {attempt} is being undone before step {call.number}: {call.state}"
                 )
         self._undoing[which] += 1
         if job.values["plan"].poison:
             self._poison.add(which)
-        if self._undoing[which] > self.world.layout.settings.tries_max:
+        if self._undoing[which] > self.world.layout.settings.tries_max * (1 + self._retried[which]):
             raise self._violated("I20", f"step {number} of {attempt} is undone for the {self._undoing[which]}th time")
 
     def answered(self, attempt: str, use: str, value: object) -> None:
@@ -139,11 +141,15 @@ class Effects:
         if not shown.calls and not self._calls:
             return
         machine = self.world.machines[self.world.journal_at]
-        for which in self._calls.keys() - shown.calls.keys():
+        for which in sorted(self._calls.keys() - shown.calls.keys()):
             attempt, number = which
             over = self._calls[which].closed or attempt in shown.stand
             if machine.up and not over and not self._excused(attempt):
                 raise self._violated("I19", f"step {number} of {attempt} was forgotten: {self._calls[which].state}")
+        for which, call in shown.calls.items():
+            before = self._calls.get(which)
+            if before is not None and before.state is CallState.PARKED and call.state is CallState.DUE:
+                self._retried[which] += 1
         self._calls = shown.calls
         self.last.update(self._durable.calls)
         for (attempt, number), call in shown.calls.items():
@@ -185,5 +191,6 @@ class Effects:
             held_up = any(one.state is CallState.PARKED for one in self.last.values() if one.attempt == call.attempt)
             raise self._violated("I20" if held_up or which in self._poison else "I19", f"it was aborted, and {what}")
         bare = call.state is CallState.NOTHING and not call.undo
-        if account.keyed and account.done != account.undone and not bare:
+        by_hand = call.state is CallState.SKIPPED
+        if account.keyed and account.done != account.undone and not bare and not by_hand:
             raise self._violated("I19", f"it was aborted, and {what}")

@@ -83,9 +83,10 @@ class Coordinator(_Base):
     def __init__(self, ctx: Context, shell: Shell, hands: Hands) -> None:
         super().__init__(ctx, shell, recovery=False, read_only=False)  # type: ignore[arg-type]
         self.ctx, self._shell, self._runner = ctx, shell, hands  # type: ignore[assignment]
+        self.registry = KNOWN
 
     def _hand(self, grace_s: float | None = None) -> Hand:
-        return Hand(self._ctx, KNOWN, self._runner, grace_s=grace_s)
+        return Hand(self._ctx, self.registry, self._runner, grace_s=grace_s)
 
     def open(self) -> Script[None]:
         yield from plainly(self._open_script())

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from .acts import LATEST_S, Act, CleanUp, Finish, Parts, Pay, Recover, Settle, Stage, Sweep
-from .calls import Ask, Undo, Use
+from .calls import Ask, Mend, Undo, Use
 from .faults import (
     CancelCallers,
     ClockJump,
@@ -251,7 +251,12 @@ class _Drawing:
                 process, tries = rnd.choice(self.callers), rnd.randint(1, 3)
                 items.append(Ask(process=process, at_s=at_s, name=stage.name, use=use, tries=tries))
         workers = [name for name in self.recoverers if rnd.random() < 0.7]
-        items += [Undo(process=name, at_s=0.0, every_s=rnd.choice([0.5, 1.0, 2.5])) for name in workers]
+        for name in workers:
+            blind = rnd.random() < 0.15
+            items.append(Undo(process=name, at_s=0.0, every_s=rnd.choice([0.5, 1.0, 2.5]), blind=blind))
+        if rnd.random() < 0.4:
+            at_s = round(rnd.uniform(4, HORIZON_S), 3)
+            items.append(Mend(process=rnd.choice(self.recoverers), at_s=at_s, skip=rnd.random() < 0.5))
         if rnd.random() < 0.3:
             process = rnd.choice(self.victims)
             items.append(Cut(process=process, machine=OUTSIDE, at_s=self._when(), for_s=self._for_s()))

@@ -234,7 +234,8 @@ class World:
             settings=self.layout.settings,
         )
         for participant in process.ctx.participants.values():
-            setattr(participant.resource, "key_store", KeyStore(participant.resource.traits.kind))  # noqa: B010
+            kind = participant.resource.traits.kind
+            setattr(participant.resource, "key_store", KeyStore(kind))  # noqa: B010 - it is no part of the port
         self.processes[name] = process
         return process
 
