@@ -62,13 +62,17 @@ Item = Act | Fault
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """See the module. `opens`: when each process opens its coordinator. `seed` None: it was written by hand."""
+    """See the module. `opens`: when each process opens its coordinator. `seed` None: it was written by hand.
+
+    `beyond`: it was drawn with `BEYOND`.
+    """
 
     seed: int | None
     layout: Layout
     opens: tuple[tuple[str, float], ...]
     items: tuple[Item, ...]
     keep: tuple[int, ...] = ()
+    beyond: bool = False
 
     @property
     def kept(self) -> list[tuple[int, Item]]:
@@ -86,7 +90,7 @@ class Schedule:
         """The same with these items alone. Raises `ValueError` for a number that it does not have."""
         if not set(keep) <= set(range(len(self.items))):
             raise ValueError(f"seed {self.seed} has acts and faults 0 to {len(self.items) - 1}, not all of {keep}")
-        return Schedule(self.seed, self.layout, self.opens, self.items, tuple(keep))
+        return replace(self, keep=tuple(keep))
 
     @property
     def command(self) -> str:
@@ -94,7 +98,7 @@ class Schedule:
         if self.seed is None:
             return "the test that has it"
         some = "" if len(self.keep) == len(self.items) else f" KEEP={','.join(map(str, self.keep))}"
-        return f"make sim SEED={self.seed}{some}"
+        return f"make sim SEED={self.seed}{some}{' BEYOND=1' if self.beyond else ''}"
 
     def __str__(self) -> str:
         opens = ", ".join(f"{name} at {at_s:.3g} s" for name, at_s in self.opens)
@@ -126,6 +130,7 @@ class Focus:
 
 
 EVERYDAY = Focus(steps=0.3, keys=0.3)
+BEYOND = Focus(steps=1.0, keys=1.0)  # what stands on transactions, in every schedule
 
 
 def scripted(layout: Layout, opens: Mapping[str, float], *items: Item) -> Schedule:
@@ -183,7 +188,8 @@ class _Drawing:
         self.points, self.victims = POINTS, self.callers
         if self.random.random() < self.focus.keys:
             items += self._about_keys()
-        return Schedule(self.seed, self.layout, tuple(opens), tuple(items), tuple(range(len(items))))
+        keep, beyond = tuple(range(len(items))), self.focus == BEYOND
+        return Schedule(self.seed, self.layout, tuple(opens), tuple(items), keep, beyond)
 
     # ---- steps outside
 
