@@ -24,7 +24,7 @@ KEPT = {
         OnNotice(process="p1", point="P6", what="committed", fault=KillAt(process="p1")),
         Restore(machine="j", at_s=4.0, backup_s=1.0),
     ),
-    # Found with seed 64: the answer to the record's change was lost, the record was seen, not flushed, and believed.
+    # Found in the first hunt with steps: the answer to the record's change was lost, the record was seen, not flushed, and believed.
     "a step's answer is recorded on a slow disk": scripted(
         Layout((("a", "postgres"), ("b", "sqlite")), "j", "mariadb"),
         {"p1": 0.0},
@@ -34,7 +34,7 @@ KEPT = {
         ),
         SlowDisk(machine="j", at_s=0.54, for_s=3.394, flush_s=1.5),
     ),
-    # Found with seed 755: each had counted the tries of the compensation before another claimed it.
+    # Found in that hunt, too: each had counted the tries of the compensation before another claimed it.
     "three sweeps that spare nothing undo one step": scripted(
         Layout((("a", "sqlite"), ("b", "mariadb"), ("c", "mariadb")), "c"),
         {"p2": 0.0, "r1": 0.283, "r3": 0.0},

@@ -75,8 +75,8 @@ def change(
     def changed(call: Call, at: float) -> Call:
         held = call.state in (CallState.BEGUN, CallState.UNDOING)
         patient = not held or grace_s is None or at < call.changed_at + grace_s
-        renewed = if_renewed is not None and call.version != first
-        return compensation.step(call, if_renewed if if_renewed and renewed else event, at=at, patient=patient)
+        happens = event if if_renewed is None or call.version == first else if_renewed
+        return compensation.step(call, happens, at=at, patient=patient)
 
     return _written(ctx, call, changed)
 
