@@ -24,7 +24,8 @@ KEPT = {
         OnNotice(process="p1", point="P6", what="committed", fault=KillAt(process="p1")),
         Restore(machine="j", at_s=4.0, backup_s=1.0),
     ),
-    # Found in the first hunt with steps: the answer to the record's change was lost, the record was seen, not flushed, and believed.
+    # Found in the first hunt with steps: no answer came to a change of the record,
+    # which was seen, not flushed, and believed.
     "a step's answer is recorded on a slow disk": scripted(
         Layout((("a", "postgres"), ("b", "sqlite")), "j", "mariadb"),
         {"p1": 0.0},
