@@ -58,12 +58,13 @@ soak: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/zensical build --strict
 
-# make sim SEED=1809 [KEEP=1,15,17] [TRACE=1], make sim HOURS=8 [FIRST=...]; VARIANT=module:name for other scripts.
+# make sim SEED=1809 [KEEP=1,15,17] [TRACE=1], make sim HOURS=8 [FIRST=...]; VARIANT=module:name for other scripts;
+# BEYOND=1: steps outside and idempotency keys in every schedule.
 WORLD := $(BIN)/python -m nodoubt.testing.world
 FIRST ?= 0
 sim: $(VENV)/.dev
 	@$(WORLD) $(if $(SEED),--seed $(SEED) $(if $(KEEP),--keep $(KEEP)) $(if $(TRACE),--trace),--hours $(or $(HOURS),0.05) \
-		--first $(FIRST) --jobs $(JOBS)) $(if $(VARIANT),--variant $(VARIANT))
+		--first $(FIRST) --jobs $(JOBS)) $(if $(BEYOND),--beyond) $(if $(VARIANT),--variant $(VARIANT))
 
 explore: $(VENV)/.dev
 	@$(WORLD) --explore $(if $(HOURS),--hours $(HOURS)) $(if $(VARIANT),--variant $(VARIANT))

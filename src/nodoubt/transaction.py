@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 from .engine import attempt as attempts
 from .engine import verbs
@@ -24,6 +24,7 @@ from .ports import Reply
 from .query import Kind, Runner, Verbs
 from .script import Script
 from .steps import REGISTRY, Compensation, Step, calling, ledger, running, undoing
+from .steps.undoing import Hand
 
 if TYPE_CHECKING:
     from .alchemy import types as alchemy
@@ -43,6 +44,8 @@ def require_wait(wait: str) -> None:
 
 class _Handle:
     """What both kinds share: the names, and what has become of the transaction."""
+
+    _calls_by: ClassVar[running.Runner]  # what runs its steps, and their compensations
 
     def __init__(self, ctx: Context, beginning: Beginning, wait: Wait) -> None:
         require_wait(wait)
@@ -66,6 +69,9 @@ class _Handle:
         """The transaction's name; "" if it has none."""
         return self._open.name
 
+    def _hand(self) -> Hand:
+        return Hand(self._ctx, REGISTRY, self._calls_by)
+
     def _only(self) -> str:
         if not self._ctx.single:
             raise UsageError(f'say which resource: tx["…"], one of {", ".join(self._ctx.participants)}')
@@ -79,8 +85,9 @@ def _note(error: BaseException, failure: Exception) -> None:
     error.add_note(f"nodoubt: rolling back failed too, recovery will finish it: {failure}")
 
 
-def _finish(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wait: Wait) -> Script[Result]:
+def _finish(hand: Hand, shell: ThreadShell | AsyncShell, attempt: Attempt, wait: Wait) -> Script[Result]:
     """One script, so that a caller who is cancelled in it leaves behind the whole of it, not half."""
+    ctx = hand.ctx
     try:
         course = yield from verbs.finish_work(ctx, attempt)
         result = verbs.result_of(course)
@@ -91,36 +98,31 @@ def _finish(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wai
         return result
     except Exception as error:
         if attempt.calls:
-            yield from _undo(ctx, shell, attempt, error)
+            yield from _undo(hand, attempt, error)
         raise
     finally:
         ctx.holding.discard(attempt.id)
 
 
-def _take_back(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
+def _take_back(hand: Hand, attempt: Attempt, error: BaseException) -> Script[None]:
     """The block has failed: take its work back, then undo its steps."""
     try:
-        yield from verbs.abandon(ctx, attempt)
+        yield from verbs.abandon(hand.ctx, attempt)
         if attempt.calls and not attempt.inherited:
-            yield from _undo(ctx, shell, attempt, error)
+            yield from _undo(hand, attempt, error)
     finally:
-        ctx.holding.discard(attempt.id)
+        hand.ctx.holding.discard(attempt.id)
 
 
-def _undo(ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, error: BaseException) -> Script[None]:
+def _undo(hand: Hand, attempt: Attempt, error: BaseException) -> Script[None]:
     """Only if the register says ABORT: after an error that leaves that open nothing is undone."""
     if not attempt.aborted:
         error.add_note(f"nodoubt: the steps of {attempt.id} are left to recovery, which asks the register first")
         return
-    left = yield from undoing.undo_quietly(
-        undoing.Hand(ctx, REGISTRY, _hands(shell), mine=attempt.calling == 0), attempt.id
-    )
+    hand.mine = attempt.calling == 0
+    left = yield from undoing.undo_quietly(hand, attempt.id)
     if left:
         error.add_note(f"nodoubt: {left} steps of {attempt.id} are not undone yet: see nodoubt steps show {attempt.id}")
-
-
-def _hands(shell: ThreadShell | AsyncShell) -> running.Runner:
-    return running.LOOPING if isinstance(shell, AsyncShell) else running.BLOCKING
 
 
 def _hold(ctx: Context, shell: ThreadShell | AsyncShell) -> None:
@@ -170,6 +172,8 @@ class Branch(Verbs[Reply, int]):
 
 class Transaction(_Handle, Verbs[Reply, int]):
     """A transaction in a `with` block."""
+
+    _calls_by = running.BLOCKING
 
     def __init__(self, ctx: Context, shell: ThreadShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
@@ -233,7 +237,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
         """
         use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
         _hold(self._ctx, self._shell)
-        return cast(R, self._shell.run(calling.call(self._ctx, self._open, running.BLOCKING, use)))
+        return cast(R, self._shell.run(calling.call(self._ctx, self._open, self._calls_by, use)))
 
     def __enter__(self) -> Self:
         if self._attempt is not None:
@@ -253,7 +257,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
             raise
         outcome: Outcome = "open"
         try:
-            self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+            self.result = self._shell.shielded(_finish(self._hand(), self._shell, self._open, self._wait))
             outcome = "committed" if self.result.state is State.COMMITTED else "open"
         except TransactionAborted:
             outcome = "rolled back"
@@ -264,7 +268,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
 
     def _abandon(self, error: BaseException) -> None:
         try:
-            self._shell.shielded(_take_back(self._ctx, self._shell, self._open, error))
+            self._shell.shielded(_take_back(self._hand(), self._open, error))
         except Exception as failure:
             _note(error, failure)
         if self._alchemy is not None:
@@ -299,6 +303,8 @@ class AsyncBranch(Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
 
 class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     """A transaction in an `async with` block."""
+
+    _calls_by = running.LOOPING
 
     def __init__(self, ctx: Context, shell: AsyncShell, beginning: Beginning, wait: Wait) -> None:
         super().__init__(ctx, beginning, wait)
@@ -349,7 +355,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
         """As `Transaction.call`. An `async` step runs on this event loop, an ordinary function in a thread."""
         use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
         _hold(self._ctx, self._shell)
-        return cast(R, await self._shell.run(calling.call(self._ctx, self._open, running.LOOPING, use)))
+        return cast(R, await self._shell.run(calling.call(self._ctx, self._open, self._calls_by, use)))
 
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
@@ -371,7 +377,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
             raise
         outcome: Outcome = "open"
         try:
-            self.result = await self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait))
+            self.result = await self._shell.shielded(_finish(self._hand(), self._shell, self._open, self._wait))
             outcome = "committed" if self.result.state is State.COMMITTED else "open"
         except TransactionAborted:
             outcome = "rolled back"
@@ -382,7 +388,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
 
     async def _abandon(self, error: BaseException) -> None:
         try:
-            await self._shell.shielded(_take_back(self._ctx, self._shell, self._open, error))
+            await self._shell.shielded(_take_back(self._hand(), self._open, error))
         except Exception as failure:
             _note(error, failure)
         if self._alchemy is not None:

@@ -36,6 +36,7 @@ from nodoubt.protocol.compensation import (
     Undone,
     Unfit,
     following,
+    once_more,
     pause_s,
     step,
 )
@@ -127,6 +128,20 @@ def test_a_try_that_nobody_reports_counts_too() -> None:
     """A compensation that kills its process must be parked as well, some day."""
     once = step(call(CallState.DONE), Claimed("c1", "w1", 5.0), at=1.0)
     assert step(once, Claimed("c2", "w2", 9.0), at=5.0).tries == 2
+
+
+def test_a_try_more_than_it_may_have_is_no_claim_however_often_its_claimer_had_counted() -> None:
+    due = call(CallState.DUE, tries=3)
+    assert step(due, Claimed("c1", "w1", 5.0, tries_max=4), at=1.0).tries == 4
+    with pytest.raises(NotPossible, match="due"):
+        step(due, Claimed("c1", "w1", 5.0, tries_max=3), at=1.0)
+
+
+def test_what_is_written_once_more_is_the_same_and_another_version() -> None:
+    before = call(CallState.DONE, result="1", version=4, changed_at=1.0)
+    again = once_more(before, at=2.0)
+    assert (again.version, again.changed_at) == (5, 2.0)
+    assert msgspec.structs.replace(again, version=4, changed_at=1.0) == before
 
 
 def test_compensations_go_from_the_highest_down_and_pass_over_what_is_parked() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from nodoubt.testing.world import Layout, scripted
-from nodoubt.testing.world.acts import Pay, Settle
-from nodoubt.testing.world.faults import Jitter, KillAt, OnNotice, Restore
+from nodoubt.testing.world.acts import Pay, Settle, Stage, Sweep
+from nodoubt.testing.world.calls import Use
+from nodoubt.testing.world.faults import Freeze, Jitter, KillAt, OnNotice, Restore, SlowDisk
+from nodoubt.testing.world.outside import Plan, Say
 
 KEPT = {
     # Found with seed 1809 of the first hunt: SQLite prepared a branch whose receipt's place had been fenced.
@@ -22,4 +24,31 @@ KEPT = {
         OnNotice(process="p1", point="P6", what="committed", fault=KillAt(process="p1")),
         Restore(machine="j", at_s=4.0, backup_s=1.0),
     ),
-}
+    # Found in the first hunt with steps: no answer came to a change of the record,
+    # which was seen, not flushed, and believed.
+    "a step's answer is recorded on a slow disk": scripted(
+        Layout((("a", "postgres"), ("b", "sqlite")), "j", "mariadb"),
+        {"p1": 0.0},
+        Stage(
+            process="p1", at_s=0.381, name="order-1", parts=(("b", "x", -8), ("a", "x", 8)), reuse=True,
+            uses=(Use(plan=Plan("0", action=(Say.BROKEN,)), first=True),),
+        ),
+        SlowDisk(machine="j", at_s=0.54, for_s=3.394, flush_s=1.5),
+    ),
+    # Found in that hunt, too: each had counted the tries of the compensation before another claimed it.
+    "three sweeps that spare nothing undo one step": scripted(
+        Layout((("a", "sqlite"), ("b", "mariadb"), ("c", "mariadb")), "c"),
+        {"p2": 0.0, "r1": 0.283, "r3": 0.0},
+        Stage(
+            process="p2", at_s=1.396, name="order-2", parts=(("b", "x", 0),), fails=True, deadline_s=1.0,
+            uses=(
+                Use(plan=Plan("0"), keyed=False),
+                Use(plan=Plan("1", undo=(Say.BROKEN_AFTER,)), keyed=False),
+            ),
+        ),
+        Sweep(process="r1", at_s=1.4706, grace_s=0.0),
+        Sweep(process="r3", at_s=1.435, grace_s=0.0),
+        Sweep(process="r3", at_s=1.4015, grace_s=0.0),
+        Freeze(machine="a", at_s=1.27, for_s=1.912),
+    ),
+}  # fmt: skip

@@ -499,7 +499,7 @@ MUTANTS = [
 
 # Seeds with which they are noticed, tried first; when the drawing changes, others are, a little later.
 NOTICED_WITH = {
-    "the shape of its branches decides": 27, "a failed begin is not fenced": 454,
+    "the shape of its branches decides": 71, "a failed begin is not fenced": 454,
     "a lost reply is settled by a look": 224, "a doubt is settled by a look": 29, "a name passes on while it lives": 22,
     "what was aborted is left": 2, "no compare-and-set": 95, "no fence": 113,
     "acts on a decision that is visible and not flushed": 12, "confirms by a conflicting INSERT": 12,

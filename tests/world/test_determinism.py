@@ -11,7 +11,7 @@ import pytest
 
 from nodoubt.testing.world import drawn, run
 
-SEEDS = [3, 11, 46, 81]
+SEEDS = [3, 9, 11, 46, 81]  # in 9 and 81 steps are called outside
 
 
 def digest(seed: int) -> str:

@@ -16,9 +16,12 @@ import pytest
 
 from nodoubt import wiring
 from nodoubt.errors import NoDoubtError
+from nodoubt.idempotency.keys import Key, key_of
+from nodoubt.idempotency.store import store_of
 from nodoubt.ports import Prepared, SavepointStep, SessionLost, Work
 from nodoubt.resources.memory.server import Locked, LockTimeout, MemoryServer
 from nodoubt.script import Script, Watch, do, drive
+from nodoubt.testing.world.keys import KeyStore
 from nodoubt.testing.world.world import RESOURCES, SERVERS
 from nodoubt.url import parse_url
 from nodoubt.xid import Xid, new_attempt, new_cluster
@@ -67,8 +70,10 @@ class MemorySession:
 class Bench:
     """One database, and what is said as its scripts run."""
 
-    def __init__(self, resource: Any, connect: Callable[[], Any], statements: dict[str, tuple[str, Any]]) -> None:
-        self.resource, self._connect, self._statements = resource, connect, statements
+    def __init__(
+        self, resource: Any, store: Any, connect: Callable[[], Any], statements: dict[str, tuple[str, Any]]
+    ) -> None:
+        self.resource, self.store, self._connect, self._statements = resource, store, connect, statements
         self.cluster = new_cluster()
         self.said: list[str] = []
         self._threads = ThreadPoolExecutor(2)
@@ -115,6 +120,13 @@ class Bench:
     def prepare(self, session: Any, work: Work) -> Prepared:
         self.tell("prepare", self.resource.prepare(session, work))
         return Prepared(work.xid, handle=work.handle)
+
+    def claims(self, key: Key) -> None:
+        """Somebody else tries for the key, and leaves it."""
+        session = self.session()
+        work = self.begun(session)
+        self.tell("claim", self.store.claim(session, work, key))
+        self.tell("undo", self.resource.rollback(session, work))
 
     def listed(self) -> None:
         self.tell("listed", self.resource.prepared(self.session(), self.cluster))
@@ -295,9 +307,49 @@ def receipts_below_the_floor(bench: Bench) -> None:
     bench.tell("below the last", bench.resource.forget(other, [], below="f" * 32))
 
 
+def keys_in_flight_and_done(bench: Bench) -> None:
+    key = key_of("key-1", {"cents": 990}, "")
+    bench.tell("look", bench.store.look(bench.session(), key))
+    first = bench.session()
+    work = bench.begun(first)
+    bench.tell("claim", bench.store.claim(first, work, key))
+    bench.do(first, work, "add")
+    if bench.resource.traits.kind != "sqlite":  # whose file is locked: nobody else begins
+        bench.claims(key)
+    work.closing = bench.store.closing(work, key, b'"p-1"', 3600.0)
+    prepared = bench.prepare(first, work)
+    bench.drive(bench.resource.detach(first))
+    bench.tell("look", bench.store.look(bench.session(), key))
+    bench.claims(key)
+    bench.finish("commit", prepared)
+    bench.claims(key)
+    bench.tell("look", bench.store.look(bench.session(), key))
+    bench.tell("confirm", bench.store.confirm(bench.session(), key))
+    bench.count()
+
+
+def keys_that_were_rolled_back_or_ended_alone(bench: Bench) -> None:
+    key = key_of("key-2", None, "")
+    for verb in ("rollback", "alone"):
+        session = bench.session()
+        work = bench.begun(session)
+        bench.tell("claim", bench.store.claim(session, work, key))
+        bench.do(session, work, "add")
+        work.closing = bench.store.closing(work, key, b"null", 3600.0)
+        if verb == "alone":
+            bench.tell(verb, bench.resource.commit_alone(session, work))
+        else:
+            prepared = bench.prepare(session, work)
+            bench.drive(bench.resource.detach(session))
+            bench.finish(verb, prepared)
+        bench.tell("look", bench.store.look(bench.session(), key))
+        bench.claims(key)
+
+
 SCENES = [
     two_phases, rolled_back, an_error_dooms, a_savepoint_cures, there_is_no_savepoint, a_fence_first, a_fence_second,
     a_fence_of_what_is_prepared, a_reader, a_session_dies_at_work, who_holds_it, receipts_below_the_floor,
+    keys_in_flight_and_done, keys_that_were_rolled_back_or_ended_alone,
 ]  # fmt: skip
 REAL = {
     "add": ("insert into t (n) values (1)", None),
@@ -312,14 +364,16 @@ SIMULATED = {
 
 def simulated(kind: str) -> Bench:
     server = SERVERS[kind](kind, now=time.time)
-    return Bench(RESOURCES[kind](kind), lambda: MemorySession(server), SIMULATED)
+    return Bench(RESOURCES[kind](kind), KeyStore(kind), lambda: MemorySession(server), SIMULATED)
 
 
 def real(kind: str, request: pytest.FixtureRequest, folder: Path) -> Bench:
     url = parse_url(f"sqlite:///{folder}/t.db" if kind == "sqlite" else request.getfixturevalue(kind).url())
     connect: Any = wiring._driver(url)
     options = {"lock_wait_s": 0.2} if kind == "sqlite" else {}
-    return Bench(wiring.resource_of(kind, url), lambda: connect(url, **options), REAL)
+    resource = wiring.resource_of(kind, url)
+    store = store_of(kind, getattr(resource, "database", ""))
+    return Bench(resource, store, lambda: connect(url, **options), REAL)
 
 
 @pytest.fixture(params=KINDS)

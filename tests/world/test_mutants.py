@@ -9,17 +9,20 @@ import pytest
 from nodoubt.testing.world import Ran, Variant, drawn, run
 
 from .mutants import MUTANTS, NOTICED_WITH, Mutant
+from .outside_mutants import OUTSIDE_MUTANTS, OUTSIDE_NOTICED_WITH
+
+NOTICED = NOTICED_WITH | OUTSIDE_NOTICED_WITH
 
 
 def schedules(mutant: Mutant, variant: Variant) -> Iterator[Ran]:
     if mutant.schedule is not None:
         yield run(mutant.schedule, variant)
         return
-    for seed in (NOTICED_WITH.get(mutant.name, 0), *range(mutant.schedules_max)):
+    for seed in (NOTICED.get(mutant.name, 0), *range(mutant.schedules_max)):
         yield run(drawn(seed, mutant.focus), variant)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *OUTSIDE_MUTANTS], ids=str)
 def test_a_check_taken_out_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     variant = mutant.apply(monkeypatch)
     broken = set[str]()

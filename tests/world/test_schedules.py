@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from nodoubt.protocol.records import CallState
 from nodoubt.testing.world import drawn, run
 from nodoubt.testing.world.hunt import Figures, report
+from nodoubt.testing.world.schedule import BEYOND
 
 from .kept import KEPT
 
-SCHEDULES, PARTS = 160, 8  # in parts, so that several processes share them
+SCHEDULES, PARTS, SCHEDULES_BEYOND, PARTS_BEYOND = 160, 8, 80, 4  # in parts, so that several processes share them
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -21,6 +25,18 @@ def test_no_schedule_breaks_a_rule(part: int) -> None:
         assert ran.violated is None, report(ran)
     print(figures)
     assert figures.outcomes["committed"] > 0 and figures.outcomes["aborted"] > 0
+
+
+@pytest.mark.parametrize("part", range(PARTS_BEYOND))
+def test_no_schedule_with_steps_outside_and_idempotency_keys_breaks_a_rule(part: int) -> None:
+    calls, replays = Counter[CallState](), 0
+    for seed in range(part, SCHEDULES_BEYOND, PARTS_BEYOND):
+        ran = run(drawn(seed, BEYOND))
+        calls.update(call.state for call in ran.world.effects.last.values())
+        replays += ran.world.keys.replays
+        assert ran.violated is None, report(ran)
+    print(calls, replays)
+    assert calls[CallState.DONE] > 0 and calls[CallState.UNDONE] > 0 and replays > 0
 
 
 @pytest.mark.parametrize("name", KEPT)

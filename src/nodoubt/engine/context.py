@@ -140,6 +140,10 @@ class Context:
     unclaimed: dict[tuple[str, int], float] = field(default_factory=dict)  # calls without code here, since when
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def chance(self) -> float:
+        """From 0 to 1, of the ids' own randomness: in a simulated world it is to be foretold, too."""
+        return int(self.ids.mark(), 16) / (1 << 64)
+
     @property
     def single(self) -> bool:
         """Whether there is one resource only: its verbs stand on the transaction itself."""

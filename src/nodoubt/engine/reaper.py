@@ -10,7 +10,6 @@ grow with their number; a database that is down keeps no name from being aborted
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from ..ports import Prepared, Session
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..protocol.recovery import STALE
 from ..script import Script, every
-from ..xid import Xid, new_attempt
+from ..xid import Xid
 from . import register, start
 from .branches import End, carry_out
 from .context import Context, Participant, asked, chunks, log
@@ -53,7 +52,7 @@ def reap(ctx: Context) -> Script[ReapReport]:
         report.trouble, report.silent = lineage.trouble, lineage.silent
         if lineage.restored:
             return report
-        middle = _somewhere_after(first[0].attempt)
+        middle = _somewhere_after(ctx, first[0].attempt)
         yield from _reap_between(ctx, report, middle, None)
         yield from _reap_between(ctx, report, "", middle)
     except NoDoubtError as error:
@@ -61,10 +60,10 @@ def reap(ctx: Context) -> Script[ReapReport]:
     return report
 
 
-def _somewhere_after(first: str) -> str:
+def _somewhere_after(ctx: Context, first: str) -> str:
     """A place between the oldest that is overdue and now, by chance. Attempts rise with time."""
-    begin, end = int(first, 16), int(new_attempt(), 16)
-    return f"{begin + secrets.randbelow(max(end - begin, 1)):032x}"
+    begin, end = int(first, 16), int(ctx.ids.attempt(), 16)
+    return f"{begin + int(max(end - begin, 0) * ctx.chance()):032x}"
 
 
 def _page(ctx: Context, after: str, limit: int) -> Script[list[Staging]]:

@@ -93,7 +93,13 @@ def _keeps_keys(participant: Participant) -> bool:
 
 
 def store_for(participant: Participant) -> Store:
-    """The table of keys of this database. Raises `UsageError` where there is none."""
+    """The table of keys of this database. Raises `UsageError` where there is none.
+
+    A simulated database knows no SQL, and brings a store of its own.
+    """
+    own: Store | None = getattr(participant.resource, "key_store", None)
+    if own is not None:
+        return own
     if not _keeps_keys(participant):
         raise UsageError(
             f"{participant.name} keeps no idempotency keys: PostgreSQL, MariaDB and SQLite do, and a fake coordinator "

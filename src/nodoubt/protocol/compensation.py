@@ -66,12 +66,17 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A worker takes the compensation. `mine`: it is the caller itself, whose action is over."""
+    """A worker takes the compensation. `mine`: it is the caller itself, whose action is over.
+
+    `tries_max`: it is not begun more often. Held here, against the call as it is when it is claimed: whoever counted
+    before may have been overtaken by others since (I20).
+    """
 
     claim: str
     worker: str
     until: float
     mine: bool = False
+    tries_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +172,19 @@ class NotPossible(Exception):
 
     def __init__(self, call: Call, event: Event) -> None:
         super().__init__(f"{call.step} #{call.number} is {call.state.value}: {_WORDS[type(event)]} is not possible")
+        self.call = call
         self.state = call.state
 
 
 def step(call: Call, event: Event, *, at: float, patient: bool = True) -> Call:
     """The call after the event; the very same object if the event changes nothing. `patient`: what waits, waits.
 
-    Raises `NotPossible` where the table has no rule, `NotNow` where somebody has the call for a while yet.
+    Raises `NotPossible` where the table has no rule or the tries are used up, `NotNow` where somebody has the call for
+    a while yet.
     """
     rule = TABLE.get((call.state, type(event)))
-    if rule is None:
+    worn_out = isinstance(event, Claimed) and event.tries_max is not None and call.tries >= event.tries_max
+    if rule is None or worn_out:
         raise NotPossible(call, event)
     caller = isinstance(event, Claimed) and event.mine and rule.caller_may
     if rule.waits and patient and at < call.until and not caller:
@@ -190,6 +198,11 @@ def step(call: Call, event: Event, *, at: float, patient: bool = True) -> Call:
     if all(getattr(call, name) == value for name, value in changes.items()):
         return call
     return msgspec.structs.replace(call, **changes, version=call.version + 1, changed_at=at)
+
+
+def once_more(call: Call, *, at: float) -> Call:
+    """The same call, to be written again: what was seen of it is on disk when that has been answered."""
+    return msgspec.structs.replace(call, version=call.version + 1, changed_at=at)
 
 
 def following(calls: Sequence[Call]) -> Call | None:

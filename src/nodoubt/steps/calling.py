@@ -10,7 +10,6 @@ the key are for that.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,7 +178,7 @@ def _call(ctx: Context, runner: Runner, use: Use, site: _Site) -> Script[Any]:
         if again is None:
             return decoded_result(use.bound.step, record.result)
         record, site.uncertain = again, True
-    ctx.notice("S2", site.attempt, "intended", step=use.bound.step.name)
+    ctx.notice("S2", site.attempt, "intended", step=use.bound.step.name, number=record.number)
     record = yield from _still_open(ctx, site, record, began)
     return (yield from _act(ctx, runner, use, site, record))
 
@@ -219,7 +218,7 @@ def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
             ) from error
         others = yield from ledger.calls(ctx, [site.attempt])
         same = next((one for one in others if one.key == use.key), None)
-        if same == record:
+        if same is not None and ledger.same(same, record):
             # Ours, and its answer was lost. It is seen, which is not yet flushed: written once more, it is.
             return (yield from _renewed(ctx, site, record)), False
         if same is not None:
@@ -243,6 +242,8 @@ def _called_before(ctx: Context, use: Use, site: _Site, known: Call) -> Script[C
             f"{known.step} was called in {site.name or site.attempt!r} under the key {use.key!r} already, and not with "
             "the same arguments: give each call of a transaction a key of its own, key=…"
         )
+    if known.state in ANSWERED:
+        known = yield from ledger.confirm(ctx, known)  # what is told is on disk first
     standing = yield from ledger.decided(ctx, site.attempt)
     aborted = standing is not None and standing.decision.verdict is Verdict.ABORT
     if known.state is CallState.DONE and not aborted:
@@ -358,8 +359,8 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
 
 def pause_between(ctx: Context, tries: int) -> float:
     """After so many tries, with jitter."""
-    chance = secrets.randbelow(1 << 16) / (1 << 16)
-    return pause_s(tries, first_s=ctx.settings.retry_first_s, most_s=ctx.settings.retry_most_s, jitter=chance)
+    first_s, most_s = ctx.settings.retry_first_s, ctx.settings.retry_most_s
+    return pause_s(tries, first_s=first_s, most_s=most_s, jitter=ctx.chance())
 
 
 def _context(site: _Site, record: Call, tries: int) -> StepContext:
@@ -376,9 +377,11 @@ def _recorded(ctx: Context, site: _Site, record: Call, event: Event) -> Script[N
     try:
         # Whoever has renewed the call since acts as well: then a refusal of ours does not say that nothing happened.
         otherwise = Unanswered(event.why) if isinstance(event, Declined) else None
-        state = (yield from ledger.change(ctx, record, event, if_renewed=otherwise)).state
-    except NotPossible as error:
-        state = error.state
+        try:
+            state = (yield from ledger.change(ctx, record, event, if_renewed=otherwise)).state
+        except NotPossible as error:
+            # Somebody else has recorded it, or undoes it; what is told of it is on disk first.
+            state = (yield from ledger.confirm(ctx, error.call)).state
     except JournalUnavailable as error:
         site.uncertain = True
         raise _unrecorded(record, error) from error

@@ -1,14 +1,16 @@
 """The journal's calls, read and changed. Every change is a compare-and-set by the table in `protocol.compensation`.
 
-Guarantees: a change that is returned stands; where nobody knows whether it was written, the record is read again and
-tells.
+Guarantees: a change that is returned stands, on disk; where nobody knows whether it was written, the record is read
+again and tells, and what it tells is written once more: a row that is seen may yet be forgotten in a crash (I19).
 
 Must not: know functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from ..engine import questions
 from ..engine.context import Context, asked, backoff
@@ -68,17 +70,31 @@ def change(
     `if_renewed`: what happens instead if somebody else has taken time for it since.
     Raises `NotPossible` and `NotNow`, as the table says; `JournalUnavailable` after `decide_s`: it may have happened.
     """
-    until, ours = ctx.clock.elapsed() + ctx.settings.decide_s, call.version
+    first = call.version
+
+    def changed(call: Call, at: float) -> Call:
+        held = call.state in (CallState.BEGUN, CallState.UNDOING)
+        patient = not held or grace_s is None or at < call.changed_at + grace_s
+        happens = event if if_renewed is None or call.version == first else if_renewed
+        return compensation.step(call, happens, at=at, patient=patient)
+
+    return _written(ctx, call, changed)
+
+
+def confirm(ctx: Context, call: Call) -> Script[Call]:
+    """A call that was seen, on disk, as it is now: its own row is written once more. Raises `JournalUnavailable`."""
+    return _written(ctx, call, None)
+
+
+def _written(ctx: Context, call: Call, change: Callable[[Call, float], Call] | None) -> Script[Call]:
+    """None: nothing is to be changed, but what is there is to be on disk."""
+    until, wanted = ctx.clock.elapsed() + ctx.settings.decide_s, change
     for pause_s in backoff():
-        if if_renewed is not None and call.version != ours:
-            event = if_renewed
         after: Call | None = None
         trouble: NoDoubtError | None = None
         try:
             at = yield from now(ctx)
-            held = call.state in (CallState.BEGUN, CallState.UNDOING)
-            patient = not held or grace_s is None or at < call.changed_at + grace_s
-            after = compensation.step(call, event, at=at, patient=patient)
+            after = compensation.once_more(call, at=at) if wanted is None else wanted(call, at)
             if after is call or (yield from _advance(ctx, call, after)):
                 return after
             fresh = yield from _again(ctx, call)
@@ -86,13 +102,20 @@ def change(
             trouble = error
             yield Pause(pause_s)
             fresh = yield from _again_if_possible(ctx, call)
-        if fresh == after:
-            return fresh  # it was written, and only the answer was lost
+        if after is not None and same(fresh, after):
+            wanted = None  # it was written, and only the answer was lost. It is seen, which is not yet flushed
+        elif not same(fresh, call):
+            wanted = change  # others have changed it, or a crash has taken it back
         if ctx.clock.elapsed() >= until:
             what, why = f"{call.step} #{call.number} of {call.attempt}", trouble or "others change it all the time"
             raise JournalUnavailable(f"the journal does not say whether {what} was changed: {why}") from trouble
         call = fresh
     raise AssertionError("backoff does not end")
+
+
+def same(one: Call, other: Call) -> bool:
+    """Whether nobody has changed it in between. `hold` gives it more time, which is no change."""
+    return msgspec.structs.replace(one, until=other.until) == other
 
 
 def _advance(ctx: Context, before: Call, after: Call) -> Script[bool]:

@@ -22,7 +22,6 @@ from ..errors import NoDoubtError
 from ..protocol.compensation import Bare, Claimed, Failed, GivenUp, NotNow, NotPossible, Undone, Unfit, following
 from ..protocol.records import Call, CallState, Decision, Verdict
 from ..script import Script
-from ..xid import new_mark
 from . import ledger, running
 from .calling import CALLS_MAX, pause_between, words
 from .encoding import DoesNotFit, fit
@@ -124,8 +123,7 @@ def _undo_one(hand: Hand, call: Call, decision: Decision) -> Script[_After]:
         values = fit(function, call.arguments)
     except DoesNotFit as error:
         return (yield from _park(hand, call, str(error)))
-    tries_max = function.options.tries_max or ctx.settings.tries_max
-    if call.tries >= tries_max:
+    if call.tries >= _tries_max(hand, function):
         why = f"it was begun {call.tries} times, and whoever began it did not come back: {call.error or 'killed?'}"
         return (yield from _park(hand, call, why))
     return (yield from _run(hand, call, decision, function, values))
@@ -165,6 +163,10 @@ def _overdue(hand: Hand, call: Call) -> bool:
     return ctx.clock.elapsed() - since > ctx.settings.unclaimed_s
 
 
+def _tries_max(hand: Hand, function: Compensation[..., Any]) -> int:
+    return function.options.tries_max or hand.ctx.settings.tries_max
+
+
 def _run(
     hand: Hand, call: Call, decision: Decision, function: Compensation[..., Any], values: dict[str, object]
 ) -> Script[_After]:
@@ -175,8 +177,8 @@ def _run(
     began = ctx.clock.elapsed()
     within_s, margin_s = function.options.timeout_s or ctx.settings.step_s, ctx.settings.grace_s
     at = yield from ledger.now(ctx)
-    claim = new_mark()
-    wanted = Claimed(claim, ctx.owner, at + within_s + margin_s, hand.mine)
+    claim = ctx.ids.mark()
+    wanted = Claimed(claim, ctx.owner, at + within_s + margin_s, hand.mine, _tries_max(hand, function))
     claimed = yield from ledger.change(ctx, call, wanted, grace_s=hand.grace_s)
     if claimed.claim != claim:
         return _After.WAIT
@@ -199,7 +201,7 @@ def _run(
 
 def _failed(hand: Hand, call: Call, function: Compensation[..., Any], why: str) -> Script[None]:
     ctx, report = hand.ctx, hand.report
-    if call.tries >= (function.options.tries_max or ctx.settings.tries_max):
+    if call.tries >= _tries_max(hand, function):
         after = yield from ledger.change(ctx, call, GivenUp(call.claim, why))
         if after.state is CallState.PARKED:
             report.parked += 1

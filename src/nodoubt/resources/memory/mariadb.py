@@ -41,6 +41,7 @@ from .server import (
     Promise,
     Receipt,
     Transaction,
+    closing,
     only,
     receipt_lock,
     without,
@@ -308,7 +309,7 @@ class MemoryMariaDBResource:
         self, session: Session, work: Work, proof: tuple[Any, ...], promise: tuple[Any, ...], refused: str
     ) -> Script[None]:
         try:
-            yield from do(session, "send", proof, ("xa_end", _handle(work)), promise)
+            yield from do(session, "send", *closing(work), proof, ("xa_end", _handle(work)), promise)
         except StatementFailed as error:
             if not (yield from self._undo(session, work)):
                 raise Unclear(f"{self.name} failed in the commit, and its state is not known: {error}") from error

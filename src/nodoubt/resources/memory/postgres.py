@@ -40,6 +40,7 @@ from .server import (
     Promise,
     Receipt,
     Transaction,
+    closing,
     only,
     receipt_lock,
     without,
@@ -262,13 +263,16 @@ class MemoryPostgresResource:
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         row = ("ride", tuple(riders)) if riders else self._receipt_row(work, alone=True)
-        yield from self._end(session, work, (("proof", _mark(work)), row, ("commit",)), "COMMIT", "commit")
+        yield from self._end(
+            session, work, (("proof", _mark(work)), *closing(work), row, ("commit",)), "COMMIT", "commit"
+        )
 
     # ---- two phases
 
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         invariant(not riders, "I4", "PostgreSQL takes rows before a branch begins, not inside its prepare")
-        message = (("proof", _mark(work)), self._receipt_row(work, alone=False), ("prepare", work.xid.gid))
+        receipt = self._receipt_row(work, alone=False)
+        message = (("proof", _mark(work)), *closing(work), receipt, ("prepare", work.xid.gid))
         yield from self._end(session, work, message, "PREPARE TRANSACTION", "prepare")
 
     def detach(self, session: Session) -> Script[None]:

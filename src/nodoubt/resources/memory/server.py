@@ -15,6 +15,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
+import msgspec
+
 from ...ports import (
     BelowFloor,
     Conflict,
@@ -27,6 +29,7 @@ from ...ports import (
     StatementFailed,
     Unclear,
     Version,
+    Work,
 )
 from ...protocol.records import Epoch, Verdict
 from ...script import Script, do
@@ -91,9 +94,24 @@ class Receipt:
     confirms: int = 0
 
 
+class KeyRow(msgspec.Struct, frozen=True):
+    """A row of the idempotency keys, which is also what a branch ends with (`Work.closing`), as JSON."""
+
+    scope: str
+    key: str
+    payload: str
+    result: str
+    gid: str
+    confirms: int = 0
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.scope, self.key
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transaction will do to the tables when it commits: `table` is "rows", "receipts" or "guest"."""
+    """What a transaction will do to the tables when it commits: `table` is "rows", "receipts", "keys" or "guest"."""
 
     table: str
     key: Any
@@ -119,6 +137,7 @@ class Tables:
     rows: Mapping[str, int] = field(default_factory=dict)
     receipts: Mapping[tuple[str, int], Receipt] = field(default_factory=dict)
     prepared: Mapping[str, Promise] = field(default_factory=dict)
+    keys: Mapping[tuple[str, str], KeyRow] = field(default_factory=dict)
     identity: Identity | None = None
     guest: Any = None
 
@@ -322,6 +341,10 @@ class MemoryServer:
                     if change.key in tables.receipts:
                         raise StatementFailed(self.duplicate, f"a receipt of {change.key} stands already")
                     tables = replace(tables, receipts={**tables.receipts, change.key: change.value})
+                case "keys":
+                    if change.key in tables.keys:
+                        raise StatementFailed(self.duplicate, f"the key {change.key} stands already")
+                    tables = replace(tables, keys={**tables.keys, change.key: change.value})
                 case _:
                     tables = replace(tables, guest=self._ridden(change.value))
         return tables
@@ -481,6 +504,42 @@ class MemoryServer:
             self.write(replace(self.tables, receipts=kept), connection, forced=True)
         return Reply(f"DELETE {gone}", gone)
 
+    # ---- idempotency keys: `idempotency.store` tells why each kind of database is asked as it is
+
+    def _key_row(self, connection: Connection, scope: str, key: str) -> Reply:
+        """A plain look. The last column: it belongs to a prepared branch, so nothing has happened yet (SQLite)."""
+        row = self.tables.keys.get((scope, key))
+        return Reply(rows=() if row is None else ((row.payload, row.result, row.gid in self.tables.prepared),))
+
+    def _key_confirm(self, connection: Connection, scope: str, key: str) -> Reply:
+        """The same, its row written again by force."""
+        row = self.tables.keys.get((scope, key))
+        if row is not None:
+            keys = {**self.tables.keys, row.place: msgspec.structs.replace(row, confirms=row.confirms + 1)}
+            self.write(replace(self.tables, keys=keys), connection, forced=True)
+        return self._key_row(connection, scope, key)
+
+    def _key_lock(self, connection: Connection, scope: str, key: str) -> Reply:
+        """PostgreSQL's advisory lock, if nobody has it: a prepared branch keeps it."""
+        lock = ("key", scope, key)
+        taken = not self.holder(lock, but=connection)
+        if taken and connection.transaction is not None:
+            connection.transaction.locks.add(lock)
+        return Reply(rows=((taken,),))
+
+    def _key_insert(self, connection: Connection, text: str, within_s: float = LOCK_WAIT_S) -> Reply:
+        """The row, in the branch; in the place of one that the same branch has put there."""
+        row = msgspec.json.decode(text, type=KeyRow)
+        self.refuse_if_full()
+        self.lock(connection, ("key row", *row.place), within_s)
+        if row.place in self.tables.keys:
+            raise StatementFailed(self.duplicate, f"the key {row.place} stands already")
+        assert connection.transaction is not None
+        changes = connection.transaction.changes
+        changes[:] = [one for one in changes if (one.table, one.key) != ("keys", row.place)]
+        changes.append(Change("keys", row.place, row))
+        return Reply("INSERT 0 1", 1)
+
 
 class MemoryTables:
     """`ports.Tables`. There is only one version: a server lives no longer than the program that made it."""
@@ -513,6 +572,11 @@ def only(xid: Xid | None, listed: Iterable[Prepared]) -> tuple[Prepared, ...]:
 
 def row_lock(key: str) -> Key:
     return ("row", key)
+
+
+def closing(work: Work) -> Message:
+    """The rows of ours that a branch ends with, as statements."""
+    return [("key_insert", row) for row in work.closing]
 
 
 def without(prepared: Mapping[str, Promise], gid: str) -> dict[str, Promise]:

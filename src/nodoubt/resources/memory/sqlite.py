@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from ...errors import BranchDoomed, UsageError, text_of
 from ...ports import (
     Conflict,
@@ -38,6 +40,7 @@ from .server import (
     Change,
     Connection,
     Key,
+    KeyRow,
     MemoryServer,
     MemoryTables,
     Promise,
@@ -113,12 +116,14 @@ class MemorySqlite(MemoryServer):
         self._at_work(connection, gid)
         connection.transaction = None
 
-    def _commit_alone(self, connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
+    def _commit_alone(
+        self, connection: Connection, xid: Xid, epoch: int, riders: Sequence[str], keys: Sequence[str]
+    ) -> None:
         transaction = self._at_work(connection, xid.gid)
         connection.transaction = None  # whatever is raised, the transaction has been rolled back
         self.refuse_if_full()
         proof = self._proof(xid, epoch, riders, alone=True)
-        self.store(connection, [*transaction.changes, *proof])
+        self.store(connection, [*transaction.changes, *_key_rows(keys), *proof])
 
     def _proof(self, xid: Xid, epoch: int, riders: Sequence[str], *, alone: bool) -> list[Change]:
         if riders and alone:
@@ -127,7 +132,9 @@ class MemorySqlite(MemoryServer):
         changes = [Change("receipts", (xid.attempt, xid.branch), receipt)]
         return [*changes, Change("guest", "", tuple(riders))] if riders else changes
 
-    def _prepare(self, connection: Connection, xid: Xid, epoch: int, riders: Sequence[str]) -> None:
+    def _prepare(
+        self, connection: Connection, xid: Xid, epoch: int, riders: Sequence[str], keys: Sequence[str]
+    ) -> None:
         transaction = self._at_work(connection, xid.gid)
         connection.transaction = None
         self.refuse_if_full()
@@ -137,7 +144,7 @@ class MemorySqlite(MemoryServer):
             raise Refused("a table that this transaction relies on is locked by a prepared branch", retry=True)
         promise = Promise(tuple(transaction.changes), (), epoch, self.now())
         rows = [Change("guest", "", tuple(riders))] if riders else []
-        self.store(connection, rows, prepared={**self.tables.prepared, xid.gid: promise})
+        self.store(connection, [*rows, *_key_rows(keys)], prepared={**self.tables.prepared, xid.gid: promise})
 
     def _commit_prepared(self, connection: Connection, xid: Xid, riders: Sequence[str]) -> None:
         self._writing(connection)
@@ -149,7 +156,9 @@ class MemorySqlite(MemoryServer):
     def _rollback_prepared(self, connection: Connection, xid: Xid) -> None:
         self._writing(connection)
         self._promised(xid.gid)
-        self.write(replace(self.tables, prepared=without(self.tables.prepared, xid.gid)), connection, forced=True)
+        keys = {place: row for place, row in self.tables.keys.items() if row.gid != xid.gid}
+        prepared = without(self.tables.prepared, xid.gid)
+        self.write(replace(self.tables, prepared=prepared, keys=keys), connection, forced=True)
 
     def _list(self, connection: Connection) -> list[tuple[str, float]]:
         return [(gid, self.now() - promise.at) for gid, promise in self.tables.prepared.items()]
@@ -194,9 +203,18 @@ class MemorySqlite(MemoryServer):
         assert self.tables.identity is not None
         return self.tables.identity.cluster
 
+    def _key_confirm(self, connection: Connection, scope: str, key: str) -> Reply:
+        self._writing(connection)
+        return super()._key_confirm(connection, scope, key)
+
     def _forget(self, connection: Connection, xids: Sequence[Xid], older_than: float | None, below: str) -> Reply:
         self._writing(connection)
         return super()._forget(connection, xids, older_than, below)
+
+
+def _key_rows(rows: Sequence[str]) -> list[Change]:
+    keys = [msgspec.json.decode(row, type=KeyRow) for row in rows]
+    return [Change("keys", row.place, row) for row in keys]
 
 
 class MemorySqliteResource:
@@ -275,13 +293,13 @@ class MemorySqliteResource:
 
     def commit_alone(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         self._refuse_doomed(work)
-        yield from self._call(session, "commit_alone", work.xid, work.epoch, tuple(riders))
+        yield from self._call(session, "commit_alone", work.xid, work.epoch, tuple(riders), work.closing)
 
     # ---- two phases
 
     def prepare(self, session: Session, work: Work, *, riders: Sequence[str] = ()) -> Script[None]:
         self._refuse_doomed(work)
-        yield from self._call(session, "prepare", work.xid, work.epoch, tuple(riders))
+        yield from self._call(session, "prepare", work.xid, work.epoch, tuple(riders), work.closing)
 
     def detach(self, session: Session) -> Script[None]:
         yield from ()

@@ -16,7 +16,7 @@ from .diagram import diagram
 from .explore import LARGE, explored
 from .hunt import hunted, report
 from .running import SOUND, Variant, run
-from .schedule import drawn
+from .schedule import BEYOND, drawn
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="replay this one")
     parser.add_argument("--keep", help="of its acts and faults, these alone: 0,3,7")
     parser.add_argument("--trace", action="store_true", help="print every line, instead of the diagram")
+    parser.add_argument("--beyond", action="store_true", help="steps outside and idempotency keys in every schedule")
     parser.add_argument("--hours", type=float, help="hunt for so long")
     parser.add_argument("--count", type=int, help="hunt through so many seeds")
     parser.add_argument("--first", type=int, default=0, help="where to begin")
@@ -40,7 +41,10 @@ def main(arguments: list[str]) -> int:
     if options.hours is None and options.count is None:
         parser.error("say what to do: --seed, --hours, --count or --explore")
     seconds = None if options.hours is None else options.hours * 3600
-    figures = hunted(options.first, count=options.count, seconds=seconds, jobs=options.jobs, variant=variant)
+    focus = BEYOND if options.beyond else None
+    figures = hunted(
+        options.first, count=options.count, seconds=seconds, jobs=options.jobs, variant=variant, focus=focus
+    )
     print(figures)
     for schedule in figures.failures[:1]:
         print()
@@ -72,7 +76,7 @@ def _explore(hours: float | None, variant: Variant) -> int:
 
 
 def _replay(options: argparse.Namespace, variant: Variant) -> int:
-    schedule = drawn(options.seed)
+    schedule = drawn(options.seed, BEYOND if options.beyond else None)
     if options.keep is not None:
         schedule = schedule.only([int(number) for number in options.keep.split(",") if number])
     ran = run(schedule, variant)

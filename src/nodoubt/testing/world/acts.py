@@ -23,6 +23,8 @@ from ...errors import (
     Heuristic,
     InDoubt,
     JournalUnavailable,
+    KeyInFlight,
+    KeyReused,
     NoDoubtError,
     OutcomeConflict,
     StillBeginning,
@@ -31,8 +33,11 @@ from ...errors import (
 )
 from ...ports import SavepointStep
 from ...script import Pause, Script
+from . import calls, keys
+from .calls import Ask, Mend, Undo, Use
 from .checker import LEDGER, Told
 from .driver import Cancelled
+from .keys import Once
 
 if TYPE_CHECKING:
     from .process import Process, Work
@@ -61,6 +66,7 @@ class Pay:
     timeout_s: float | None = None
     decided: bool = False  # wait="decided"
     settles: bool = False  # a caller who is told "in doubt" asks how it ended
+    uses: tuple[Use, ...] = ()  # of steps outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,7 @@ class Stage:
     reuse: bool = False
     undo: bool = False  # in an `except` block, roll back what failed
     settles: bool = False
+    uses: tuple[Use, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +135,7 @@ class CleanUp:
     at_s: float
 
 
-Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp
+Act = Pay | Stage | Finish | Settle | Recover | Sweep | CleanUp | Ask | Undo | Mend | Once
 
 
 def script_of(process: Process, act: Act) -> Script[None]:
@@ -149,15 +156,25 @@ def script_of(process: Process, act: Act) -> Script[None]:
             return _quietly(process, _sweep(process, act))
         case CleanUp():
             return _quietly(process, _clean_up(process))
+        case Ask():
+            return calls.ask(process, act)
+        case Undo():
+            return calls.undo(process, act)
+        case Mend():
+            return _quietly(process, calls.mend(process, act))
+        case Once():
+            return keys.again(process, act, lambda: _told_once(process, act))
 
 
 def _pay(process: Process, act: Pay, mine: list[str]) -> Script[Result]:
-    work = work_of(act.parts, mine, reads=act.reads, fails=act.fails, swallowed=act.swallowed, cured=act.cured)
+    work = work_of(
+        act.parts, mine, reads=act.reads, fails=act.fails, swallowed=act.swallowed, cured=act.cured, uses=act.uses
+    )
     return process.db.transaction(process, work, timeout=act.timeout_s, wait="decided" if act.decided else "applied")
 
 
 def _stage(process: Process, act: Stage, mine: list[str]) -> Script[Result]:
-    work = work_of(act.parts, mine, fails=act.fails)
+    work = work_of(act.parts, mine, fails=act.fails, uses=act.uses)
     return process.db.begin_distributed(
         process, work, name=act.name, timeout=act.timeout_s, deadline=act.deadline_s, reuse=act.reuse
     )
@@ -171,6 +188,7 @@ def work_of(
     fails: bool = False,
     swallowed: bool = False,
     cured: bool = False,
+    uses: Sequence[Use] = (),
 ) -> Work:
     """The work of a payment. It notes down which attempt it was for."""
 
@@ -178,12 +196,18 @@ def work_of(
         ctx, checker = process.ctx, process.world.checker
         mine.append(attempt.id)
         process.world.attempts[attempt.id] = attempt
+        for use in uses:
+            if use.first:
+                yield from calls.within(process, attempt, use)
         for server in reads:
             yield from attempts.execute(ctx, attempt, server, "read", ("total",))
         for server, account, amount in parts:
             checker.wrote(attempt.id, server)
             yield from attempts.execute(ctx, attempt, server, "add", (account, amount))
             yield from attempts.execute(ctx, attempt, server, "add", (LEDGER + attempt.id, 1))
+        for use in uses:
+            if not use.first:
+                yield from calls.within(process, attempt, use)
         if fails and cured:
             yield from _fail_and_go_back(process, attempt, parts[-1][0])
         elif fails:
@@ -209,7 +233,6 @@ def _fail_and_go_back(process: Process, attempt: Attempt, server: str) -> Script
 
 def _told(process: Process, act: Pay | Stage) -> Script[None]:
     """Run the block, and tell the checker what its caller was told."""
-    world = process.world
     mine: list[str] = []
     block = _pay(process, act, mine) if isinstance(act, Pay) else _stage(process, act, mine)
     try:
@@ -229,12 +252,37 @@ def _told(process: Process, act: Pay | Stage) -> Script[None]:
         if isinstance(act, Stage) and act.undo:
             yield from _finish(process, Finish(process=process.name, at_s=0, name=act.name, commit=False, tries=1))
     else:
-        process.told(f"{result.state.value} {result.attempt}")
-        if result.state is State.PREPARED:
-            world.checker.tell_staged(result.name, result.attempt)
-            world.staged.setdefault(result.name, []).append(result.attempt)
-        else:
-            process.tells(result.attempt, Told(result.state.value))
+        _tell(process, result)
+
+
+def _tell(process: Process, result: Result) -> None:
+    world = process.world
+    process.told(f"{result.state.value} {result.attempt}")
+    if result.state is State.PREPARED:
+        world.checker.tell_staged(result.name, result.attempt)
+        world.staged.setdefault(result.name, []).append(result.attempt)
+    else:
+        process.tells(result.attempt, Told(result.state.value))
+
+
+def _told_once(process: Process, act: Once) -> Script[bool]:
+    """One call for a key: whether it need not be tried again."""
+    mine: list[str] = []
+    try:
+        result = yield from keys.script_of(process, act, work_of(act.parts, mine, fails=act.fails))
+    except InDoubt as error:
+        process.told(f"in doubt: {error.attempt}")
+        return False
+    except (KeyInFlight, KeyReused, Cancelled):
+        raise
+    except Exception as error:
+        process.told(f"{type(error).__name__}: {error}")
+        for attempt in mine:
+            process.tells(attempt, Told.ABORTED)
+        return act.fails
+    if result is not None:
+        _tell(process, result)
+    return True
 
 
 def _finish(process: Process, act: Finish) -> Script[None]:

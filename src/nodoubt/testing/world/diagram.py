@@ -25,7 +25,8 @@ _ENDED = re.compile(r"^session \d+ has ended$")
 def diagram(world: World, *, everything: bool = False) -> str:
     """The diagram."""
     lines = list(_told(world.trace, everything=everything))
-    names = [name for name in [*world.processes, *world.machines] if any(name in (o.who, o.whom) for o, _ in lines)]
+    everybody = [*world.processes, *world.machines, world.service.name]
+    names = [name for name in everybody if any(name in (o.who, o.whom) for o, _ in lines)]
     places = {name: number * WIDTH for number, name in enumerate(names)}
     head = "".join(name.ljust(WIDTH) for name in names)
     rows = [f"{'':>10} {head}"]

@@ -14,7 +14,7 @@ from functools import partial
 
 from .diagram import diagram
 from .running import SOUND, Ran, Variant, run
-from .schedule import Schedule, drawn
+from .schedule import Focus, Schedule, drawn
 from .shrink import shrunk
 
 BATCH = 50
@@ -64,16 +64,22 @@ class Figures:
         )
 
 
-def batch(seeds: Iterable[int], variant: Variant = SOUND) -> Figures:
+def batch(seeds: Iterable[int], variant: Variant = SOUND, focus: Focus | None = None) -> Figures:
     """Run these seeds, one after the other."""
     figures = Figures()
     for seed in seeds:
-        figures.add(run(drawn(seed), variant))
+        figures.add(run(drawn(seed, focus), variant))
     return figures
 
 
 def hunted(
-    first: int, *, count: int | None = None, seconds: float | None = None, jobs: int = 2, variant: Variant = SOUND
+    first: int,
+    *,
+    count: int | None = None,
+    seconds: float | None = None,
+    jobs: int = 2,
+    variant: Variant = SOUND,
+    focus: Focus | None = None,
 ) -> Figures:
     """Run seeds from `first` on: so many, or for so long."""
     began, figures = time.monotonic(), Figures()
@@ -89,7 +95,7 @@ def hunted(
             next_one += jobs * 2 * BATCH
             last = next_one if count is None else min(next_one, first + count)
             parts = [range(start, min(start + BATCH, last)) for start in starts if start < last]
-            for part in executor.map(partial(batch, variant=variant), parts):
+            for part in executor.map(partial(batch, variant=variant, focus=focus), parts):
                 figures.merge(part)
     figures.seconds = time.monotonic() - began
     return figures

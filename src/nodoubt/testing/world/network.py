@@ -2,8 +2,8 @@
 
 A link is one session. It is a TCP connection: what arrives arrives in order, and what a dead client has sent still
 arrives before the server learns that it is gone. A lost message breaks its link, at once or when somebody stops
-waiting. Only messages of our own can arrive twice (a driver or a pooler that sends again); no server survives that
-for a user's statement.
+waiting. Only messages of our own can arrive twice (a driver or a pooler that sends again), and requests with a key; no
+server survives that for a user's statement.
 
 Must not: know what is in a message.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LATENCY_S = 0.001
 FOREVER_S = 30.0  # after that the client's own kernel gives a silent connection up
-_TWICE = frozenset({"send", "apply"})
+_TWICE = frozenset({"send", "apply", "charge", "refund"})
 
 
 class Link(Answering):

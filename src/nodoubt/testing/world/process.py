@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...coordinator import _Base
-from ...engine import settle, start, verbs
+from ...engine import start, verbs
 from ...engine.attempt import Attempt
 from ...engine.context import Context, Participant, Settings, plainly
 from ...engine.sweep import SweepReport
@@ -23,16 +23,19 @@ from ...engine.verbs import Result, Wait
 from ...ports import Journal, Notice, Resource
 from ...protocol.records import Verdict
 from ...script import Outcome, Script
-from ...steps.running import BLOCKING
-from ...transaction import _finish
+from ...steps import calling
+from ...steps.undoing import Hand
+from ...transaction import _finish, _hold, _take_back
 from ...wiring import register_batch
 from .checker import Told
 from .driver import Answer, Cancelled, Task
 from .kernel import Event
 from .network import Link
+from .outside import KNOWN, Hands
 from .shell import Pool, Shell
 
 if TYPE_CHECKING:
+    from .keys import Once
     from .world import World
 
 EPOCH_S = 1_800_000_000.0  # what every clock shows at the beginning
@@ -77,11 +80,13 @@ class Ids:
 class Coordinator(_Base):
     """The verbs of a coordinator, as scripts."""
 
-    _runner = BLOCKING  # which nothing is given to: no step is called in this world
-
-    def __init__(self, ctx: Context, shell: Shell) -> None:
+    def __init__(self, ctx: Context, shell: Shell, hands: Hands) -> None:
         super().__init__(ctx, shell, recovery=False, read_only=False)  # type: ignore[arg-type]
-        self.ctx, self._shell = ctx, shell
+        self.ctx, self._shell, self._runner = ctx, shell, hands  # type: ignore[assignment]
+        self.registry = KNOWN
+
+    def _hand(self, grace_s: float | None = None) -> Hand:
+        return Hand(self._ctx, self.registry, self._runner, grace_s=grace_s)
 
     def open(self) -> Script[None]:
         yield from plainly(self._open_script())
@@ -109,7 +114,7 @@ class Coordinator(_Base):
             yield from ()
             return verbs.begin_now(self._writable(), name, timeout)
 
-        return self._block(process, beginning(), work, wait)
+        return self.block(process, beginning(), work, wait)
 
     def begin_distributed(
         self,
@@ -124,20 +129,21 @@ class Coordinator(_Base):
         """A block that does this work and stages it."""
         ctx = self._writable()
         beginning = verbs.begin_staged(ctx, name, timeout_s=timeout, deadline_s=deadline, metadata=None, reuse=reuse)
-        return self._block(process, beginning, work, "applied")
+        return self.block(process, beginning, work, "applied")
 
-    def _block(self, process: Process, beginning: Script[Attempt], work: Work, wait: Wait) -> Script[Result]:
-        ctx = self._writable()
+    def block(self, process: Process, beginning: Script[Attempt], work: Work, wait: Wait) -> Script[Result]:
+        """A block of the attempt that is begun so."""
         attempt = yield from plainly(beginning)
         try:
             yield from plainly(work(process, attempt))
         except BaseException as error:
             try:
-                yield from self._shell.shielded(verbs.abandon(ctx, attempt))
+                yield from self._shell.shielded(_take_back(self._hand(), attempt, error))
             except Exception as failure:
                 error.add_note(str(failure))
             raise
-        result: Result = yield from self._shell.shielded(_finish(ctx, self._shell, attempt, wait))  # type: ignore[arg-type]
+        ending = _finish(self._hand(), self._shell, attempt, wait)  # type: ignore[arg-type]
+        result: Result = yield from self._shell.shielded(ending)
         return result
 
     def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Script[Result]:
@@ -147,7 +153,20 @@ class Coordinator(_Base):
         return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
 
     def settle(self, attempt: str) -> Script[Result]:
-        return self._shell.shielded(settle.settle(self._writable(), attempt))
+        return self._shell.shielded(self._settle_script(attempt))
+
+    def call(self, attempt: Attempt, use: calling.Use) -> Script[Any]:
+        """A step, in a block."""
+        _hold(self._ctx, self._shell)  # type: ignore[arg-type]
+        return plainly(calling.call(self._ctx, attempt, self._runner, use))
+
+    def call_named(self, name: str, use: calling.Use) -> Script[Any]:
+        """A step, in a staged transaction."""
+        return plainly(calling.call_named(self._writable(), name, None, self._runner, use))
+
+    def undo_steps(self) -> Script[None]:
+        """What runs beside recovery in the background."""
+        return plainly(self._steps_turn())
 
     def recover(self, *, grace: float | None = None) -> Script[SweepReport]:
         return plainly(self._sweep_script(grace))
@@ -208,7 +227,7 @@ class Process:
             owner=f"{name}/1",
         )
         ctx.register_batch = register_batch(ctx, self.shell)  # type: ignore[arg-type]
-        self.db = Coordinator(ctx, self.shell)
+        self.db = Coordinator(ctx, self.shell, Hands(self))
 
     @property
     def ctx(self) -> Context:
@@ -285,6 +304,18 @@ class Process:
         """The same of an outcome. What a script that is thrown away says on its way is said to nobody."""
         if self.alive:
             self.world.checker.tell(attempt, outcome)
+
+    def answered(self, attempt: str, use: str, value: object) -> None:
+        """A caller in it was told what a step returned."""
+        if self.alive:
+            self.world.trace.told(self.name, f"{use} returned {value}")
+            self.world.effects.answered(attempt, use, value)
+
+    def replayed(self, act: Once, attempt: str) -> None:
+        """A caller in it was told that this had been done before, by that attempt."""
+        if self.alive:
+            self.world.trace.told(self.name, f"{act.key} was done by {attempt}")
+            self.world.keys.replayed(act, attempt)
 
     # ---- its end
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ...errors import InvariantViolated, LineageBroken, NoDoubtError, ResourceUnavailable
 from ...ports import Journal, Resource
-from ...script import Script
+from ...script import Pause, Script
 from .acts import Act, opening
 from .checker import Violated
 from .process import Process
@@ -20,6 +20,7 @@ from .world import RESOURCES, Silenced, World
 
 SETTLE_S = 40.0  # for what was still under way when the last fault had passed
 SWEEPS_S = 60.0
+UNDOING_TURNS = 12  # enough for every try of three steps, with its pause
 ADOPTIONS_MAX = 3  # a coordinator that starts in the middle of one can make another necessary
 
 
@@ -87,8 +88,11 @@ def come_to_rest(world: World) -> None:
     for _ in range(2):
         last.run_alone(_swept(last), SWEEPS_S)
         world.run(1.0)
+    if world.effects.used:
+        last.run_alone(_undone(last), SWEEPS_S)
     world.run(1.0)
     world.checker.rest()
+    world.effects.rest()
 
 
 def _opened(process: Process) -> Script[None]:
@@ -119,6 +123,13 @@ def _swept(process: Process) -> Script[None]:
     if process.db.barred:
         yield from _adopted(process, str(process.db.barred))
         yield from process.db.recover()
+
+
+def _undone(process: Process) -> Script[None]:
+    """What can be undone, and has been tried too often to be tried again, within so many turns."""
+    for _ in range(UNDOING_TURNS):
+        yield from process.db.undo_steps()
+        yield Pause(1.0)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from .acts import LATEST_S, Act, CleanUp, Finish, Parts, Pay, Recover, Settle, Stage, Sweep
+from .calls import Ask, Mend, Undo, Use
 from .faults import (
     CancelCallers,
     ClockJump,
@@ -34,6 +35,9 @@ from .faults import (
     Twice,
     When,
 )
+from .keys import Once
+from .outside import NAME as OUTSIDE
+from .outside import Plan, Say
 from .process import OPENING
 from .world import Layout
 
@@ -47,19 +51,28 @@ POINTS = (
     ("P2", "work"), ("P3", "prepare"), ("P3", "prepared"), ("P4", "all prepared"), ("P4", "staged"), ("P5", "deciding"),
     ("P6", "committed"), ("P6", "aborted"), ("P8", "commit"), ("P7", "branch committed"), ("P9", "every branch proved"),
 )  # fmt: skip
+STEP_POINTS = (
+    ("S1", "calling"), ("S2", "intended"), ("S3", "answered"), ("S4", "recorded"), ("S5", "undoing"), ("S6", "undone"),
+    ("S7", "undo recorded"), ("P6", "aborted"), ("P6", "committed"), ("P4", "staged"),
+)  # fmt: skip
+USES_MAX, STEP_FAULTS_MAX = 3, 4
 
 Item = Act | Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """See the module. `opens`: when each process opens its coordinator. `seed` None: it was written by hand."""
+    """See the module. `opens`: when each process opens its coordinator. `seed` None: it was written by hand.
+
+    `beyond`: it was drawn with `BEYOND`.
+    """
 
     seed: int | None
     layout: Layout
     opens: tuple[tuple[str, float], ...]
     items: tuple[Item, ...]
     keep: tuple[int, ...] = ()
+    beyond: bool = False
 
     @property
     def kept(self) -> list[tuple[int, Item]]:
@@ -77,7 +90,7 @@ class Schedule:
         """The same with these items alone. Raises `ValueError` for a number that it does not have."""
         if not set(keep) <= set(range(len(self.items))):
             raise ValueError(f"seed {self.seed} has acts and faults 0 to {len(self.items) - 1}, not all of {keep}")
-        return Schedule(self.seed, self.layout, self.opens, self.items, tuple(keep))
+        return replace(self, keep=tuple(keep))
 
     @property
     def command(self) -> str:
@@ -85,7 +98,7 @@ class Schedule:
         if self.seed is None:
             return "the test that has it"
         some = "" if len(self.keep) == len(self.items) else f" KEEP={','.join(map(str, self.keep))}"
-        return f"make sim SEED={self.seed}{some}"
+        return f"make sim SEED={self.seed}{some}{' BEYOND=1' if self.beyond else ''}"
 
     def __str__(self) -> str:
         opens = ", ".join(f"{name} at {at_s:.3g} s" for name, at_s in self.opens)
@@ -112,6 +125,12 @@ class Focus:
     fails: float = 0.1
     clean_ups: float = 0.2
     settles: float = 0.2
+    steps: float = 0.0  # how likely it is that steps are called outside
+    keys: float = 0.0  # and that callers have idempotency keys
+
+
+EVERYDAY = Focus(steps=0.3, keys=0.3)
+BEYOND = Focus(steps=1.0, keys=1.0)  # what stands on transactions, in every schedule
 
 
 def scripted(layout: Layout, opens: Mapping[str, float], *items: Item) -> Schedule:
@@ -121,7 +140,7 @@ def scripted(layout: Layout, opens: Mapping[str, float], *items: Item) -> Schedu
 
 def drawn(seed: int, focus: Focus | None = None) -> Schedule:
     """The schedule of this seed."""
-    return _Drawing(seed, focus or Focus()).schedule()
+    return _Drawing(seed, focus or EVERYDAY).schedule()
 
 
 class _Drawing:
@@ -136,6 +155,8 @@ class _Drawing:
         self.callers = [f"p{n + 1}" for n in range(self.random.randint(1, CALLERS_MAX))]
         self.recoverers = [f"r{n + 1}" for n in range(self.random.choice([1, 2, 2, 2, 3, RECOVERERS_MAX]))]
         self.names = [f"order-{n + 1}" for n in range(2)]
+        self.points: tuple[tuple[str, str], ...] = POINTS
+        self.victims = self.callers
 
     def schedule(self) -> Schedule:
         rnd = self.random
@@ -158,8 +179,95 @@ class _Drawing:
         if rnd.random() < self.focus.clean_ups:
             acts += [CleanUp(process=rnd.choice(self.recoverers), at_s=self._when()) for _ in range(2)]
         faults = [self._fault() for _ in range(rnd.randint(0, FAULTS_MAX))]
-        items = (*acts, *faults, Jitter(salt=rnd.randrange(1 << 20)))
-        return Schedule(self.seed, self.layout, tuple(opens), items, tuple(range(len(items))))
+        items = [*acts, *faults, Jitter(salt=rnd.randrange(1 << 20))]
+        # From a source of their own: what else a seed draws is the same with steps and without.
+        self.random = random.Random(f"{self.seed} outside")  # noqa: S311 - it is to be foretold
+        if self.random.random() < self.focus.steps:
+            items = [*map(self._calling, items), *self._about_steps(acts)]
+        self.random = random.Random(f"{self.seed} once")  # noqa: S311 - likewise
+        self.points, self.victims = POINTS, self.callers
+        if self.random.random() < self.focus.keys:
+            items += self._about_keys()
+        keep, beyond = tuple(range(len(items))), self.focus == BEYOND
+        return Schedule(self.seed, self.layout, tuple(opens), tuple(items), keep, beyond)
+
+    # ---- steps outside
+
+    def _calling(self, item: Item) -> Item:
+        """An act that calls steps now, and fails more often."""
+        rnd = self.random
+        if not isinstance(item, Pay | Stage) or rnd.random() < 0.2:
+            return item
+        uses = tuple(self._use(f"{number}") for number in range(rnd.randint(1, USES_MAX)))
+        if isinstance(item, Stage):
+            return replace(item, uses=uses, fails=item.fails or rnd.random() < 0.2)
+        return replace(item, uses=uses, fails=item.fails or rnd.random() < 0.4)
+
+    def _about_keys(self) -> list[Item]:
+        """Several callers who want one thing done once, most of them at the same time; and what goes wrong with it."""
+        rnd = self.random
+        parts, on, at_s = self._parts(), rnd.choice(self.servers), self._when()
+        calls = [
+            Once(
+                process=rnd.choice(self.callers),
+                at_s=round(at_s + rnd.choice([0.0, rnd.uniform(0, 0.05), rnd.uniform(0, 3)]), 3),
+                key="key-1",
+                on=on,
+                parts=parts,
+                payload=rnd.choice([0, 0, 0, 0, 1]),
+                fails=rnd.random() < self.focus.fails,
+                tries=rnd.randint(1, 4),
+            )
+            for _ in range(rnd.randint(2, 5))
+        ]
+        finishes: list[Item] = []
+        if rnd.random() < 0.4:
+            calls[0] = replace(calls[0], name=self.names[0])
+            finishes = [self._finish(self.names[0], at_s) for _ in range(rnd.randint(0, 2))]
+        return [*calls, *finishes, *(self._fault() for _ in range(rnd.randint(0, STEP_FAULTS_MAX)))]
+
+    def _use(self, name: str) -> Use:
+        rnd = self.random
+        says = [Say.DONE, Say.DONE, Say.DONE, Say.REFUSED, Say.BROKEN, Say.BROKEN_AFTER, Say.LATE]
+        undo = [Say.DONE, Say.DONE, Say.BROKEN, Say.BROKEN_AFTER, Say.LATE]
+        plan = Plan(
+            name,
+            tuple(rnd.choices(says, k=rnd.randint(0, 2))),
+            tuple(rnd.choices(undo, k=rnd.randint(0, 2))),
+            poison=rnd.random() < 0.1,
+        )
+        # A file that is locked takes no intent: where the journal is one, steps come before the work.
+        file = dict(self.layout.servers).get(self.layout.journal) == "sqlite"
+        return Use(
+            plan=plan,
+            keyed=rnd.random() < 0.7,
+            bare=rnd.random() < 0.1,
+            first=file or rnd.random() < 0.3,
+            swallowed=rnd.random() < 0.1,
+        )
+
+    def _about_steps(self, acts: Sequence[Item]) -> list[Item]:
+        """Steps that are called by name, who undoes them, and what goes wrong with all that."""
+        rnd = self.random
+        items: list[Item] = []
+        for stage in [act for act in acts if isinstance(act, Stage)]:
+            use = self._use("by name")
+            for _ in range(rnd.choice([0, 1, 1, 2])):
+                at_s = round(stage.at_s + rnd.choice([rnd.uniform(0, 0.1), rnd.uniform(0, 2)]), 3)
+                process, tries = rnd.choice(self.callers), rnd.randint(1, 3)
+                items.append(Ask(process=process, at_s=at_s, name=stage.name, use=use, tries=tries))
+        workers = [name for name in self.recoverers if rnd.random() < 0.7]
+        for name in workers:
+            blind = rnd.random() < 0.15
+            items.append(Undo(process=name, at_s=0.0, every_s=rnd.choice([0.5, 1.0, 2.5]), blind=blind))
+        if rnd.random() < 0.4:
+            at_s = round(rnd.uniform(4, HORIZON_S), 3)
+            items.append(Mend(process=rnd.choice(self.recoverers), at_s=at_s, skip=rnd.random() < 0.5))
+        if rnd.random() < 0.3:
+            process = rnd.choice(self.victims)
+            items.append(Cut(process=process, machine=OUTSIDE, at_s=self._when(), for_s=self._for_s()))
+        self.points, self.victims = STEP_POINTS, [*self.callers, *self.recoverers]
+        return items + [self._fault() for _ in range(rnd.randint(0, STEP_FAULTS_MAX))]
 
     def _sweeps(self, process: str, busy_s: list[float]) -> list[Item]:
         """Most of them just when somebody is at work, and sparing nothing."""
@@ -247,7 +355,7 @@ class _Drawing:
         kind = rnd.choices(list(weights), weights=list(weights.values()))[0]
         if kind == "restore" or rnd.random() < 0.4:
             return self._any(kind, self._process(), near=False)
-        process, (point, what) = rnd.choice(self.callers), rnd.choice(POINTS)
+        process, (point, what) = rnd.choice(self.victims), rnd.choice(self.points)
         fault = self._any(kind, process, near=True)
         return OnNotice(process=process, point=point, what=what, fault=fault, nth=rnd.choice([1, 1, 1, 2, 3]))
 

@@ -322,7 +322,8 @@ def _plain(tables: Tables) -> object:
             sorted(guest.names.items()),
             sorted(guest.quarantine.items()),
         )
-    return sorted(tables.rows.items()), receipts, sorted(tables.prepared.items()), tables.identity, journal
+    keys = sorted(tables.keys.items())
+    return sorted(tables.rows.items()), receipts, sorted(tables.prepared.items()), keys, tables.identity, journal
 
 
 def stepwise(layout: Layout, variant: Variant) -> tuple[World, Steps]:

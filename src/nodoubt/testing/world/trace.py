@@ -119,6 +119,8 @@ def _value(value: Any) -> str:
         return f"{value.verdict.value.upper()} {value.attempt}"
     if hasattr(value, "decision"):
         return _value(value.decision) + (" ended" if value.ended else "")
+    if hasattr(value, "step") and hasattr(value, "state"):
+        return f"{value.step} {value.attempt}.{value.number} {value.state.value}"
     if hasattr(value, "gid"):
         return str(value.gid)
     if hasattr(value, "xid"):

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ...engine.attempt import Attempt
 from ...engine.context import Settings, log
@@ -32,6 +32,7 @@ from ...resources.memory import (
 )
 from ...resources.memory.server import Promise
 from .checker import Checker, Violated
+from .effects import Effects
 from .faults import (
     ClockJump,
     CrashAt,
@@ -50,11 +51,14 @@ from .faults import (
     from_here,
 )
 from .kernel import Kernel
+from .keys import KeyChecker, KeyStore
 from .machine import FLUSH_S, Machine
 from .network import LATENCY_S, Network, Partition
+from .outside import Service
 from .process import EPOCH_S, Process
 from .trace import Trace
 
+Key = TypeVar("Key")
 QUICK = Settings(
     connect_s=1,
     acquire_s=2,
@@ -67,6 +71,10 @@ QUICK = Settings(
     sweep_s=1,
     deadline_s=30,
     retention_s=60,
+    step_s=1,
+    retry_first_s=0.3,
+    retry_most_s=2,
+    tries_max=3,
 )
 SERVERS: Mapping[str, type[MemoryServer]] = {
     "postgres": MemoryPostgres,
@@ -165,6 +173,9 @@ class World:
         self.processes: dict[str, Process] = {}
         self.history = History()
         self.checker = Checker(self)
+        self.service = Service(self)
+        self.effects = Effects(self)
+        self.keys = KeyChecker(self)
         self.cluster = ""
         self.restored: set[str] = set()  # machines that have forgotten what was on disk
         self.set_back = ""  # the one of which epochs can tell it, until an operator has adopted it
@@ -222,6 +233,9 @@ class World:
             journal_at=self.journal_at,
             settings=self.layout.settings,
         )
+        for participant in process.ctx.participants.values():
+            kind = participant.resource.traits.kind
+            setattr(participant.resource, "key_store", KeyStore(kind))  # noqa: B010 - it is no part of the port
         self.processes[name] = process
         return process
 
@@ -244,6 +258,8 @@ class World:
             for machine in self.machines.values():
                 self.history.keep(machine)
         self.checker.look()
+        self.effects.look()
+        self.keys.look()
 
     def jitter(self, process: Process) -> float:
         """How long a message of this process takes now."""
@@ -257,6 +273,8 @@ class World:
         """A process has come to a point of the protocol."""
         what = " ".join(filter(None, [notice.what, str(notice.fields.get("resource", ""))]))
         self.trace.note(process.name, f"{notice.point} {what} {notice.attempt}")
+        if notice.point == "S2":
+            self.effects.intended(process, notice)
         for watcher in self.watchers:
             watcher(process, notice)
         key = (process.name, notice.point, notice.what)
@@ -288,10 +306,12 @@ class World:
         now = machine.server.tables
         lost = {key.partition("/")[2] for key in _changed(before.rows, now.rows) if key.startswith("paid/")}
         lost |= {gid.split(".")[2] for gid in before.prepared.keys() ^ now.prepared.keys() if gid.count(".") == 3}
+        lost |= {row.gid.split(".")[2] for row in (set(before.keys.values()) ^ set(now.keys.values()))}
         lost |= {attempt for attempt, _ in before.receipts.keys() ^ now.receipts.keys()}
         if machine.name == self.journal_at:
             was, is_now = self.journal_view(before), self.journal_view(now)
             lost |= _changed(was.decisions, is_now.decisions)
+            lost |= {attempt for attempt, _ in _changed(was.calls, is_now.calls)}
             lost |= {one.attempt for name in _changed(was.names, is_now.names) for one in _rows(name, was, is_now)}
         self.checker.excuse(sorted(lost), f"{machine.name} has lost what it had written")
 
@@ -373,7 +393,7 @@ _NAMES: Mapping[type[TimedFault], str] = {
 }
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+def _changed(before: Mapping[Key, Any], now: Mapping[Key, Any]) -> set[Key]:
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
