@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nodoubt.testing.world import Layout, scripted
-from nodoubt.testing.world.acts import Pay, Settle, Stage, Sweep
+from nodoubt.testing.world.acts import Pay, Recover, Settle, Stage, Sweep
 from nodoubt.testing.world.calls import Use
-from nodoubt.testing.world.faults import Freeze, Jitter, KillAt, OnNotice, Restore, SlowDisk
+from nodoubt.testing.world.faults import ClockJump, EndByHand, Freeze, Jitter, KillAt, OnNotice, Restore, SlowDisk
 from nodoubt.testing.world.outside import Plan, Say
 
 KEPT = {
@@ -50,5 +50,15 @@ KEPT = {
         Sweep(process="r3", at_s=1.435, grace_s=0.0),
         Sweep(process="r3", at_s=1.4015, grace_s=0.0),
         Freeze(machine="a", at_s=1.27, for_s=1.912),
+    ),
+    # Found with seed 213 of the first hunt with strangers: who reaped looked for no receipt where XA RECOVER did not
+    # list the branch, so that nobody heard of it before the retention was over, which a clock had put off by a day.
+    "a stranger has committed a branch of a name that is reaped": scripted(
+        Layout((("a", "mariadb"), ("b", "postgres")), "b"),
+        {"p1": 0.0},
+        Stage(process="p1", at_s=6.329, name="n", parts=(("a", "x", -2), ("b", "x", 2)), deadline_s=6.0),
+        Recover(process="p1", at_s=0.0),
+        OnNotice(process="p1", point="P4", what="staged", fault=ClockJump(process="p1", by_s=86400.0, at_s=0.0)),
+        OnNotice(process="p1", point="P3", what="prepared", fault=EndByHand(machine="a", commit=True), nth=2),
     ),
 }  # fmt: skip

@@ -7,7 +7,7 @@ tests/mariadb, tests/sqlite and tests/journals; phases that are not shielded, in
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +22,13 @@ from nodoubt.engine.context import Context, Participant, asked, using
 from nodoubt.engine.phases import Course
 from nodoubt.errors import NoDoubtError
 from nodoubt.journals.memory import MemoryStore
-from nodoubt.ports import Conflict, Prepared, Reply, Session, StatementFailed, Unclear, Work
+from nodoubt.ports import Conflict, Prepared, Reply, SavepointStep, Session, StatementFailed, Unclear, Work
 from nodoubt.protocol import recovery
 from nodoubt.protocol.commands import Ended, Ready
 from nodoubt.protocol.commit import TABLE, CommitMachine, Phase, Rule
 from nodoubt.protocol.events import Decided, Event, Undecided
 from nodoubt.protocol.records import Decision, Staging, Standing, Verdict
-from nodoubt.protocol.recovery import Action, Known, Row
+from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
 from nodoubt.resources.memory import MemoryMariaDBResource, MemoryPostgresResource, MemorySqliteResource
 from nodoubt.resources.memory.server import only
 from nodoubt.script import Do, Script, do, every
@@ -45,7 +45,10 @@ SOUND = Variant()
 
 @dataclass(frozen=True)
 class Mutant:
-    """`breaks`: the rules it may be caught by; the first that the checker happens to see."""
+    """`breaks`: the rules it may be caught by; the first that the checker happens to see.
+
+    `rules`: those that the checker holds to, where others would always see it first.
+    """
 
     name: str
     apply: Callable[[Patch], Variant]
@@ -53,6 +56,7 @@ class Mutant:
     focus: Focus = field(default_factory=Focus)
     schedules_max: int = 400
     schedule: Schedule | None = None  # instead of all that can be drawn
+    rules: Collection[str] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -221,6 +225,26 @@ def what_was_aborted_is_left(patch: Patch) -> Variant:
     return SOUND
 
 
+def accuses_what_another_has_ended(patch: Patch) -> Variant:
+    """Neither prepared nor a receipt: somebody has broken it; the record is not read again for its end."""
+    for seen in (Seen.ABSENT, Seen.ABSENT_STILL):
+        for age in Age:
+            open_row = recovery._ACTIONS[Known.COMMIT, seen, age]
+            patch.setitem(recovery._ACTIONS, (Known.COMMIT_ENDED, seen, age), open_row)
+    return SOUND
+
+
+def heuristics_are_silent(patch: Patch) -> Variant:
+    """What somebody else has ended against its decision is said in a log, and stored nowhere."""
+
+    def say(*_: object) -> Script[None]:
+        yield from ()
+
+    patch.setattr(branches, "quarantine", say)
+    patch.setattr(sweep, "quarantine", say)
+    return SOUND
+
+
 def receipts_go_before_the_end(patch: Patch) -> Variant:
     """They are deleted, and then the end is written."""
     flush_some = ends._flush_some
@@ -328,7 +352,25 @@ def commits_before_the_last_is_listed(patch: Patch) -> Variant:
     return SOUND
 
 
+def the_contrary_is_answered_in_peace(patch: Patch) -> Variant:
+    """Who rolls back what is committed is told that it is committed, as if that was what he had asked for."""
+    patch.setattr(verbs, "_require_outcome", nothing)
+    return SOUND
+
+
 # ---- resources
+
+
+def a_savepoint_is_only_forgotten(patch: Patch) -> Variant:
+    """To go back to it lifts the doom, and is not sent: InnoDB and SQLite keep what was written after it."""
+    for resource in (MemoryMariaDBResource, MemorySqliteResource):
+        send = resource.savepoint
+
+        def savepoint(self: Any, session: Session, work: Work, step: SavepointStep, name: str, send: Any = send) -> Any:
+            return () if step is SavepointStep.BACK else send(self, session, work, step, name)
+
+        patch.setattr(resource, "savepoint", savepoint)
+    return SOUND
 
 
 class UncheckedPrepare(MemoryPostgresResource):
@@ -453,6 +495,18 @@ MUTANTS = [
     ),
     Mutant("strangers are swept", strangers_are_swept, ["I9"]),
     Mutant("no compare-and-set", no_compare_and_set, ["I1", "I3", "I5", "I12", "I17"]),
+    # Whatever splits a transaction breaks I1 before it breaks a sum; so here nobody looks at anything but sums.
+    Mutant("no compare-and-set, by the sums alone", no_compare_and_set, ["I23"], rules={"I23"}),
+    Mutant(
+        "a savepoint is only forgotten", a_savepoint_is_only_forgotten, ["I23"],
+        Focus(servers=("mariadb", "sqlite"), fails=1.0),
+    ),
+    Mutant("the contrary is answered in peace", the_contrary_is_answered_in_peace, ["I12"], Focus(staged=1.0)),
+    Mutant("heuristics are silent", heuristics_are_silent, ["I17"], Focus(strangers=1.0)),
+    Mutant(
+        "accuses what another has ended", accuses_what_another_has_ended, ["I17"],
+        Focus(staged=0.0, weights={"kill": 10, "stop": 10, "late reply": 10}), 2000,
+    ),
     Mutant("no fence", no_fence, ["I1", "I2", "I5", "I12", "I17"]),
     Mutant(
         "acts on a decision that is visible and not flushed", acts_on_a_plain_look, ["I1", "I3", "I4", "I5"],
@@ -472,7 +526,7 @@ MUTANTS = [
         "forgets early", forgets_early, ["I6"], Focus(weights={"freeze": 10, "cut": 10, "crash": 5}), 1000
     ),
     Mutant(
-        "unknown is done", unknown_is_done, ["I1", "I5", "I6", "I8"],
+        "unknown is done", unknown_is_done, ["I7"],
         Focus(servers=("mariadb", "mariadb"), weights={"lose request": 10, "late request": 5, "cut": 5}), 1000,
     ),
     Mutant(
@@ -485,7 +539,7 @@ MUTANTS = [
     ),
     Mutant("PREPARE tag unchecked", prepare_tag_unchecked, ["I1", "I2", "I8", "I16"], Focus(fails=0.8)),
     Mutant(
-        "XAER_NOTA is done", xaer_nota_is_done, ["I1", "I6", "I8"],
+        "XAER_NOTA is done", xaer_nota_is_done, ["I7"],
         Focus(servers=("mariadb", "mariadb"), weights={"lose request": 10, "late request": 5, "cut": 5}), 1000,
     ),
     Mutant(
@@ -507,4 +561,6 @@ NOTICED_WITH = {
     "unknown is done": 136, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
     "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15, "an end that is seen will do": 281,
     "an error does not doom its branch": 5, "nonce dropped": 9, "dirty session returned to its pool": 83,
+    "no compare-and-set, by the sums alone": 136, "a savepoint is only forgotten": 9,
+    "the contrary is answered in peace": 1, "heuristics are silent": 16, "accuses what another has ended": 282,
 }  # fmt: skip

@@ -16,10 +16,10 @@ NOTICED = NOTICED_WITH | OUTSIDE_NOTICED_WITH
 
 def schedules(mutant: Mutant, variant: Variant) -> Iterator[Ran]:
     if mutant.schedule is not None:
-        yield run(mutant.schedule, variant)
+        yield run(mutant.schedule, variant, rules=mutant.rules)
         return
     for seed in (NOTICED.get(mutant.name, 0), *range(mutant.schedules_max)):
-        yield run(drawn(seed, mutant.focus), variant)
+        yield run(drawn(seed, mutant.focus), variant, rules=mutant.rules)
 
 
 @pytest.mark.parametrize("mutant", [*MUTANTS, *OUTSIDE_MUTANTS], ids=str)

@@ -20,7 +20,7 @@ from ..protocol.recovery import STALE
 from ..script import Script, every
 from ..xid import Xid
 from . import register, start
-from .branches import End, carry_out
+from .branches import End, alarm_if_committed, carry_out
 from .context import Context, Participant, asked, chunks, log
 
 PAGE_MAX = 256
@@ -154,7 +154,13 @@ def _roll_back(
         return
     xid = Xid(ctx.cluster, attempt, ref.number)
     if participant.resource.traits.holds_session and xid not in prepared:
-        return  # not prepared any more, or not yet: the next sweep looks again (I11)
+        # Not yet prepared: a sweep will find it (I11). Or not any more, of which no sweep would hear: if somebody has
+        # committed it, nobody but us knows of the abort and of this branch at the same time (I17).
+        try:
+            yield from alarm_if_committed(ctx, participant, xid)
+        except NoDoubtError as error:
+            report.trouble[participant.name] = str(error)
+        return
     ending = yield from carry_out(ctx, participant, prepared.get(xid, Prepared(xid)), Verdict.ABORT)
     if ending.end is End.PROVED:
         report.rolled_back += 1

@@ -202,7 +202,7 @@ def work_of(
         for server in reads:
             yield from attempts.execute(ctx, attempt, server, "read", ("total",))
         for server, account, amount in parts:
-            checker.wrote(attempt.id, server)
+            checker.wrote(attempt.id, server, amount)
             yield from attempts.execute(ctx, attempt, server, "add", (account, amount))
             yield from attempts.execute(ctx, attempt, server, "add", (LEDGER + attempt.id, 1))
         for use in uses:
@@ -289,6 +289,7 @@ def _finish(process: Process, act: Finish) -> Script[None]:
     world = process.world
     attempt = next(iter(world.staged.get(act.name, ())), None) if act.first else None
     verb = process.db.commit_distributed if act.commit else process.db.rollback_distributed
+    asked = Told.COMMITTED if act.commit else Told.ABORTED
     for _ in range(act.tries):
         listed = world.checker.listed(act.name)
         try:
@@ -297,6 +298,7 @@ def _finish(process: Process, act: Finish) -> Script[None]:
             process.told(f"{type(error).__name__}: {error}")
         except OutcomeConflict as error:
             process.told(str(error))
+            process.tells_finished(act.name, asked=asked, stands=Told(error.stands), conflict=True)
             if attempt is not None:
                 process.tells(attempt, Told(error.stands))
             return
@@ -312,6 +314,7 @@ def _finish(process: Process, act: Finish) -> Script[None]:
             process.told(f"{type(error).__name__}: {error}")
         else:
             process.told(f"{result.state.value} {result.attempt}")
+            process.tells_finished(act.name, asked=asked, stands=Told(result.state.value), conflict=False)
             process.tells(result.attempt, Told(result.state.value))
             return
         yield Pause(1.0)

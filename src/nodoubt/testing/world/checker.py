@@ -11,27 +11,38 @@ on disk, who wrote where, and what every caller was told. What it holds to, by t
 - I5, I12: whoever is told "committed" finds the decision on disk; whoever is told "aborted" sees nothing of the work,
   ever; nobody is told two things. What was told to be staged is on disk. A listed name is never unknown.
 - I6: a record ends when the work of all its branches is on disk; receipts go after that.
+- I7: whoever was answered that a server knows no such xid takes that branch for done (it says so, or writes the end of
+  the record) only with a proof that it had from a server: see `heard`.
 - I9: a stranger's prepared transactions stay as they are. I10: a name passes on only when its attempt was decided.
 - I16: an attempt of which a statement failed leaves nothing. I18: no session goes back into a pool unclean.
 - I15: where epochs tell that something was set back, nothing that was committed is rolled back.
-- At the end (I8, I17, I23): nothing prepared, nothing locked, no record open, no sum changed, nothing quarantined.
+- I17: nobody is told "broken from outside", and nothing is quarantined, unless a stranger has ended something; what is
+  in quarantine stays there. At the end all that a stranger has ended against its decision is there.
+- I23: the sum on each server is what the attempts that are to be seen there have moved, no more and no less; what is
+  decided and prepared nowhere any more has changed no sum over all of them.
+- At the end (I8, I17, I23): nothing prepared, nothing locked, no record open, no sum changed, nothing missing in
+  quarantine.
 
 What was restored from a backup, lost by a disk that lies, or ended by hand is excused, attempt by attempt.
+With `rules` it holds to these alone: what breaks one rule often breaks another first.
 
 Must not: change anything in the world.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from ...journals.memory_state import State
-from ...protocol.records import Decision, Staging, Verdict
+from ...ports import Notice
+from ...protocol.records import Decision, Quarantined, Staging, Verdict
 from ...resources.memory.server import Tables
-from ...xid import parse_gid
+from ...script import Outcome
+from ...xid import Xid, parse_gid
+from .heard import Heard
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -63,11 +74,13 @@ class Deed:
 
     attempt: str
     writes: set[str] = field(default_factory=set)  # machines that its work wrote to
+    moves: dict[str, int] = field(default_factory=dict)  # machine -> by how much the work changes the sum there
     doomed: bool = False
     told: Told | None = None
     decided: Verdict | None = None  # the verdict that was first on disk
     ended: bool = False  # on disk
     excused: str = ""
+    by_hand: dict[str, int] = field(default_factory=dict)  # machine -> branch that a stranger has ended there
 
 
 @dataclass(slots=True)
@@ -85,12 +98,22 @@ def gid_of(attempt: str, number: int, cluster: str) -> str:
 class Checker:
     """One world's."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, rules: Collection[str] | None = None) -> None:
+        self.world, self.rules = world, rules
         self.deeds: dict[str, Deed] = {}
         self.steps = 0
         self._seen: dict[str, _Seen] = {}
         self._promised: dict[str, dict[str, str]] = {}  # machine -> attempt -> gid, now
+        self._heard: dict[str, Heard] = {}  # by process
+
+    def holds(self, number: str) -> bool:
+        """Whether it holds to this rule: to all, unless it was told to which."""
+        return self.rules is None or number in self.rules
+
+    def broken(self, number: str, why: str) -> None:
+        """Stop the world, if it holds to this rule."""
+        if self.holds(number):
+            raise self.violated(number, why)
 
     def violated(self, number: str, why: str) -> Violated:
         """To be raised; and kept, for what is raised inside a script may be taken for an answer there."""
@@ -100,9 +123,11 @@ class Checker:
 
     # ---- what the world tells it
 
-    def wrote(self, attempt: str, machine: str) -> None:
-        """This attempt's work has sent a write to this machine."""
-        self.deed(attempt).writes.add(machine)
+    def wrote(self, attempt: str, machine: str, amount: int) -> None:
+        """This attempt's work is about to write to this machine, and to change the sum there by that amount."""
+        deed = self.deed(attempt)
+        deed.writes.add(machine)
+        deed.moves[machine] = deed.moves.get(machine, 0) + amount
 
     def doomed(self, attempt: str) -> None:
         """One of its statements has failed."""
@@ -117,21 +142,32 @@ class Checker:
             deed = self.deed(attempt)
             deed.excused = deed.excused or why
 
+    def meddled(self, xid: Xid, machine: str) -> None:
+        """A stranger has ended this branch by hand. What comes of it is no fault of ours; to be silent would be."""
+        self.excuse([xid.attempt], f"a branch on {machine} was ended by hand")
+        self.deed(xid.attempt).by_hand[machine] = xid.branch
+
     def tell(self, attempt: str, told: Told) -> None:
         """A caller was told so (I5, I12)."""
         deed = self.deed(attempt)
         if deed.excused:
             return
         if deed.told not in (None, told):
-            raise self.violated("I12", f"{attempt} was told {deed.told}, and now {told}")
+            self.broken("I12", f"{attempt} was told {deed.told}, and now {told}")
         deed.told = told
         paid = [name for name in self.world.machines if self._paid(name, attempt)]
         if told is Told.ABORTED and (paid or deed.decided is Verdict.COMMIT):
-            raise self.violated("I5", f"{attempt} was told aborted, and is committed on {paid or 'the journal'}")
+            self.broken("I5", f"{attempt} was told aborted, and is committed on {paid or 'the journal'}")
         if told is Told.COMMITTED and deed.writes:
             alone = len(deed.writes) == 1 and self._paid(next(iter(deed.writes)), attempt, durable=True)
             if not alone and deed.decided is not Verdict.COMMIT:
-                raise self.violated("I5", f"{attempt} was told committed, and neither decision nor work is on disk")
+                self.broken("I5", f"{attempt} was told committed, and neither decision nor work is on disk")
+
+    def tell_finished(self, name: str, *, asked: Told, stands: Told, conflict: bool) -> None:
+        """A verb with a name was answered: with its own outcome, or with the contrary as a conflict (I12)."""
+        if (asked is not stands) is not conflict:
+            how = "a conflict" if conflict else "an outcome"
+            self.broken("I12", f"{name!r} was to be {asked}, it stands {stands}, and the answer was {how}")
 
     def tell_staged(self, name: str, attempt: str) -> None:
         """A begin has returned: it survives every crash from now on, whoever decides it (I5)."""
@@ -140,10 +176,10 @@ class Checker:
         if deed.excused or attempt in journal.decisions or deed.decided is not None:
             return
         if name not in journal.names or journal.names[name].attempt != attempt:
-            raise self.violated("I5", f"{name!r} was told staged, and {attempt} is not listed on disk")
+            self.broken("I5", f"{name!r} was told staged, and {attempt} is not listed on disk")
         for server in sorted(deed.writes):
             if attempt not in self._promised.get(server, {}):
-                raise self.violated("I5", f"{name!r} was told staged, and {server} has not prepared {attempt}")
+                self.broken("I5", f"{name!r} was told staged, and {server} has not prepared {attempt}")
 
     def listed(self, name: str) -> str | None:
         """The attempt that is listed under this name, on disk."""
@@ -154,12 +190,12 @@ class Checker:
         """Somebody was told that nobody knows this name. `listed_before`: what was listed when it was asked for."""
         still = listed_before is not None and self.listed(name) == listed_before
         if still and asked_for in (None, listed_before) and not self.deed(listed_before or "").excused:
-            raise self.violated("I5", f"{name!r} was told unknown, and {listed_before} is listed under it")
+            self.broken("I5", f"{name!r} was told unknown, and {listed_before} is listed under it")
 
     def tell_heuristic(self, attempt: str) -> None:
         """Somebody was told that a branch was ended by a stranger (I17)."""
         if not self.deed(attempt).excused:
-            raise self.violated("I17", f"{attempt} was told broken from outside, and nobody has")
+            self.broken("I17", f"{attempt} was told broken from outside, and nobody has")
 
     def session_returned(self, process: Process, link: Link) -> None:
         """A session goes back into a pool of this process."""
@@ -167,9 +203,37 @@ class Checker:
         if link.broken or connection.number not in link.machine.server.connections:
             return  # its server has ended it, whatever it was in
         if link.busy or connection.transaction is not None or connection.bound:
-            raise self.violated(
-                "I18", f"{process.name} puts an unclean session of {link.machine.name} back into its pool"
-            )
+            self.broken("I18", f"{process.name} puts an unclean session of {link.machine.name} back into its pool")
+
+    # ---- what servers say, and what is made of it (I7)
+
+    def answered(self, process: Process, verb: str, args: tuple[Any, ...], outcome: Outcome[Any]) -> None:
+        """A process has an answer."""
+        self._heard.setdefault(process.name, Heard()).take(verb, args, outcome)
+
+    def sends(self, process: Process, verb: str, args: tuple[Any, ...]) -> None:
+        """A process sends a message: an end of records says that every branch of each has proved itself."""
+        if verb != "apply" or args[0] != "end":
+            return
+        decisions = self._journal(self.world.machines[self.world.journal_at].server.tables).decisions
+        for decision in (decisions[attempt].decision for attempt in args[1] if attempt in decisions):
+            for ref in decision.branches if decision.verdict is Verdict.COMMIT else ():
+                if ref.number != decision.point:
+                    self._require_proof(process, decision.attempt, ref.number)
+
+    def noticed(self, process: Process, notice: Notice) -> None:
+        """A process has come to a point of the protocol: P7, a branch is committed."""
+        if (notice.point, notice.what) == ("P7", "branch committed") and notice.branch is not None:
+            self._require_proof(process, notice.attempt, notice.branch)
+
+    def _require_proof(self, process: Process, attempt: str, number: int) -> None:
+        heard = self._heard.setdefault(process.name, Heard())
+        if heard.proves((attempt, number)) or self.deed(attempt).excused:
+            return
+        if (attempt, number) in heard.unknown:
+            why = f"branch {number} of {attempt} was not known to its server, and {process.name} takes it for done"
+            self.broken("I7", why)
+        self.broken("I6", f"{process.name} takes branch {number} of {attempt} for done, and has no proof of it")
 
     # ---- after each step
 
@@ -186,6 +250,7 @@ class Checker:
             touched = self._look_at(machine, before, seen)
             for attempt in sorted(touched):
                 self._agreement(self.deeds[attempt])
+                self._conservation(self.deeds[attempt])
 
     def _look_at(self, machine: Machine, before: _Seen, now: _Seen) -> set[str]:
         touched = {
@@ -193,6 +258,8 @@ class Checker:
             for key in _different(before.shown.rows, now.shown.rows) | _different(before.durable.rows, now.durable.rows)
             if key.startswith(LEDGER)
         }
+        if before.shown.rows is not now.shown.rows:
+            self._sum_of(machine)
         if before.shown.prepared is not now.shown.prepared:
             touched |= self._look_at_prepared(machine, before.shown, now.shown)
         if machine.name == self.world.journal_at:
@@ -212,7 +279,7 @@ class Checker:
         for gid in before.prepared.keys() - now.prepared.keys():
             xid = parse_gid(gid)
             if (xid is None or xid.cluster != self.world.cluster) and machine.name not in self.world.restored:
-                raise self.violated("I9", f"a stranger's transaction {gid!r} was ended on {machine.name}")
+                self.broken("I9", f"a stranger's transaction {gid!r} was ended on {machine.name}")
         changed = before.prepared.keys() ^ now.prepared.keys()
         return {xid.attempt for xid in map(parse_gid, changed) if xid is not None}
 
@@ -225,7 +292,7 @@ class Checker:
             if xid is None or now.rows.get(LEDGER + xid.attempt):
                 continue
             if self.deed(xid.attempt).decided is Verdict.COMMIT:
-                raise self.violated("I15", f"{self.world.set_back} was set back, and {gid} rolled back all the same")
+                self.broken("I15", f"{self.world.set_back} was set back, and {gid} rolled back all the same")
 
     def _look_at_journal(self, before: _Seen, now: _Seen) -> set[str]:
         touched = set[str]()
@@ -235,21 +302,39 @@ class Checker:
             old, new = was.decisions.get(attempt), shown.decisions.get(attempt)
             if new is not None and (old is None or old.decision.verdict is not new.decision.verdict):
                 if old is not None:
-                    raise self.violated("I3", f"the decision of {attempt} was changed from {old.decision.verdict}")
+                    self.broken("I3", f"the decision of {attempt} was changed from {old.decision.verdict}")
                 if new.decision.verdict is Verdict.COMMIT:
                     self._may_commit(new.decision)
             if new is not None and new.ended_at is not None and (old is None or old.ended_at is None):
                 self._may_end(new.decision)
         for name in _different(was.names, shown.names):
             self._may_pass(name, was.names.get(name), shown.names.get(name), shown)
+        self._look_at_quarantine(self._journal(before.durable), shown, durable)
         for attempt, row in durable.decisions.items():
             self._on_disk(attempt, row.decision.verdict, ended=row.ended_at is not None)
         for attempt, deed in self.deeds.items():
             if deed.decided is None or attempt in durable.decisions or deed.excused:
                 continue
             if not (deed.ended or deed.decided is Verdict.ABORT) or attempt >= durable.floor:
-                raise self.violated("I3", f"the decision of {attempt} was forgotten")
+                self.broken("I3", f"the decision of {attempt} was forgotten")
         return touched
+
+    def _look_at_quarantine(self, was: State, shown: State, durable: State) -> None:
+        """Nobody is accused for nothing; who is accused stays so: no operator is at work in this world (I17)."""
+        for entry in shown.quarantine.values():
+            if not self._beyond(entry, shown):
+                self.broken("I17", f"{entry.attempt} is quarantined for nothing: {entry.why}")
+        if self.world.journal_at in self.world.restored:
+            return
+        for key, entry in was.quarantine.items():
+            if key not in durable.quarantine or durable.quarantine[key].cleared_by:
+                self.broken("I17", f"nobody has looked at {entry.attempt}, and its quarantine is over")
+
+    def _beyond(self, entry: Quarantined, journal: State) -> bool:
+        """Whether the attempt is excused; or below a floor that a clock has raised above what lives: loud, and safe."""
+        deed = self.deed(entry.attempt)
+        below = "clock jumped" in self.world.faults.came and entry.attempt < journal.floor and deed.decided is None
+        return bool(deed.excused) or below
 
     def _may_pass(self, name: str, old: Staging | None, new: Staging | None, journal: State) -> None:
         """A name has changed (I10)."""
@@ -258,14 +343,14 @@ class Checker:
         if not self.world.machines[self.world.journal_at].up:
             return  # a crash has taken an unflushed row, and the one that it had replaced is there again
         if old.attempt not in journal.decisions:
-            raise self.violated("I10", f"the name {name!r} went to {new.attempt} before {old.attempt} was decided")
+            self.broken("I10", f"the name {name!r} went to {new.attempt} before {old.attempt} was decided")
 
     def _on_disk(self, attempt: str, verdict: Verdict, *, ended: bool) -> None:
         deed = self.deed(attempt)
         if deed.decided not in (None, verdict) and not deed.excused:
-            raise self.violated("I3", f"{attempt} was decided {deed.decided} on disk, and now {verdict}")
+            self.broken("I3", f"{attempt} was decided {deed.decided} on disk, and now {verdict}")
         if verdict is Verdict.COMMIT and deed.told is Told.ABORTED and not deed.excused:
-            raise self.violated("I5", f"{attempt} was told aborted, and is now decided commit")
+            self.broken("I5", f"{attempt} was told aborted, and is now decided commit")
         deed.decided = deed.decided or verdict  # the first: a journal that was set back has forgotten it, we have not
         deed.ended = deed.ended or ended
 
@@ -276,13 +361,11 @@ class Checker:
             return
         listed = {ref.resource for ref in decision.branches}
         if listed != deed.writes:
-            raise self.violated(
-                "I2", f"{decision.attempt} wrote to {sorted(deed.writes)}, its COMMIT lists {sorted(listed)}"
-            )
+            self.broken("I2", f"{decision.attempt} wrote to {sorted(deed.writes)}, its COMMIT lists {sorted(listed)}")
         for ref in decision.branches:
             prepared = decision.attempt in self._promised.get(ref.resource, {})
             if ref.number != decision.point and not prepared and not self._paid(ref.resource, decision.attempt):
-                raise self.violated("I2", f"{decision.attempt} is decided COMMIT, and {ref.resource} has not prepared")
+                self.broken("I2", f"{decision.attempt} is decided COMMIT, and {ref.resource} has not prepared")
 
     def _may_end(self, decision: Decision) -> None:
         """A record has ended (I6)."""
@@ -292,7 +375,7 @@ class Checker:
             # On the journal's own server the log is flushed in order: what the end follows is on disk before it is.
             elsewhere = ref.resource != self.world.journal_at
             if not self._paid(ref.resource, decision.attempt, durable=elsewhere):
-                raise self.violated(
+                self.broken(
                     "I6", f"the record of {decision.attempt} ended, and {ref.resource} has not committed"
                 )
 
@@ -303,9 +386,7 @@ class Checker:
                 continue
             lost = not machine.up  # in a crash, unflushed
             if not deed.ended and not lost:
-                raise self.violated(
-                    "I6", f"the receipt of {attempt} on {machine.name} went before its record had ended"
-                )
+                self.broken("I6", f"the receipt of {attempt} on {machine.name} went before its record had ended")
 
     def _agreement(self, deed: Deed) -> None:
         """The attempt's work, on all servers (I1, I4, I5, I16)."""
@@ -318,14 +399,14 @@ class Checker:
             return
         for name in paid:
             if machines[name].server.tables.rows[LEDGER + attempt] != 1:
-                raise self.violated("I12", f"the work of {attempt} was done twice on {name}")
+                self.broken("I12", f"the work of {attempt} was done twice on {name}")
         if deed.doomed:
-            raise self.violated("I16", f"a statement of {attempt} failed, and it is committed on {sorted(paid)}")
+            self.broken("I16", f"a statement of {attempt} failed, and it is committed on {sorted(paid)}")
         if deed.told is Told.ABORTED:
-            raise self.violated("I5", f"{attempt} was told aborted, and is committed on {sorted(paid)}")
+            self.broken("I5", f"{attempt} was told aborted, and is committed on {sorted(paid)}")
         for name in sorted(deed.writes - paid):
             if attempt not in self._promised.get(name, {}):
-                raise self.violated("I1", f"{attempt} is committed on {sorted(paid)}, and gone on {name}")
+                self.broken("I1", f"{attempt} is committed on {sorted(paid)}, and gone on {name}")
         if len(deed.writes) > 1:
             self._decision_first(deed, paid)
             self._nothing_gone(deed, paid)
@@ -336,9 +417,9 @@ class Checker:
             if deed.attempt in self._promised.get(name, {}):
                 continue
             if deed.told is Told.COMMITTED:
-                raise self.violated("I5", f"{deed.attempt} was told committed, and is gone on {name}")
+                self.broken("I5", f"{deed.attempt} was told committed, and is gone on {name}")
             if deed.decided is Verdict.COMMIT:
-                raise self.violated("I1", f"{deed.attempt} is decided COMMIT, and is gone on {name}")
+                self.broken("I1", f"{deed.attempt} is decided COMMIT, and is gone on {name}")
 
     def _decision_first(self, deed: Deed, paid: set[str]) -> None:
         journal = self.world.journal_at
@@ -346,9 +427,30 @@ class Checker:
             if deed.decided is Verdict.COMMIT:
                 return
             if name != journal or self._paid(name, deed.attempt, durable=True):
-                raise self.violated("I4", f"{deed.attempt} is committed on {name}, and no such decision is on disk")
+                self.broken("I4", f"{deed.attempt} is committed on {name}, and no such decision is on disk")
             if deed.attempt not in self._journal(self.world.machines[journal].server.tables).decisions:
-                raise self.violated("I4", f"{deed.attempt} is committed on {name}, and was not decided")
+                self.broken("I4", f"{deed.attempt} is committed on {name}, and was not decided")
+
+    def _sum_of(self, machine: Machine) -> None:
+        """The sum on a server is what the attempts that are to be seen there have moved, and nothing else (I23)."""
+        rows, there, moved = machine.server.tables.rows, 0, 0
+        for key, number in rows.items():
+            if key.startswith(LEDGER):
+                moved += number * self.deed(key[len(LEDGER) :]).moves.get(machine.name, 0)
+            else:
+                there += number
+        if there != moved:
+            why = f"the sum on {machine.name} is {there}, and what is to be seen there has moved {moved}"
+            self.broken("I23", why)
+
+    def _conservation(self, deed: Deed) -> None:
+        """What is decided, and prepared nowhere any more, has changed no sum over all databases (I23)."""
+        paid = {name for name in deed.moves if self._paid(name, deed.attempt)}
+        if deed.excused or not paid or any(deed.attempt in promised for promised in self._promised.values()):
+            return
+        total = sum(deed.moves[name] for name in paid)
+        if total:
+            self.broken("I23", f"{deed.attempt} has changed the sum over all databases by {total}")
 
     # ---- what it sees
 
@@ -363,7 +465,16 @@ class Checker:
     def memory(self) -> list[tuple[object, ...]]:
         """What it holds against what is still to come."""
         return sorted(
-            (d.attempt, sorted(d.writes), d.doomed, str(d.told), str(d.decided), d.ended, d.excused)
+            (
+                d.attempt,
+                sorted(d.moves.items()),
+                d.doomed,
+                str(d.told),
+                str(d.decided),
+                d.ended,
+                d.excused,
+                sorted(d.by_hand.items()),
+            )
             for d in self.deeds.values()
         )
 
@@ -373,41 +484,53 @@ class Checker:
         """Everything is up, and two sweeps have passed since the last grace and deadline (I8, I17, I23)."""
         self.look()
         journal = self._journal(self.world.machines[self.world.journal_at].server.tables)
-        if "clock jumped" in self.world.faults.came:
-            # A clock that is wrong by more than the retention can raise the floor above what lives: loud, and safe.
-            beyond = [entry.attempt for entry in journal.quarantine.values() if entry.attempt < journal.floor]
-            self.excuse([attempt for attempt in beyond if self.deed(attempt).decided is None], "below the floor")
+        beyond = [entry.attempt for entry in journal.quarantine.values() if self._beyond(entry, journal)]
+        self.excuse(beyond, "below the floor")
         for machine in self.world.machines.values():
             self._nothing_left(machine)
         for attempt, row in journal.decisions.items():
             if row.is_open and not self.deed(attempt).excused:
-                raise self.violated("I8", f"the record of {attempt} never ends")
+                self.broken("I8", f"the record of {attempt} never ends")
         for deed in self.deeds.values():
             self._settled(deed)
-        for entry in journal.quarantine.values():
-            if not self.deed(entry.attempt).excused and not entry.cleared_by:
-                raise self.violated("I17", f"{entry.attempt} is quarantined for nothing: {entry.why}")
+        for deed in self.deeds.values():
+            self._loud(deed)
         if not any(deed.excused for deed in self.deeds.values()):
             total = sum(self._total(machine) for machine in self.world.machines.values())
             if total:
-                raise self.violated("I23", f"the sum over all databases is {total}, not 0")
+                self.broken("I23", f"the sum over all databases is {total}, not 0")
 
     def _nothing_left(self, machine: Machine) -> None:
         left = [one for one in sorted(self._promised.get(machine.name, {})) if not self.deed(one).excused]
         if left:
-            raise self.violated("I8", f"{machine.name} still has {left} prepared")
+            self.broken("I8", f"{machine.name} still has {left} prepared")
         held = [c.number for c in machine.server.connections.values() if c.transaction is not None]
         if held:
-            raise self.violated("I18", f"nobody is at work, and sessions {held} of {machine.name} are in a transaction")
+            self.broken("I18", f"nobody is at work, and sessions {held} of {machine.name} are in a transaction")
 
     def _settled(self, deed: Deed) -> None:
         if deed.excused:
             return
         paid = {name for name in self.world.machines if self._paid(name, deed.attempt, durable=True)}
         if paid and paid != deed.writes:
-            raise self.violated("I1", f"{deed.attempt} ended on {sorted(paid)} of {sorted(deed.writes)}")
+            self.broken("I1", f"{deed.attempt} ended on {sorted(paid)} of {sorted(deed.writes)}")
         if deed.told is Told.COMMITTED and deed.writes and not paid:
-            raise self.violated("I5", f"{deed.attempt} was told committed, and is nowhere")
+            self.broken("I5", f"{deed.attempt} was told committed, and is nowhere")
+
+    def _loud(self, deed: Deed) -> None:
+        """What a stranger has ended against the decision is in quarantine, and what he ended as it was decided is not.
+
+        Of an attempt that was never decided the journal knows nothing, so that nobody can accuse.
+        """
+        if deed.decided is None or self.world.restored:
+            return
+        journal = self._journal(self.world.machines[self.world.journal_at].server.durable)
+        for machine, number in deed.by_hand.items():
+            committed = self._paid(machine, deed.attempt, durable=True)
+            against = committed is not (deed.decided is Verdict.COMMIT)
+            if against is not ((deed.attempt, number) in journal.quarantine):
+                what = "against its decision, and nobody says so" if against else "as it was decided, and is accused"
+                self.broken("I17", f"branch {number} of {deed.attempt} was ended by hand on {machine}, {what}")
 
     def _total(self, machine: Any) -> int:
         return sum(number for key, number in machine.server.tables.rows.items() if not key.startswith(LEDGER))

@@ -197,6 +197,15 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndByHand:
+    """A stranger commits or rolls back the oldest of our branches that is prepared on a server at that moment."""
+
+    machine: str
+    at_s: float = 0.0
+    commit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Jitter:
     """Every message takes a little longer or shorter than the next, by this salt: processes drift apart."""
 
@@ -218,7 +227,7 @@ class OnNotice:
 
 
 MessageFault = Kill | LoseRequest | LoseReply | LateRequest | LateReply | Twice | CancelCallers
-TimedFault = KillAt | CrashAt | Freeze | Cut | Stop | ClockJump | FullDisk | SlowDisk | Restore
+TimedFault = KillAt | CrashAt | Freeze | Cut | Stop | ClockJump | FullDisk | SlowDisk | Restore | EndByHand
 Fault = MessageFault | CrashServer | TimedFault | Jitter | OnNotice
 
 

@@ -17,6 +17,7 @@ from ...resources.memory.server import Connection, Handling, Locked, LockTimeout
 from ...script import Outcome
 from .faults import CrashServer, When
 from .kernel import Event
+from .stranger import ended_by_hand
 
 if TYPE_CHECKING:
     from .network import Link
@@ -161,6 +162,18 @@ class Machine:
         self._wake()
 
     # ---- disasters
+
+    def end_by_hand(self, *, commit: bool) -> bool:
+        """A stranger ends a branch of ours; whether there was one."""
+        world = self.world
+        xid = ended_by_hand(self.server, world.cluster, commit=commit)
+        if xid is None:
+            return False
+        world.checker.meddled(xid, self.name)
+        world.trace.note(self.name, f"a stranger has {'committed' if commit else 'rolled back'} {xid.gid}")
+        world.look()
+        self._wake()
+        return True
 
     def crash(self, crash: CrashServer, *, backup: Tables | None = None) -> None:
         """It is down now; what is not on disk is gone. With `backup` it comes back as it was then."""

@@ -54,10 +54,13 @@ class Link(Answering):
             self.usable = False
             return self.process.after(0.0, answer, Outcome(None, self._gone())).cancel
         self.busy += 1
+        checker = self.network.world.checker
+        checker.sends(self.process, verb, args)
 
         def answered(outcome: Outcome[Any]) -> None:
             self.busy -= 1
             if not self.killed and self.process.alive:
+                checker.answered(self.process, verb, args, outcome)
                 answer(outcome)
 
         self.network.request(self, verb, args, answered)

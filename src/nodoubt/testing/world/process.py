@@ -317,6 +317,11 @@ class Process:
             self.world.trace.told(self.name, f"{act.key} was done by {attempt}")
             self.world.keys.replayed(act, attempt)
 
+    def tells_finished(self, name: str, *, asked: Told, stands: Told, conflict: bool) -> None:
+        """The same of a verb with a name: how it stands, as a conflict or not."""
+        if self.alive:
+            self.world.checker.tell_finished(name, asked=asked, stands=stands, conflict=conflict)
+
     # ---- its end
 
     def crash(self, silent_s: float = 0.0) -> None:

@@ -19,6 +19,7 @@ from .faults import (
     ClockJump,
     CrashServer,
     Cut,
+    EndByHand,
     Fault,
     Freeze,
     FullDisk,
@@ -56,6 +57,7 @@ STEP_POINTS = (
     ("S7", "undo recorded"), ("P6", "aborted"), ("P6", "committed"), ("P4", "staged"),
 )  # fmt: skip
 USES_MAX, STEP_FAULTS_MAX = 3, 4
+PREPARED = (("P3", "prepared"), ("P4", "all prepared"), ("P4", "staged"), ("P5", "deciding"), ("P6", "committed"))
 
 Item = Act | Fault
 
@@ -127,6 +129,7 @@ class Focus:
     settles: float = 0.2
     steps: float = 0.0  # how likely it is that steps are called outside
     keys: float = 0.0  # and that callers have idempotency keys
+    strangers: float = 0.05
 
 
 EVERYDAY = Focus(steps=0.3, keys=0.3)
@@ -188,6 +191,9 @@ class _Drawing:
         self.points, self.victims = POINTS, self.callers
         if self.random.random() < self.focus.keys:
             items += self._about_keys()
+        self.random = random.Random(f"{self.seed} stranger")  # noqa: S311 - likewise
+        if self.random.random() < self.focus.strangers:
+            items.append(self._stranger())
         keep, beyond = tuple(range(len(items))), self.focus == BEYOND
         return Schedule(self.seed, self.layout, tuple(opens), tuple(items), keep, beyond)
 
@@ -268,6 +274,14 @@ class _Drawing:
             items.append(Cut(process=process, machine=OUTSIDE, at_s=self._when(), for_s=self._for_s()))
         self.points, self.victims = STEP_POINTS, [*self.callers, *self.recoverers]
         return items + [self._fault() for _ in range(rnd.randint(0, STEP_FAULTS_MAX))]
+
+    def _stranger(self) -> Fault:
+        """Where something is prepared, most of the time."""
+        rnd = self.random
+        machine, at_s, commit = rnd.choice(self.servers), rnd.choice([0.0, 0.0, 0.001]), rnd.random() < 0.5
+        fault = EndByHand(machine=machine, at_s=at_s, commit=commit)
+        process, (point, what) = rnd.choice(self.callers), rnd.choice(PREPARED)
+        return OnNotice(process=process, point=point, what=what, fault=fault, nth=rnd.choice([1, 1, 2]))
 
     def _sweeps(self, process: str, busy_s: list[float]) -> list[Item]:
         """Most of them just when somebody is at work, and sparing nothing."""

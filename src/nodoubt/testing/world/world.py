@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ from .faults import (
     CrashAt,
     CrashServer,
     Cut,
+    EndByHand,
     Fault,
     Faults,
     Freeze,
@@ -152,7 +153,10 @@ def founded(layout: Layout) -> Founding:
 
 
 class World:
-    """See the module. `resources` and `journal`: other scripts over the same servers, such as a mutant's."""
+    """See the module. `resources` and `journal`: other scripts over the same servers, such as a mutant's.
+
+    `rules`: what the checker holds to, if not to all.
+    """
 
     def __init__(
         self,
@@ -163,6 +167,7 @@ class World:
         resources: Mapping[str, Callable[[str], Resource]] = RESOURCES,
         journal: Journal | None = None,
         founding: Founding | None = None,
+        rules: Collection[str] | None = None,
     ) -> None:
         self.seed, self.layout = seed, layout or Layout()
         self.kernel = Kernel()
@@ -172,7 +177,7 @@ class World:
         self.machines: dict[str, Machine] = {}
         self.processes: dict[str, Process] = {}
         self.history = History()
-        self.checker = Checker(self)
+        self.checker = Checker(self, rules)
         self.service = Service(self)
         self.effects = Effects(self)
         self.keys = KeyChecker(self)
@@ -275,6 +280,7 @@ class World:
         self.trace.note(process.name, f"{notice.point} {what} {notice.attempt}")
         if notice.point == "S2":
             self.effects.intended(process, notice)
+        self.checker.noticed(process, notice)
         for watcher in self.watchers:
             watcher(process, notice)
         key = (process.name, notice.point, notice.what)
@@ -344,7 +350,7 @@ class World:
 
     def _bring_about(self, fault: TimedFault) -> None:
         self.trace.note("", str(fault))
-        if not isinstance(fault, KillAt | CrashAt):  # counted where they come to pass
+        if not isinstance(fault, KillAt | CrashAt | EndByHand):  # counted where they come to pass
             self.faults.note(_NAMES[type(fault)])
         if isinstance(fault, KillAt | Stop | ClockJump):
             if fault.process in self.processes:
@@ -364,7 +370,7 @@ class World:
             case ClockJump(by_s=by_s):
                 process.clock.off_s += by_s
 
-    def _strike(self, machine: Machine, fault: CrashAt | Freeze | FullDisk | SlowDisk | Restore) -> None:
+    def _strike(self, machine: Machine, fault: CrashAt | Freeze | FullDisk | SlowDisk | Restore | EndByHand) -> None:
         match fault:
             case CrashAt(down_s=down_s):
                 if machine.up:
@@ -380,6 +386,9 @@ class World:
             case Restore(down_s=down_s, backup_s=backup_s):
                 crash = CrashServer(machine=machine.name, message=0, down_s=down_s)
                 machine.crash(crash, backup=self.history.backups[machine.name, backup_s])
+            case EndByHand(commit=commit):
+                if machine.up and machine.end_by_hand(commit=commit):
+                    self.faults.note("branch ended by hand")
 
 
 _NAMES: Mapping[type[TimedFault], str] = {
