@@ -121,6 +121,27 @@ async def test_what_is_reaped_is_rolled_back_everywhere_and_says_so(
     assert not any(d.prepared() or d.locked() for d in pair)
 
 
+@pytest.mark.parametrize("kind", ["mariadb", "postgres"])
+async def test_a_branch_that_somebody_else_has_committed_before_is_quarantined_at_once(
+    kind: str, request: Any, tmp_path: Path
+) -> None:
+    """On MariaDB XA RECOVER does not list it, and once it is decided no sweep looks for it any more."""
+    pair = [make_database(kind, "a", request, tmp_path), make_database("postgres", "b", request, tmp_path)]
+    async with opened("sync", pair, journal="b") as db:
+        async with db.staged("late", deadline=0.001) as tx:
+            await tx.move("a", "b", 30)
+        (gid,) = pair[0].prepared()
+        if kind == "postgres":
+            pair[0].query(f"commit prepared '{gid}'")
+        else:
+            (xid,) = [str(row[3]) for row in pair[0].query("xa recover format='sql'")]
+            pair[0].query(f"xa commit {xid}")
+        assert (await db.reap()).reaped == 1
+        (entry,) = await db.quarantined()
+        assert entry.resource == "a" and "somebody else committed it" in entry.why
+    assert not any(d.prepared() for d in pair)
+
+
 async def test_its_steps_are_undone(plain_mode: str, outside: Outside, request: Any, tmp_path: Path) -> None:
     one = make_database("sqlite", "a", request, tmp_path)
     order = f"order-{secrets.token_hex(4)}"
