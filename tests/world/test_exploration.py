@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nodoubt.testing.world.explore import SCENES, Scene, explored
+from nodoubt.testing.world.explore import SCENES, Scene, _Way, explored
 
 from .mutants import MUTANTS
 
@@ -23,6 +23,16 @@ def test_no_order_of_messages_breaks_a_rule(scene: Scene, record_property: Calla
     record_property("figures", str(result))
 
 
+def test_what_is_left_out_of_the_orders_loses_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ends with everything in: recoverers that begin in any order, faults of whoever is not at his turn."""
+    scene = Scene(("postgres", "postgres"), recoverers=2, switches=0, kinds=("sudden kill",))
+    less = explored(scene)
+    monkeypatch.setattr(_Way, "_comes_later", lambda *_: False)
+    monkeypatch.setattr(_Way, "_befalls_now", lambda *_: True)
+    more = explored(scene)
+    assert less.ends == more.ends and less.states < more.states, (less, more)
+
+
 NOTICED = {
     "no compare-and-set": Scene(("postgres", "postgres"), faults=0),
     "no fence": Scene(("postgres", "postgres"), faults=0),
@@ -30,6 +40,9 @@ NOTICED = {
     "decision after commit": Scene(("postgres", "postgres"), journal="j", faults=0),
     "a bare COMMIT row after a lost reply": Scene(("postgres", "postgres"), switches=0),
     "staged commit before the last is listed": Scene(("postgres", "postgres"), staged=True, faults=0, switches=1),
+    "the contrary is answered in peace": Scene(("postgres", "postgres"), staged=True, rival=True, faults=0, switches=1),
+    "accuses what another has ended": Scene(("postgres", "postgres"), faults=0),
+    "unknown is done": Scene(("mariadb", "mariadb"), switches=0),
 }
 
 

@@ -6,11 +6,16 @@ lasts, each fault: kill a process (what it has sent may still arrive, or not), c
 has not flushed), lose a request, lose a reply, deliver a request when its client has given up. The checker looks after
 every step; at the end of every way recovery runs, and all must be at rest.
 
-What is exhaustive and what is bounded: all orders of messages, all places for at most `faults` faults, for scenes of
-this size; each recoverer makes one sweep (and one more at the end). What is left out of the orders, and why that
-loses nothing, stands in `steps`. States that have been seen are not gone through again: see `steps.Keys`.
+What is exhaustive and what is bounded: all orders of messages (or those with at most `switches` switches), all places
+for at most `faults` faults of the scene's `kinds`, for scenes of this size; each recoverer makes one sweep (and one
+more at the end). What is left out of the orders, and why that loses nothing, stands in `steps`, and here:
 
-A script cannot be copied, so a state is reached again by repeating the choices that lead to it.
+- *Of several recoverers that have done nothing yet the first begins*: all do the same.
+- *A process is killed, or its request lost, where it could go on next*: nobody sees either before, for what either
+  leaves on the servers goes its own way from then on.
+
+States that have been seen are not gone through again: see `steps.Keys`. A script cannot be copied, so a state is
+reached again by repeating the choices that lead to it.
 """
 
 from __future__ import annotations
@@ -34,6 +39,10 @@ from .running import SOUND, Variant, no_broken_invariant_goes_unseen
 from .steps import FREE_WITHOUT_NAMES, Keys, Step, stepwise
 from .world import Layout, Silenced
 
+# Of faults: a process is killed (what it has sent arrives at some time, or never), a server crashes, a message is lost.
+# A sudden kill is a smaller thing: what the process has sent arrives right then, all of it, or never.
+KINDS = ("kill", "crash", "loss")
+SUDDEN = ("sudden kill", "crash")
 STEPS_MAX = 400
 TIME_MAX_S = 1000.0
 # Short, so that whoever tries again soon gives up; time only passes where no message is left.
@@ -54,6 +63,7 @@ class Scene:
     faults: int = 1
     switches: int | None = None  # how often a process may be left although it could go on; None: as often as can be
     rival: bool = False  # staged: somebody rolls the name back while another commits it
+    kinds: tuple[str, ...] = KINDS  # of faults
 
     @property
     def layout(self) -> Layout:
@@ -63,9 +73,11 @@ class Scene:
         way = "staged" if self.staged else "at once"
         rival = ", a rival" if self.rival else ""
         at = f"on {self.journal}" if self.journal != "j" else f"on a {self.journal_kind} of its own"
+        faults = "faults" if self.kinds == KINDS else " or ".join(self.kinds)
+        switches = "any number of" if self.switches is None else f"at most {self.switches}"
         return (
             f"{way} on {'+'.join(self.servers)}, journal {at}, {self.recoverers} recoverers{rival}, "
-            f"{self.faults} faults, {'any number of' if self.switches is None else f'at most {self.switches}'} switches"
+            f"{self.faults} {faults}, {switches} switches"
         )
 
 
@@ -104,6 +116,7 @@ class _Way:
             self.steps.free_applies |= FREE_WITHOUT_NAMES
         self.taken: list[str] = []
         self._left: list[str] = []  # scripts that have not ended
+        self._unbegun: list[str] = []  # recoverers of whose messages none has been chosen
         self._begin()
 
     def _begin(self) -> None:
@@ -122,6 +135,7 @@ class _Way:
                 self._run("roll back", s, self._finished(s, commit=False))
         for number in range(self.scene.recoverers):
             r = self._process(f"r{number + 1}")
+            self._unbegun.append(r.name)
             self._run(f"sweep {number + 1}", r, self._swept(r))
 
     def _process(self, name: str) -> Process:
@@ -185,7 +199,7 @@ class _Way:
         """All that can happen next, the orderly things first."""
         steps = self.steps
         choices: list[Choice] = []
-        able = [step for step in steps.pending if steps.enabled(step)]
+        able = [step for step in steps.pending if steps.enabled(step) and not self._comes_later(step.link.process)]
         goes_on = any(step.link.process.name == self.turn and not step.orphan for step in able)
         for step in able:
             mine = step.link.process.name == self.turn and not step.orphan
@@ -193,18 +207,30 @@ class _Way:
                 choices.append((step.name, self._turn_to(step, switches=goes_on and not mine)))
         if not able:
             choices += [(f"{step.name} times out", partial(steps.time_out, step)) for step in steps.pending]
+        may_leave = not goes_on or self.switches != 0
+        if not goes_on:
+            self.turn = ""  # whoever goes on now has not been left
         for link in steps.hang_ups:
-            if steps.can_hang_up(link) and (not goes_on or self.switches != 0):
+            if steps.can_hang_up(link) and may_leave:
                 name = f"{link.process.name} is missed on {link.machine.name}"
                 choices.append((name, self._spend_switch(partial(steps.hang_up, link), goes_on)))
         if self.budget > 0:
-            choices += self._faults()
+            choices += self._faults(may_leave=may_leave)
         return choices
+
+    def _comes_later(self, process: Process) -> bool:
+        """Recoverers do the same, so of those that have done nothing yet only the first may begin."""
+        return process.name in self._unbegun[1:]
+
+    def _has_begun(self, process: Process) -> None:
+        if process.name in self._unbegun:
+            self._unbegun.remove(process.name)
 
     def _turn_to(self, step: Step, *, switches: bool) -> Callable[[], None]:
         def do() -> None:
             if not step.orphan:
                 self.turn = step.link.process.name
+                self._has_begun(step.link.process)
             self.steps.carry_out(step)
 
         return self._spend_switch(do, switches)
@@ -217,30 +243,43 @@ class _Way:
 
         return do
 
-    def _faults(self) -> Iterator[Choice]:
-        world, steps = self.world, self.steps
+    def _befalls_now(self, process: Process, may_leave: bool) -> bool:
+        """What befalls a process, or its request, while it is another's turn, nobody sees before its own turn comes."""
+        return (may_leave or process.name == self.turn) and not self._comes_later(process)
 
-        def spend(act: Callable[[], None]) -> Callable[[], None]:
+    def _faults(self, *, may_leave: bool) -> Iterator[Choice]:
+        world, steps, kinds = self.world, self.steps, self.scene.kinds
+
+        def spend(act: Callable[[], None], process: Process | None = None) -> Callable[[], None]:
             def do() -> None:
                 self.budget -= 1
+                if process is not None:
+                    self._has_begun(process)
                 act()
 
             return do
 
-        for name, process in world.processes.items():
-            if process.alive and process.busy:
-                yield f"kill {name}", spend(partial(steps.kill, process))
-        for name, machine in world.machines.items():
+        for name, process in world.processes.items() if "kill" in kinds else ():
+            if process.alive and process.busy and self._befalls_now(process, may_leave):
+                yield f"kill {name}", spend(partial(steps.kill, process), process)
+        for name, process in world.processes.items() if "sudden kill" in kinds else ():
+            if process.alive and process.busy and self._befalls_now(process, may_leave):
+                for arrives in (False, True):
+                    how = "what it has sent arrives" if arrives else "nothing arrives"
+                    act = partial(steps.kill_suddenly, process, arrives=arrives)
+                    yield f"kill {name}, {how}", spend(act, process)
+        for name, machine in world.machines.items() if "crash" in kinds else ():
             for keep in sorted({0, len(machine.server.log.states) - 1}):
                 yield f"crash {name}, keeping {keep}", spend(partial(steps.crash, machine, keep))
-        for step in steps.pending:
-            if step.orphan:
+        for step in steps.pending if "loss" in kinds else ():
+            process = step.link.process
+            if step.orphan or self._comes_later(process):
                 continue
-            if step.handling is None:
-                yield f"{step.name} is lost", spend(partial(steps.lose_request, step, late=False))
-                yield f"{step.name} comes too late", spend(partial(steps.lose_request, step, late=True))
+            if step.handling is None and self._befalls_now(process, may_leave):
+                yield f"{step.name} is lost", spend(partial(steps.lose_request, step, late=False), process)
+                yield f"{step.name} comes too late", spend(partial(steps.lose_request, step, late=True), process)
             if steps.enabled(step):
-                yield f"{step.name} is not answered", spend(partial(steps.carry_out, step, reply=False))
+                yield f"{step.name} is not answered", spend(partial(steps.carry_out, step, reply=False), process)
 
     # ---- its end
 
@@ -330,27 +369,34 @@ def _follow(
 
 _P, _M = "postgres", "mariadb"
 
-# What CI goes through, whole: all places for one fault with two branches and with three, at once and staged, where a
-# process is left only when it waits or dies; and, without a fault, all orders, or those of so many switches.
+# What CI goes through, whole: all places for one fault with two branches and with three, with one recoverer and with
+# two, at once and staged, where a process is left only when it waits or dies; and, without a fault, all orders, or
+# those of so many switches. Where there is most of everything (two recoverers, and three branches or a name) the faults
+# are fewer: what a process has sent arrives as it dies or never, and no message is lost; with three branches and a name
+# no server crashes. `LARGE` begins with these scenes under all faults.
 SCENES = (
     Scene((_P, _P), faults=0),
-    Scene((_P, _P), switches=0),
     Scene((_P, _P), recoverers=2, switches=0),
     Scene((_P, _P), recoverers=2, faults=0, switches=1),
     Scene((_P, _P, _P), switches=0),
-    Scene((_P, _P, _P), recoverers=2, faults=0, switches=0),
+    Scene((_P, _P, _P), recoverers=2, switches=0, kinds=SUDDEN),
     Scene((_M, _M), switches=0),
     Scene(("sqlite", _P), switches=0),
     Scene((_P, _P), journal="j", switches=0),
     Scene((_P, _P), staged=True, switches=0),
-    Scene((_P, _P), staged=True, recoverers=2, faults=0, switches=0),
+    Scene((_P, _P), staged=True, recoverers=2, switches=0, kinds=SUDDEN),
     Scene((_P, _P), staged=True, rival=True, faults=0, switches=1),
     Scene((_P, _P, _P), staged=True, faults=0, switches=1),
-    Scene((_P, _P, _P), staged=True, recoverers=2, faults=0, switches=0),
+    Scene((_P, _P, _P), staged=True, recoverers=2, switches=0, kinds=SUDDEN[:1]),
 )
 
-# What a campaign goes through, the smaller first: all orders, and all places for one fault.
+# What a campaign goes through, the smaller first: all places for one fault with two recoverers, where a process is left
+# only when it waits or dies; then the same in all orders.
 LARGE = tuple(
+    Scene(servers, staged=staged, recoverers=2, switches=0)
+    for servers in ((_P, _P), (_M, _M), (_P, _P, _P))
+    for staged in (False, True)
+) + tuple(
     Scene(servers, journal=journal, staged=staged, recoverers=recoverers, rival=staged)
     for recoverers in (1, 2)
     for servers in ((_P, _P), (_M, _M), (_P, _M), (_P, "sqlite"), (_P, _P, _P), (_P, _M, "sqlite"))

@@ -232,6 +232,17 @@ class Steps(Network):
                 step.orphan = True
         process.crash()
 
+    def kill_suddenly(self, process: Process, *, arrives: bool) -> None:
+        """And nothing of it is left on its way; but what waits for a lock goes on waiting."""
+        self.kill(process)
+        for step in [step for step in self.pending if step.link.process is process]:
+            if not arrives:
+                self.drop(step)
+            while arrives and step in self.pending and self.enabled(step):
+                self.carry_out(step)
+        for link in [link for link in self.hang_ups if link.process is process and self.can_hang_up(link)]:
+            self.hang_up(link)
+
     def drop(self, step: Step) -> None:
         """An orphan that never arrives."""
         self.pending.remove(step)
