@@ -394,7 +394,7 @@ SCENES = (
 # only when it waits or dies; then the same in all orders.
 LARGE = tuple(
     Scene(servers, staged=staged, recoverers=2, switches=0)
-    for servers in ((_P, _P), (_M, _M), (_P, _P, _P))
+    for servers in ((_P, _P), (_P, _P, _P), (_M, _M))
     for staged in (False, True)
 ) + tuple(
     Scene(servers, journal=journal, staged=staged, recoverers=recoverers, rival=staged)

@@ -134,7 +134,7 @@ def script_of(process: Process, act: Once, work: BlockWork) -> Script[Result | N
         process.world.keys.asked[attempt.id] = act.payload
         yield from work(process, attempt)
         for server in sorted({act.on, *(part[0] for part in act.parts)}):
-            process.world.checker.wrote(attempt.id, server)
+            process.world.checker.wrote(attempt.id, server, 0)
             yield from attempts.execute(ctx, attempt, server, "add", (ONCE + act.key, 1))
             if server not in {part[0] for part in act.parts}:
                 yield from attempts.execute(ctx, attempt, server, "add", (LEDGER + attempt.id, 1))
