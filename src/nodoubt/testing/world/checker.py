@@ -375,9 +375,7 @@ class Checker:
             # On the journal's own server the log is flushed in order: what the end follows is on disk before it is.
             elsewhere = ref.resource != self.world.journal_at
             if not self._paid(ref.resource, decision.attempt, durable=elsewhere):
-                self.broken(
-                    "I6", f"the record of {decision.attempt} ended, and {ref.resource} has not committed"
-                )
+                self.broken("I6", f"the record of {decision.attempt} ended, and {ref.resource} has not committed")
 
     def _look_at_receipts(self, machine: Machine, before: Tables, now: Tables) -> None:
         for attempt, branch in before.receipts.keys() - now.receipts.keys():
