@@ -20,7 +20,7 @@ import msgspec
 
 from nodoubt.testing.processes import descendants
 from nodoubt.testing.proxy import Fault
-from nodoubt.testing.servers import PostgresServer
+from nodoubt.testing.servers import PostgresServer, ServerError
 
 from .plan import Act
 from .world import World
@@ -126,14 +126,23 @@ class Nemesis:
                 backends = [pid for pid in descendants(server.pid) if _serves_a_client(pid)]
                 if not backends:
                     return 0, "nobody is connected"
-                os.kill(backends[act.number % len(backends)], signal.SIGKILL)
+                try:
+                    os.kill(backends[act.number % len(backends)], signal.SIGKILL)
+                except ProcessLookupError:
+                    return 0, "it had just left"
                 return 1, ""
             case "freeze":
                 server.freeze()
                 self._wait(act)
                 server.thaw()
             case "restart":
-                server.restart()
+                try:
+                    server.restart()
+                except ServerError:  # on a busy machine it may take too long to shut down
+                    server.kill()
+                    server.restart()
+                    self._filled.discard(act.target)
+                    return None, "it would not shut down, and was killed"
             case "fill the disk":
                 hits = self._fill_disk(act, server.pid)
                 deadline = time.monotonic() + ENDING_TIME_MAX_S
@@ -144,7 +153,8 @@ class Nemesis:
                     self._filled.add(act.target)
                 self._raise_again(act.target)
                 return hits, "it ended by that" if ended else ""
-        self._filled.discard(act.target)
+        if act.fault in ("kill", "restart"):
+            self._filled.discard(act.target)
         return None, ""
 
     def _raise_again(self, name: str) -> None:
