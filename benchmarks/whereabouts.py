@@ -33,6 +33,7 @@ from .task import Order, Task
 from .workers import Worker
 
 TRANSACTIONS = 200
+SAYING = ("run", "run_each", "execute", "execute_after")  # a session's verbs, each one message and its answer
 SAMPLED_S = 10.0
 CLIENTS = 64
 TOP = 20
@@ -155,23 +156,24 @@ async def _overheard(task: Task) -> list[list[Message]]:
     heard: list[Message] = []
     began = 0.0
 
-    def listening(method: Any) -> Any:
+    def listening(verb: str, method: Any) -> Any:
         async def call(session: AsyncPsycopgSession, *args: Any) -> Any:
             sent = time.perf_counter()
             try:
                 return await method(session, *args)
             finally:
-                sql = args[0] if len(args) == 1 else "; ".join((args[1], *args[0]))  # the user's, and ours before it
                 to = ports[session.connection.info.port]
+                sql = _sql(verb, args)
                 heard.append(Message(to, sql, (sent - began) * 1e3, (time.perf_counter() - sent) * 1e3))
 
         return call
 
     contender: Any = make(task)
-    plain = AsyncPsycopgSession.run, AsyncPsycopgSession.execute_after
+    plain = {verb: getattr(AsyncPsycopgSession, verb) for verb in SAYING}
     transactions = []
     await contender.open()
-    AsyncPsycopgSession.run, AsyncPsycopgSession.execute_after = map(listening, plain)  # type: ignore[method-assign]
+    for verb, method in plain.items():
+        setattr(AsyncPsycopgSession, verb, listening(verb, method))
     try:
         for number in range(-20, TRANSACTIONS):
             heard.clear()
@@ -180,9 +182,21 @@ async def _overheard(task: Task) -> list[list[Message]]:
             if number >= 0:
                 transactions.append(sorted(heard, key=lambda one: (one.sent_ms, one.database)))
     finally:
-        AsyncPsycopgSession.run, AsyncPsycopgSession.execute_after = plain  # type: ignore[method-assign]
+        for verb, method in plain.items():
+            setattr(AsyncPsycopgSession, verb, method)
         await contender.close()
     return transactions
+
+
+def _sql(verb: str, args: Sequence[Any]) -> str:
+    """The text of a message: the user's statement first, and ours before it behind."""
+    match verb:
+        case "run_each":
+            return "; ".join(args[0])
+        case "execute_after":
+            return "; ".join((args[1], *args[0]))
+        case _:
+            return str(args[0])
 
 
 def servers(task: Task) -> str:
