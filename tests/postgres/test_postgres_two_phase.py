@@ -265,6 +265,18 @@ def test_rows_travel_with_the_commit_that_flushes_them_where_the_driver_can(worl
     assert world.run(session, "SHOW synchronous_commit")[0].scalar() == "on"
 
 
+@pytest.mark.parametrize("default", ["default_transaction_isolation=serializable", "default_transaction_read_only=on"])
+def test_rows_before_the_first_commit_of_a_session_go_whatever_its_transactions_are_by_default(
+    world: Any, default: str
+) -> None:
+    """In a pipeline what comes before BEGIN is in its transaction, where a SELECT settles what BEGIN would set."""
+    session, prepared = world.session(), world.prepared(WRITE)
+    world.run(session, f"SET {default}")  # as the server, the database or the role may have it
+    world.drive(world.resource.commit_prepared(session, prepared, before=("INSERT INTO t VALUES (2, 2)",)))
+    assert world.look("SELECT id FROM t ORDER BY 1") == [(1,), (2,)]
+    assert world.run(session, "SHOW synchronous_commit")[0].scalar() == "on"
+
+
 def test_without_an_answer_to_both_nobody_knows(world: Any, proxy: TcpProxy) -> None:
     prepared = world.prepared(WRITE)
     fault = proxy.cut_reply(after=b"COMMIT PREPARED '")
