@@ -107,18 +107,57 @@ async def until_committed(db: Face) -> None:
     assert result.state is State.COMMITTED and result.complete
 
 
+async def add(db: Face, name: str, account: int) -> None:
+    async with db.staged(name) as tx:
+        await tx.execute("a", "update accounts set balance = balance + 5 where id = ?", account)
+
+
 async def test_nobody_waits_for_a_session_that_lingers(mode: str, request: Any, tmp_path: Path) -> None:
     (one,) = databases("mariadb", request, tmp_path)
-
-    async def add(db: Face, name: str, account: int) -> None:
-        async with db.staged(name) as tx:
-            await tx.execute("a", "update accounts set balance = balance + 5 where id = ?", account)
-
     async with opened(mode, [one], settings=ONE_SESSION) as db:
         await add(db, "one", 0)
         began = time.monotonic()
         await add(db, "two", 1)
         assert time.monotonic() - began < PATIENT.linger_s
+        assert len(context(db).lingering) == 1
+        for name in ("one", "two"):
+            assert (await db.commit_distributed(name)).complete
+    assert [one.balance(account) for account in (0, 1)] == [105, 105] and at_rest([one])
+
+
+async def test_whoever_is_to_end_it_may_be_cancelled_and_its_place_is_not_lost(request: Any, tmp_path: Path) -> None:
+    """A program that cancels all tasks of its loop, to stop something, and goes on."""
+    (one,) = databases("mariadb", request, tmp_path)
+    async with opened("async", [one], settings=ONE_SESSION) as db:
+        await add(db, "one", 0)
+        connection = holder(db)
+        behind = list(db.db._shell._behind)
+        for task in behind:
+            task.cancel()
+        await asyncio.wait(behind)
+        assert not context(db).lingering
+        await until(lambda: not connected(one, connection))
+        await add(db, "two", 1)
+        assert len(context(db).lingering) == 1, "the next one lingers as ever"
+        for name in ("one", "two"):
+            assert (await db.commit_distributed(name)).complete
+    assert [one.balance(account) for account in (0, 1)] == [105, 105] and at_rest([one])
+
+
+async def test_where_nobody_can_be_found_to_end_it_it_does_not_linger(
+    mode: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = databases("mariadb", request, tmp_path)
+
+    def no_thread(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with opened(mode, [one], settings=ONE_SESSION) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr(context(db), "behind", no_thread)
+            await add(db, "one", 0)
+        assert not context(db).lingering
+        await add(db, "two", 1)
         assert len(context(db).lingering) == 1
         for name in ("one", "two"):
             assert (await db.commit_distributed(name)).complete

@@ -44,8 +44,16 @@ def stay(ctx: Context, branch: Branch) -> bool:
     with ctx.lock:
         ctx.lingering[xid] = kept
         minded, ctx.lingering_minded = ctx.lingering_minded, True
-    if not minded:
+    if minded:
+        return True
+    try:
         ctx.behind(_mind(ctx))
+    except Exception:
+        # No thread can be started. Nobody would end it, and its place in the pool would be lost with it.
+        log.exception("nobody can mind a session that lingers")
+        ctx.lingering_minded = False
+        rejoin(ctx, branch)
+        return branch.session is None
     return True
 
 
@@ -63,13 +71,29 @@ def rejoin(ctx: Context, branch: Branch) -> None:
 
 def _mind(ctx: Context) -> Script[None]:
     """End them in time, as long as there are any."""
-    while True:
-        yield Pause(TURN_S)
-        yield from _end_some(ctx)
-        with ctx.lock:
-            if not ctx.lingering:
-                ctx.lingering_minded = False
-                return
+    try:
+        while True:
+            yield Pause(TURN_S)
+            yield from _end_some(ctx)
+            with ctx.lock:
+                if not ctx.lingering:
+                    ctx.lingering_minded = False
+                    return
+    except BaseException:
+        _abandon(ctx)  # cancelled, with all the tasks of its loop: nobody else would give their places back
+        raise
+
+
+def _abandon(ctx: Context) -> None:
+    """End them all at once, without a word to the server: it finds the sockets shut, and lets go of the branches."""
+    with ctx.lock:
+        ctx.lingering_minded = False
+        abandoned = list(ctx.lingering)
+    for xid in abandoned:
+        kept = ctx.lingering.pop(xid, None)
+        if kept is not None:
+            kept.session.kill()
+            kept.participant.pool.release(kept.session)
 
 
 def _end_some(ctx: Context) -> Script[None]:
