@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kit import QUICK, Database, Face, opened
-from nodoubt import Settings, State
+from nodoubt import Heuristic, Settings, State
 from nodoubt.engine import lingering
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, context, databases, joined
 
@@ -181,6 +181,28 @@ async def test_a_session_that_has_died_meanwhile_costs_a_look_and_nothing_else(m
         pair[1].query(f"kill connection {holder(db)}")
         await until_committed(db)
     assert balances(pair) == MOVED and at_rest(pair)
+
+
+@pytest.mark.parametrize(("trusted_s", "answer"), [(0.0, "heuristic"), (float("inf"), "committed by half")])
+async def test_a_branch_that_has_lingered_for_long_is_asked_for_before_its_commit(
+    trusted_s: float, answer: str, mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: with a long `linger_s`, that it was kept is proof enough that no stranger has ended it."""
+    monkeypatch.setattr(lingering, "TRUSTED_S", trusted_s)
+    async with opened(mode, pair, settings=replace(PATIENT, apply_s=1)) as db:
+        await staged(db)
+        (kept,) = context(db).lingering.values()
+        pair[1].query(f"kill connection {kept.session.connection_id}")
+        await until(lambda: not connected(pair[1], kept.session.connection_id))
+        pair[1].query(f"xa rollback {kept.prepared.handle.sql}")
+        if answer == "heuristic":
+            with pytest.raises(Heuristic, match="Nothing was decided"):
+                await db.commit_distributed("order")
+            await db.rollback_distributed("order")
+            assert balances(pair) == UNTOUCHED and at_rest(pair)
+        else:
+            assert not (await db.commit_distributed("order")).complete
+            assert balances(pair) == [MOVED[0], UNTOUCHED[1]]
 
 
 def in_a_child(condition: Callable[[], bool]) -> bool:

@@ -21,6 +21,7 @@ from .context import Context, Participant, bounded, log
 
 TURN_S = 0.025
 CROWDED_S = 0.05  # long enough for a commit that follows its begin
+TRUSTED_S = 1.0  # so long after its prepare a branch is not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,12 @@ def stay(ctx: Context, branch: Branch) -> bool:
 
 
 def stays(ctx: Context, xid: Xid) -> bool:
-    """Whether this process holds the branch in a session of its own: then nobody else has ended it."""
-    return xid in ctx.lingering
+    """Whether this process has just prepared the branch, and holds it in a session of its own.
+
+    Only a stranger who has ended that session first can have ended the branch; the older it is, the likelier.
+    """
+    kept = ctx.lingering.get(xid)
+    return kept is not None and ctx.clock.elapsed() - kept.since < TRUSTED_S
 
 
 def rejoin(ctx: Context, branch: Branch) -> None:

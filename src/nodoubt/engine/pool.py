@@ -2,8 +2,9 @@
 
 Guarantees: never more than `size` sessions; a session that is not `usable` (cut off in the middle of a call, left
 holding a prepared branch, closed) never comes back into the pool (I18); one that has been idle is asked whether it
-still lives before it is handed out; nobody waits in a pool because of one beside it; after a fork the child starts with
-an empty pool and never touches, or closes, a session of its parent's.
+still lives before it is handed out; a pool takes from the one beside it only what is idle and waited for by nobody, and
+never waits there; after a fork the child starts with an empty pool and never touches, or closes, a session of its
+parent's.
 
 Must not: send anything to reset a session (it would halve throughput, and on MariaDB can make a commit a lie).
 """
