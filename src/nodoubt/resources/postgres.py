@@ -450,7 +450,7 @@ class PostgresResource:
         """The rows, and behind them the COMMIT PREPARED, in one round trip."""
         doing = f"COMMIT PREPARED {xid.gid}, and the rows before it, on {self.name}"
         opening = [] if getattr(session, "forced", False) else [FORCED]
-        # Behind BEGIN: a SELECT before it would be in its transaction, and settle isolation and mode by what is default.
+        # Behind BEGIN: a SELECT before it would be in its transaction, and settle what BEGIN sets by what is default.
         begin, *following = unforced(session, rows)
         statements = [begin, *opening, *following, f"COMMIT PREPARED '{xid.gid}'"]
         try:
