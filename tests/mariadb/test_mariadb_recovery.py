@@ -364,6 +364,19 @@ def test_a_session_without_autocommit_still_confirms_by_force(world: Any) -> Non
     assert [row[-1] for row in world.receipts()] == [1]
 
 
+def test_a_session_without_autocommit_that_can_finish_no_branch_is_not_asked_again(world: Any) -> None:
+    """It would be the next to be taken from its pool, and the branch would be held for as long as it were idle."""
+    prepared, session = world.prepared("INSERT INTO t VALUES (1, 1)"), world.session()
+    world.look("CREATE OR REPLACE PROCEDURE leaves_it_off() SET SESSION autocommit = 0")
+    work = world.begun(session, "CALL leaves_it_off()", "INSERT INTO t VALUES (2, 2)")
+    world.drive(world.resource.commit_alone(session, work))
+    with pytest.raises(Refused, match="1400"):
+        world.drive(world.resource.commit_prepared(session, prepared))
+    assert not session.usable
+    world.finish("commit", prepared)
+    assert world.values() == [(1, 1), (2, 2)]
+
+
 def test_receipt_and_fence_on_a_dead_session_are_unclear(world: Any) -> None:
     session = world.session()
     world.look(f"KILL {session.connection_id}")

@@ -400,6 +400,8 @@ class MariaDBResource:
             yield from self._run(session, f"XA {verb} {handle.sql}")
         except StatementFailed as error:
             why = f"XA {verb} of {handle.xid.gid} on {self.name} was refused"
+            if error.code == "1400":
+                session.kill()  # a user's procedure has left it without autocommit: it can finish no other's branch
             if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED):
                 raise refusal(error, why) from error
             raise Unclear(f"{why}, which may come before or after it was done: {error}") from error
@@ -410,10 +412,8 @@ class MariaDBResource:
 
     def _find(self, session: Session, xid: Xid) -> Script[XaXid]:
         """The xid with the session that prepared it, which is part of its name."""
-        listed = yield from self.prepared(session, xid.cluster)
-        for one in listed:
-            if one.xid == xid:
-                return one.handle  # type: ignore[no-any-return]
+        for one in (yield from self.prepared(session, xid.cluster, xid)):
+            return one.handle  # type: ignore[no-any-return]
         raise UnknownXid(f"{self.name} lists no branch {xid.gid}")
 
     # -- recovery
