@@ -15,9 +15,11 @@ import pytest
 import nodoubt
 from nodoubt.ports import Prepared, Refused, Unclear, UnknownXid
 from nodoubt.protocol.records import Verdict
-from nodoubt.resources.mariadb import STARTED_TOLERANCE_S
+from nodoubt.resources import mariadb_finishing
+from nodoubt.resources.mariadb_finishing import STARTED_TOLERANCE_S
 from nodoubt.testing.servers import MariaDBServer
 from nodoubt.url import parse_url
+from nodoubt.xid import XaXid
 
 COM_RESET_CONNECTION = 0x1F
 CRASHES_MAX = 5
@@ -149,31 +151,82 @@ def test_a_client_killed_with_a_prepared_branch_leaves_it_to_others(world: Any) 
     assert world.values() == [(1, 1)]
 
 
-def test_the_reset_trap_is_real(world: Any, own_server: MariaDBServer) -> None:
-    """The fact behind "never reset": XA COMMIT elsewhere answers OK, commits nothing, and the branch comes back."""
-    prepared_by = world.session()
-    prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=prepared_by)
-    world.finish("rollback", prepared, prepared_by)
-    url = parse_url(world.url)
+def a_branch_that_nobody_can_end(world: Any) -> Prepared:
+    """Its XA COMMIT answers OK and does nothing: as when it meets the end of the session that has prepared it."""
+    session = world.session()
+    prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=session)
+    world.finish("rollback", prepared, session)
+    url, xid = parse_url(world.url), world.work().xid
+    handle = XaXid(xid, 1, 1)
     raw: Any = pymysql.connect(
         host=url.host, port=url.port or 3306, user=url.user, password=url.password, database=url.database,
         ssl_disabled=True, autocommit=True,
     )  # fmt: skip
-    xid = Prepared(world.work().xid).xid
-    sql = f"'{xid.gtrid}','0.1.1',{0x6E6462}"
-    cursor = raw.cursor()
-    for statement in (f"XA START {sql}", "INSERT INTO t VALUES (7, 7)", f"XA END {sql}", f"XA PREPARE {sql}"):
-        cursor.execute(statement)
+    receipt = world.resource._receipt_row(xid, Verdict.COMMIT, alone=False, epoch=1)
+    with raw.cursor() as cursor:
+        sql = handle.sql
+        for statement in (
+            f"XA START {sql}",
+            "INSERT INTO t VALUES (7, 7)",
+            receipt,
+            f"XA END {sql}",
+            f"XA PREPARE {sql}",
+        ):
+            cursor.execute(statement)
     raw._execute_command(COM_RESET_CONNECTION, b"")
     raw._read_ok_packet()
-    world.run(world.session(), f"XA COMMIT {sql}")
+    world.raw = raw  # it stays connected
+    return Prepared(xid, None, handle)
+
+
+def test_the_reset_trap_is_real(world: Any, own_server: MariaDBServer) -> None:
+    """The fact behind "never reset": XA COMMIT elsewhere answers OK, commits nothing, and the branch comes back."""
+    prepared = a_branch_that_nobody_can_end(world)
+    world.run(world.session(), f"XA COMMIT {prepared.handle.sql}")
     assert world.values() == []
-    raw.close()
+    assert prepared.xid not in {one.xid for one in world.listed()}
+    world.raw.close()
     crash(own_server)
-    assert xid in {one.xid for one in world.listed()}
-    (again,) = [one for one in world.listed() if one.xid == xid]
+    (again,) = [one for one in world.listed() if one.xid == prepared.xid]
     world.finish("commit", again)
     assert world.values() == [(7, 7)]
+
+
+def test_an_ok_to_an_xa_commit_that_has_committed_nothing_is_no_success(
+    world: Any, own_server: MariaDBServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the record stays open, until the branch comes back: by itself it would be half a transaction for good."""
+    prepared = a_branch_that_nobody_can_end(world)
+    with pytest.raises(UnknownXid, match="nothing was committed"):
+        world.drive(world.resource.commit_prepared(world.session(), prepared))
+    assert world.values() == []
+    world.raw.close()
+    crash(own_server)
+    (again,) = [one for one in world.listed() if one.xid == prepared.xid]
+    world.finish("commit", again)
+    assert world.values() == [(7, 7)]
+    world.look("DELETE FROM t")
+
+    # The mutant: OK is OK.
+    monkeypatch.setattr(mariadb_finishing, "require_done", lambda *_: None)
+    prepared = a_branch_that_nobody_can_end(world)
+    world.drive(world.resource.commit_prepared(world.session(), prepared))
+    assert world.values() == [], "it said that it is committed"
+    world.raw.close()
+    crash(own_server)
+    (again,) = [one for one in world.listed() if one.xid == prepared.xid]
+    world.finish("commit", again)
+
+
+def test_a_branch_is_not_touched_while_the_session_that_prepared_it_is_there(world: Any) -> None:
+    """Nor in the moment when that ends: an XA COMMIT that meets it would be the trap."""
+    session = world.session()
+    prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=session)
+    for verb in ("commit", "rollback"):
+        with pytest.raises(UnknownXid, match="has not ended"):
+            world.finish(verb, prepared)
+    world.finish("commit", prepared, session)
+    assert world.values() == [(1, 1)]
 
 
 def test_a_server_that_goes_read_only_promises_nothing_and_forgets_nothing(world: Any) -> None:

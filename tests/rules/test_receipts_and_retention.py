@@ -171,7 +171,7 @@ def test_receipts_of_two_phases_that_go_by_their_age_make_an_open_commit_look_br
     """The mutant: any attempt that began so long ago has ended."""
     db, pair = the_receipts_are_left_behind(request, tmp_path)
 
-    def by_age(_: Any) -> Script[str]:
+    def by_age(_: Any, **__: Any) -> Script[str]:
         return "f" * 32
         yield
 

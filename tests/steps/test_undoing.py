@@ -452,8 +452,7 @@ def test_a_worker_that_does_not_ask_the_register_refunds_what_was_committed(
         db.setup()
         attempt = a_commit_whose_phase_two_is_not_over(db, order)
         mutants.undone_although_committed(monkeypatch)
-        report = undo_directly(db, attempt)
-        assert report.undone == 1, f"{report}, {db.steps(attempt)}"
+        undo_directly(db, attempt)  # or the end of phase two, which runs behind, does: whoever comes first
     assert outside.of(order).balance == 0
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from ..ports import Clock, Reply, Session, StatementFailed
-from ..resources.mariadb import STARTED_TOLERANCE_S
+from ..resources.mariadb_finishing import STARTED_TOLERANCE_S
 from ..resources.mariadb_settings import (
     SETTINGS,
     no_listing,

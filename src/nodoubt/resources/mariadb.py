@@ -43,16 +43,15 @@ from ..protocol.records import Epoch, Verdict
 from ..schema import Part, Tables, judge, rows_of, shipped, version_of
 from ..script import Pause, Script, do
 from ..xid import XaXid, Xid, parse_xa_recover
+from . import mariadb_finishing as finishing
 from . import mariadb_text as text
 from .mariadb_failures import FAILURES, refusal
 from .mariadb_settings import SETTINGS, no_listing, plain_tables, plain_tables_sql, shortcomings
 
-STARTED_TOLERANCE_S = 2  # the server's start is computed from two clocks of whole seconds, see mysql_wire.started
 LOCK_WAIT_S = 2  # how long a receipt or a fence waits for the branch itself
 KILL_POLLS_MAX = 10
 KILL_POLL_FIRST_S = 0.001
-BATCH_MAX = 200
-BATCHES_MAX = 1_000_000
+BATCH_MAX, BATCHES_MAX = 200, 1_000_000
 
 # ROLLBACK TO SAVEPOINT warns (1196) if the transaction has written to a non-transactional table, by whatever way,
 # triggers included; Aria, even if only read, does not take the savepoint (1178). The subquery turns the warning into
@@ -384,7 +383,7 @@ class MariaDBResource:
     def commit_prepared(
         self, session: Session, prepared: Prepared, *, before: Sequence[str] = (), riders: Sequence[str] = ()
     ) -> Script[None]:
-        """XA COMMIT; durable when it answers OK."""
+        """XA COMMIT; durable when it answers OK. In another session that is not enough: `mariadb_finishing`."""
         invariant(not before and not riders, "I4", "rows can't ride on XA COMMIT")
         yield from self._finish(session, prepared, "COMMIT")
 
@@ -397,9 +396,11 @@ class MariaDBResource:
         if handle is None:
             handle = yield from self._find(session, prepared.xid)
         try:
-            yield from self._run(session, f"XA {verb} {handle.sql}")
+            replies = yield from self._run(session, *finishing.message(verb, handle, session, self._receipts))
         except StatementFailed as error:
             why = f"XA {verb} of {handle.xid.gid} on {self.name} was refused"
+            if finishing.is_held(error):
+                raise UnknownXid(f"{why}: the session that prepared it has not ended") from error
             if error.code == "1400":
                 session.kill()  # a user's procedure has left it without autocommit: it can finish no other's branch
             if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED):
@@ -407,8 +408,9 @@ class MariaDBResource:
             raise Unclear(f"{why}, which may come before or after it was done: {error}") from error
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
-        if session.connection_id == handle.connection:
+        if finishing.is_own(handle, session):
             self._finished(session)
+        finishing.require_done(verb, handle, session, replies)
 
     def _find(self, session: Session, xid: Xid) -> Script[XaXid]:
         """The xid with the session that prepared it, which is part of its name."""
@@ -439,9 +441,7 @@ class MariaDBResource:
         not used again. No privilege is needed for sessions of one's own account.
         """
         handle: XaXid = prepared.handle
-        if abs(handle.server_started - session.server_started) > STARTED_TOLERANCE_S:
-            return False
-        if session.connection_id == handle.connection:
+        if not finishing.same_run(handle, session) or session.connection_id == handle.connection:
             return False
         who = (
             "SELECT COMMAND, USER = SUBSTRING_INDEX(USER(), '@', 1) FROM information_schema.PROCESSLIST "
