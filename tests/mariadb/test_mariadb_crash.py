@@ -222,9 +222,9 @@ def test_a_branch_is_not_touched_while_the_session_that_prepared_it_is_there(wor
     """Nor in the moment when that ends: an XA COMMIT that meets it would be the trap."""
     session = world.session()
     prepared = world.prepared("INSERT INTO t VALUES (1, 1)", session=session)
-    for verb in ("commit", "rollback"):
+    for verb in (world.resource.commit_prepared, world.resource.rollback_prepared):
         with pytest.raises(UnknownXid, match="has not ended"):
-            world.finish(verb, prepared)
+            world.drive(verb(world.session(), prepared))
     world.finish("commit", prepared, session)
     assert world.values() == [(1, 1)]
 

@@ -403,7 +403,7 @@ class MariaDBResource:
                 raise UnknownXid(f"{why}: the session that prepared it has not ended") from error
             if error.code == "1400":
                 session.kill()  # a user's procedure has left it without autocommit: it can finish no other's branch
-            if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED):
+            if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED) and not finishing.is_of_look(error):
                 raise refusal(error, why) from error
             raise Unclear(f"{why}, which may come before or after it was done: {error}") from error
         except SessionLost as error:

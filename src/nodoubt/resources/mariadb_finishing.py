@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ports import Reply, Session, StatementFailed, UnknownXid
+from ..protocol.records import Verdict
 from ..xid import XaXid
 from . import mariadb_text as text
 
@@ -45,11 +46,20 @@ def message(verb: str, handle: XaXid, session: Session, receipts: str) -> list[s
 
 def require_done(verb: str, handle: XaXid, session: Session, replies: Sequence[Reply]) -> None:
     """Raise `UnknownXid` where XA COMMIT has answered OK, and has committed nothing."""
-    if verb == "COMMIT" and not is_own(handle, session) and not replies[-1].rows:
+    if verb == "COMMIT" and not is_own(handle, session) and not _shows_commit(replies[-1]):
         raise UnknownXid(
             f"the server answered OK to the XA COMMIT of {handle.xid.gid}, and its receipt is not there: nothing was "
             "committed. It lists the branch again when it has been restarted"
         )
+
+
+def _shows_commit(seen: Reply) -> bool:
+    return bool(seen.rows) and seen.scalar() == Verdict.COMMIT.value
+
+
+def is_of_look(error: StatementFailed) -> bool:
+    """Whether it may be the look at the receipt that failed, for want of a right or of a table: XA COMMIT was done."""
+    return error.code in ("1142", "1146")
 
 
 def is_held(error: StatementFailed) -> bool:
