@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from nodoubt.drivers.mysql_async import AsyncMySQLSession
 from nodoubt.drivers.psycopg_async import AsyncPsycopgSession
 from nodoubt.testing.servers import Setting
 from nodoubt.url import parse_url
@@ -28,12 +29,16 @@ from .contenders import make
 from .places import Places, statement
 from .report import grid
 from .results import fsync_ms
-from .scenarios import HAND, IN_BRANCH, MERGED, OURS, PG
+from .scenarios import HAND, IN_BRANCH, MARIA, MERGED, OURS, PG
 from .task import Order, Task
 from .workers import Worker
 
 TRANSACTIONS = 200
-SAYING = ("run", "run_each", "execute", "execute_after")  # a session's verbs, each one message and its answer
+#: Its verbs, each one message and its answer.
+SAYING: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (AsyncPsycopgSession, ("run", "run_each", "execute", "execute_after")),
+    (AsyncMySQLSession, ("run", "execute_after")),  # `execute` is one of the second
+)
 SAMPLED_S = 10.0
 CLIENTS = 64
 TOP = 20
@@ -49,6 +54,11 @@ STATEMENTS = r"""
         sum(calls)::float8, sum(total_plan_time), sum(total_exec_time)
     FROM pg_stat_statements WHERE query !~ 'pg_stat_statements' GROUP BY gist ORDER BY sum(total_exec_time) DESC
 """
+COUNTED = r"""
+    SHOW GLOBAL STATUS WHERE Variable_name RLIKE
+    '^(Com_(begin|commit|delete|insert|select|set_option|update|xa_.*)|Queries|Innodb_os_log_written)$'
+"""
+MATTERS = 0.05
 #: By the innermost file that is somebody's: what a helper of the standard library uses is its caller's.
 GROUPS = (
     ("event loop and sockets (asyncio; the kernel's share is in it)", r"asyncio/|selectors\.py"),
@@ -75,13 +85,17 @@ class Message:
 
 
 def document(under: str) -> str:
-    """The whole, for the two shapes that matter most."""
+    """The whole, for the shapes that matter most."""
     with Places(under, more=COUNTING) as places:
         shapes = (
             ("Two PostgreSQL databases, at once", Task(contender=OURS, urls=places.urls((PG, PG)))),
             (
                 "One PostgreSQL database, staged, then committed",
                 Task(contender=OURS, urls=places.urls((PG,)), staged=True),
+            ),
+            (
+                "One MariaDB database, staged, then committed",
+                Task(contender=OURS, urls=places.urls((MARIA,)), staged=True),
             ),
         )
         parts = [
@@ -90,7 +104,11 @@ def document(under: str) -> str:
             _floor(places),
         ]
         for title, task in shapes:
-            parts += [f"## {title}\n", messages(task), servers(task), _cpu(task, places), _instructions(task)]
+            parts += [f"## {title}\n", messages(task), servers(task), _cpu(task, places)]
+            if shutil.which("valgrind"):
+                parts.append(_instructions(task))
+        if not shutil.which("valgrind"):
+            parts.append("Valgrind is not installed, so the client's instructions were not counted.\n")
     return "\n".join(parts)
 
 
@@ -157,23 +175,24 @@ async def _overheard(task: Task) -> list[list[Message]]:
     began = 0.0
 
     def listening(verb: str, method: Any) -> Any:
-        async def call(session: AsyncPsycopgSession, *args: Any) -> Any:
+        async def call(session: Any, *args: Any) -> Any:
             sent = time.perf_counter()
             try:
                 return await method(session, *args)
             finally:
-                to = ports[session.connection.info.port]
                 sql = _sql(verb, args)
-                heard.append(Message(to, sql, (sent - began) * 1e3, (time.perf_counter() - sent) * 1e3))
+                heard.append(
+                    Message(ports[_port(session)], sql, (sent - began) * 1e3, (time.perf_counter() - sent) * 1e3)
+                )
 
         return call
 
     contender: Any = make(task)
-    plain = {verb: getattr(AsyncPsycopgSession, verb) for verb in SAYING}
+    plain = {(kind, verb): getattr(kind, verb) for kind, verbs in SAYING for verb in verbs}
     transactions = []
     await contender.open()
-    for verb, method in plain.items():
-        setattr(AsyncPsycopgSession, verb, listening(verb, method))
+    for (kind, verb), method in plain.items():
+        setattr(kind, verb, listening(verb, method))
     try:
         for number in range(-20, TRANSACTIONS):
             heard.clear()
@@ -182,10 +201,16 @@ async def _overheard(task: Task) -> list[list[Message]]:
             if number >= 0:
                 transactions.append(sorted(heard, key=lambda one: (one.sent_ms, one.database)))
     finally:
-        for verb, method in plain.items():
-            setattr(AsyncPsycopgSession, verb, method)
+        for (kind, verb), method in plain.items():
+            setattr(kind, verb, method)
         await contender.close()
     return transactions
+
+
+def _port(session: Any) -> int:
+    if isinstance(session, AsyncPsycopgSession):
+        return int(session.connection.info.port)
+    return int(session._connection._port)
 
 
 def _sql(verb: str, args: Sequence[Any]) -> str:
@@ -201,6 +226,8 @@ def _sql(verb: str, args: Sequence[Any]) -> str:
 
 def servers(task: Task) -> str:
     """What the servers did for a transaction, by their own account: waiting for the disk is in it, parsing is not."""
+    if not all(url.startswith("postgresql") for url in task.urls):
+        return _status(task)
     for url in task.urls:
         statement(url, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     with Worker(task) as worker:
@@ -215,6 +242,27 @@ def servers(task: Task) -> str:
                 rows.append((letter, *(f"{value / TRANSACTIONS:.3f}" for value in each), f"`{_gist(gist)}`"))
     head = ("server", "calls", "planned for ms", "ran for ms", "statement")
     return f"### The servers' own account, one client, for each transaction\n\n{grid(head, rows)}"
+
+
+def _status(task: Task) -> str:
+    """What a MariaDB counts, for nodoubt and for the loop by hand."""
+    [url] = task.urls
+    found = {}
+    for name in (OURS, HAND):
+        with Worker(replace(task, contender=name)) as worker:
+            worker.ask(Order(count=20))
+            before = _counters(url)
+            worker.ask(Order(count=TRANSACTIONS, settle=False))
+            found[name] = {key: (value - before[key]) / TRANSACTIONS for key, value in _counters(url).items()}
+    rows = [
+        (f"`{key}`", f"{ours:.2f}", f"{found[HAND][key]:.2f}") for key, ours in found[OURS].items() if ours >= MATTERS
+    ]
+    head = ("counter", "nodoubt", "by hand")
+    return f"### The server's own account, one client, for each transaction\n\n{grid(head, rows)}"
+
+
+def _counters(url: str) -> dict[str, float]:
+    return {name: float(value) for name, value in statement(url, COUNTED)}
 
 
 def _covered_ms(messages: Sequence[Message]) -> float:
@@ -291,8 +339,6 @@ def _share(stacks: Stacks, pattern: str) -> float:
 
 def _instructions(task: Task) -> str:
     """The client's instructions for each transaction, counted by valgrind: a figure that no neighbour changes."""
-    if shutil.which("valgrind") is None:
-        return "Valgrind is not installed, so the client's instructions were not counted.\n"
     names = (OURS, HAND, MERGED, IN_BRANCH) if len(task.urls) > 1 else (OURS, HAND, MERGED)
     found = {name: _counted(replace(task, contender=name)) for name in names}
     rows = [(name, f"{n / 1e6:.2f}", f"{n / found[HAND]:.2f}") for name, n in found.items()]

@@ -35,6 +35,13 @@ def test_the_profile_names_every_message_of_a_transaction(places: Places, monkey
     assert text.count("`UPDATE accounts") == 2 and text.count("`COMMIT PREPARED") == 1
 
 
+def test_the_profile_hears_mariadb_too(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whereabouts, "TRANSACTIONS", 5)
+    task = Task(contender=OURS, urls=places.urls(("mariadb",)), staged=True)
+    assert whereabouts.messages(task).count("`XA COMMIT") == 1
+    assert "| `Com_xa_commit` | 1.00 | 1.00 |" in whereabouts.servers(task)
+
+
 def test_samples_are_of_the_client_s_own_stack(places: Places, tmp_path: object) -> None:
     file = f"{tmp_path}/profile"
     with Worker(Task(contender=OURS, urls=places.urls(("postgres",)), clients=8)) as worker:
