@@ -20,7 +20,7 @@ import pytest
 from kit import QUICK, Database, Face, make_database
 from nodoubt import Coordinator, LineageBroken, State, TransactionAborted, UsageError
 from nodoubt.coordinator import SELDOM
-from nodoubt.engine import start
+from nodoubt.engine import ends, start
 from nodoubt.engine.branches import End, Ending
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.testing.servers import PostgresServer
@@ -143,7 +143,7 @@ def test_without_the_lineage_a_journal_that_was_set_back_aborts_half_of_a_commit
     pair: list[Database], own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mutant: epochs are written and never compared."""
-    monkeypatch.setattr(start, "_with_lineage", lambda _ctx, _participant, reading: reading)
+    monkeypatch.setattr(start, "_with_lineage", lambda _ctx, _participant, reading: reading())
     with coordinator(pair, own) as db:
         assert db.recover(grace=0).rolled_back == 1
     assert balances(pair) == [70, 100] and pair[1].prepared() == [], "the mutant is not caught"
@@ -381,13 +381,17 @@ def test_one_database_under_two_names_is_refused(kind: str, request: Any, tmp_pa
 
 
 async def starts_in_the_middle_of_a_start(mode: str, pair: list[Database]) -> None:
-    """Before each step of one's start and first sweep another starts: epochs rise in the middle of every look."""
+    """Before each step of one's start and first sweep another starts, and forgets what is old.
+
+    Epochs rise in the middle of every look, and those that nobody shows any more are gone.
+    """
     with coordinator(pair) as db:
         db.setup()
 
     def another_starts() -> None:
         with coordinator(pair) as rival:
             assert rival.recover(grace=0).clean
+            rival._shell.run(ends.retire(rival._ctx))
 
     for at in every_step():
         face = Face(mode, pair)
@@ -413,13 +417,13 @@ async def test_a_database_that_is_read_before_what_it_should_have_witnessed_look
     sound = start._with_lineage
 
     def read_first(ctx: Any, participant: Any, reading: Any) -> Any:
-        identity = yield from reading
+        identity = yield from reading()
 
         def known() -> Any:
             return identity
             yield
 
-        return (yield from sound(ctx, participant, known()))
+        return (yield from sound(ctx, participant, known))
 
     monkeypatch.setattr(start, "_with_lineage", read_first)
     with pytest.raises((LineageBroken, AssertionError), match="restored"):

@@ -170,7 +170,7 @@ def verify(ctx: Context, participant: Participant) -> Script[Identity]:
         _raise(elsewhere(participant.name, identity, server))
         return identity
 
-    return (yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body)))
+    return (yield from _with_lineage(ctx, participant, lambda: told(ctx, participant.reserve, body)))
 
 
 def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
@@ -179,7 +179,7 @@ def lineage_holds(ctx: Context, participant: Participant) -> Script[None]:
     def body(session: Session) -> Script[Identity]:
         return _identity(participant, session)
 
-    yield from _with_lineage(ctx, participant, told(ctx, participant.reserve, body))
+    yield from _with_lineage(ctx, participant, lambda: told(ctx, participant.reserve, body))
 
 
 @dataclass(slots=True)
@@ -224,21 +224,28 @@ def _identity(participant: Participant, session: Session) -> Script[Identity]:
     return identity
 
 
-def _with_lineage(ctx: Context, participant: Participant, reading: Script[Identity]) -> Script[Identity]:
+def _with_lineage(ctx: Context, participant: Participant, reading: Callable[[], Script[Identity]]) -> Script[Identity]:
     """The identity, read between the two halves of what the journal says: a start in the middle is no restore.
 
-    What the participant should have witnessed is read before it, the epoch after it.
+    What the participant should have witnessed is read before it, the epoch after it. Where the journal does not have
+    what it shows, what it should have witnessed is read once more: the journal forgets an epoch once all have shown it
+    a later one. If that has happened in between, the participant is read again.
     """
     registered = yield from told(ctx, ctx.journal_pool, ctx.journal.registered)
-    identity = yield from reading
+    while True:
+        identity = yield from reading()
 
-    def journal(session: Session) -> Script[tuple[int, bool]]:
-        epoch = yield from ctx.journal.epoch(session)
-        minted = not identity.mark or (yield from ctx.journal.minted(session, identity.mark))
-        return epoch.number, minted
+        def journal(session: Session, mark: str = identity.mark) -> Script[tuple[int, bool]]:
+            epoch = yield from ctx.journal.epoch(session)
+            minted = not mark or (yield from ctx.journal.minted(session, mark))
+            return epoch.number, minted
 
-    number, minted = yield from told(ctx, ctx.journal_pool, journal)
-    known = registered.get(identity.resource_id)
+        number, minted = yield from told(ctx, ctx.journal_pool, journal)
+        before, known = registered, registered.get(identity.resource_id)
+        if not minted:
+            registered = yield from told(ctx, ctx.journal_pool, ctx.journal.registered)
+        if registered.get(identity.resource_id) == before.get(identity.resource_id):
+            break
     witnessed = None if known is None else known[1].epoch
     _raise(set_back(participant.name, identity, number, witnessed, minted=minted))
     return identity
