@@ -14,7 +14,7 @@ import pytest
 
 import nodoubt.drivers.sqlite
 from journals.places import MakePlace, Place, query
-from nodoubt.errors import ResourceRefused, SchemaMismatch
+from nodoubt.errors import InvariantViolated, ResourceRefused, SchemaMismatch
 from nodoubt.journals.dialects import (
     MARIADB_CODES,
     POSTGRES_CODES,
@@ -25,8 +25,8 @@ from nodoubt.journals.dialects import (
     SqliteDialect,
 )
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import BelowFloor, Conflict, Failure, Refused, Reply, SessionLost, StatementFailed, Unclear
-from nodoubt.protocol.records import Epoch
+from nodoubt.ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, SessionLost, StatementFailed, Unclear
+from nodoubt.protocol.records import Decision, Epoch
 from nodoubt.script import Script, Watch, do, drive
 from nodoubt.testing.bench import Bench, outcomes
 from nodoubt.testing.processes import wait_for
@@ -128,7 +128,7 @@ def test_every_transaction_is_one_message_that_begins_and_commits(dialect: Diale
         lambda j, s: j.stage(s, staging("order"), replace=new_attempt()),
     ]
     for script in scripts:
-        answer = [Reply(count=0)] * 9 + [Reply(tag=dialect.commit_tag)]
+        answer = [Reply(count=1)] * 9 + [Reply(tag=dialect.commit_tag)]
         session = Told(answer)
         told(script, session, dialect)
         (message,) = session.sent
@@ -151,6 +151,47 @@ def test_an_error_stays_what_it_was_when_the_rollback_behind_it_gets_no_answer()
     for rolled_back in (SessionLost("gone"), StatementFailed("XX000", "odd")):
         with pytest.raises(Conflict):
             told(insert, Told(StatementFailed("23505", "duplicate"), rolled_back), PostgresDialect())
+
+
+class TakesItsWord(SqlJournal):
+    """Looks at the tag of COMMIT, and not at what was written."""
+
+    def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
+        statements = [row for one in decisions for row in self.decision_rows(one)]
+        yield from self._write(session, *statements)
+
+
+SWALLOWED = [
+    (
+        "postgres",
+        "CREATE RULE swallow AS ON INSERT TO nodoubt.decisions DO INSTEAD NOTHING",
+        "DROP RULE swallow ON nodoubt.decisions",
+    ),
+    (
+        "sqlite",
+        "CREATE TRIGGER swallow BEFORE INSERT ON nodoubt_decisions BEGIN SELECT RAISE(IGNORE); END",
+        "DROP TRIGGER swallow",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "swallow", "drop"), SWALLOWED, ids=["postgres", "sqlite"])
+def test_a_decision_that_was_swallowed_is_not_taken_for_written(
+    bench: Bench, other_bench: Any, place: Place, swallow: str, drop: str
+) -> None:
+    one = decision()
+    query(bench, swallow)
+    try:
+        session = bench.main
+        with pytest.raises(InvariantViolated, match="I4 violated: a row of the protocol wrote nothing"):
+            bench.insert([one])
+        assert not session.usable  # what it has prepared may follow a rule that is not there any more
+        other_bench(TakesItsWord(place.dialect())).insert([one])
+        assert bench.confirm([one.attempt]) == {}
+    finally:
+        query(bench, drop)
+    bench.insert([one])
+    assert set(bench.confirm([one.attempt])) == {one.attempt}
 
 
 # ---- the tables of error codes --------------------------------------------------------------------

@@ -37,6 +37,7 @@ from ..resources.mariadb_settings import (
     plain_tables_sql,
     shortcomings,
 )
+from ..schema import meddlers, meddlers_sql
 from ..script import Script, do
 from . import facts as f
 from .origins import Origin, XaId, of_xa
@@ -65,6 +66,12 @@ _HISTORY = "SHOW GLOBAL STATUS LIKE 'Innodb_history_list_length'"
 
 _OURS = """SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {database}
  AND TABLE_NAME LIKE 'nodoubt\\_%' LIMIT 20"""
+# Whoever has the right by a role is told of a gap, too: these tables do not tell it.
+_MAY_SEE_TRIGGERS = """SELECT EXISTS (SELECT 1 FROM information_schema.USER_PRIVILEGES
+ WHERE PRIVILEGE_TYPE = 'TRIGGER' AND GRANTEE = {grantee}) OR EXISTS (SELECT 1 FROM information_schema.SCHEMA_PRIVILEGES
+ WHERE PRIVILEGE_TYPE = 'TRIGGER' AND {database} LIKE TABLE_SCHEMA AND GRANTEE = {grantee})""".replace(
+    "{grantee}", """CONCAT("'", REPLACE(CURRENT_USER(), '@', "'@'"), "'")"""
+)
 _STATUS = "SHOW ENGINE INNODB STATUS"
 _BLOCK = re.compile(r"^---", re.MULTILINE)
 _TRANSACTION = re.compile(r"TRANSACTION (\d+), ACTIVE \(PREPARED\) (\d+) sec")
@@ -141,8 +148,9 @@ def look(session: Session, clock: Clock, database: str) -> Script[Seen]:
     yield from do(session, "run", _READ_ONLY)
     before = clock.now()
     plain_sql = f"{plain_tables_sql(name)} LIMIT {f.TABLES_MAX}"
-    who, settings, history, plain, ours = yield from do(
-        session, "run", "; ".join((_WHO, _SETTINGS, _HISTORY, plain_sql, _OURS.format(database=name)))
+    ours_sql = (_OURS.format(database=name), meddlers_sql("mariadb", name), _MAY_SEE_TRIGGERS.format(database=name))
+    who, settings, history, plain, ours, meddling, right = yield from do(
+        session, "run", "; ".join((_WHO, _SETTINGS, _HISTORY, plain_sql, *ours_sql))
     )
     after = clock.now()
     one = who[0]
@@ -157,8 +165,17 @@ def look(session: Session, clock: Clock, database: str) -> Script[Seen]:
     )
     seen.settings = {name: f.Setting(value) for name, value in values.items()}
     seen.flaws = [*shortcomings(values), *plain_tables([_text(row[0]) for row in plain.rows])]
+    seen.flaws += meddlers("mariadb", meddling.rows)
     seen.history_length = _length(history)
     seen.ours = dict.fromkeys((_text(row[0]).lower().removeprefix("nodoubt_") for row in ours.rows), True)
+    if seen.ours and not right.scalar():
+        seen.gaps.append(
+            f.Gap(
+                "triggers on our own tables, which could swallow or alter their rows: they are shown only to who may "
+                "make them",
+                "examine it once with the account that owns the tables",
+            )
+        )
     branches = yield from _branches(session, seen)
     held = yield from _held(session, seen, mysql=mysql)
     seen.prepared = [_prepared(branch, seen.prepared_count, held) for branch in branches]

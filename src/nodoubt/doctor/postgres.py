@@ -21,6 +21,7 @@ from typing import Any
 
 from ..ports import Clock, Reply, Session
 from ..resources.postgres_settings import SETTINGS, shortcomings
+from ..schema import meddlers, meddlers_sql
 from ..script import Script, do
 from . import facts as f
 from .origins import of_gid
@@ -174,9 +175,9 @@ def look(session: Session, clock: Clock) -> Script[Seen]:
     one, seen = who[0], Seen()
     values = {row["name"]: row for row in settings}
     version = int(values["server_version_num"]["value"])
-    again, *rest = yield from _ask(
+    again, *rest, meddling = yield from _ask(
         session, "SELECT pg_catalog.pg_backend_pid()", _PREPARED, _LOCKS, _waiting(version), _OLDEST, _SESSIONS, _SLOTS,
-        _STANDBYS, _OURS,
+        _STANDBYS, _OURS, meddlers_sql("postgres"),
     )  # fmt: skip
     seen.server = f.Server(
         version=f"PostgreSQL {version // 10000}.{version % 10000}",
@@ -198,6 +199,7 @@ def look(session: Session, clock: Clock) -> Script[Seen]:
             proxied=one["pid"] != session.connection_id,
         )
     )
+    seen.flaws += meddlers("postgres", meddling.rows)
     _fill(seen, one, rest)
     return seen
 

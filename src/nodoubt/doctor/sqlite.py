@@ -18,6 +18,7 @@ from ..ports import Session
 from ..resources.sqlite.check import FileState, network, shortcomings
 from ..resources.sqlite.record import HEAD, MAGIC, VERSION
 from ..resources.sqlite.tables import GUARD, OPERATIONS
+from ..schema import meddlers, meddlers_sql
 from ..script import Script, do
 from . import facts as f
 from .origins import of_gid
@@ -66,7 +67,7 @@ def _look(connection: Onlooking) -> Seen:
     }
     encoding = connection.query("PRAGMA main.encoding")[0][0]
     state = FileState(connection.path, connection.library, connection.journal_mode, encoding, network(connection.path))
-    seen.flaws = shortcomings(state)
+    seen.flaws = [*shortcomings(state), *meddlers("sqlite", connection.query(meddlers_sql("sqlite")))]
     if "nodoubt_prepared" in tables:
         _fill_prepared(seen, connection.query(_PREPARED), locks)
     seen.file = f.File(

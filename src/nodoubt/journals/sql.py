@@ -12,11 +12,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from ..errors import ResourceRefused, SchemaMismatch
+from ..errors import ResourceRefused, SchemaMismatch, invariant
 from ..kept import Kept
-from ..ports import BelowFloor, Session, StatementFailed, Unclear
+from ..ports import BelowFloor, Session, StatementFailed, Unclear, require_none
 from ..protocol.records import Decision, Epoch, Mode, Standing, Verdict
-from ..schema import Part, Tables, judge, rows_of, shipped, version_of
+from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Script
 from . import rows, trail
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
@@ -93,7 +93,12 @@ class SqlJournal(Calls):
         return Epoch(int(number), "" if mark is None else rows.text(mark))
 
     def raise_epoch(self, session: Session, mark: str) -> Script[Epoch]:
-        """One more, forced. The UPDATE locks the row, so what comes behind it sees what this transaction commits."""
+        """One more, forced. The UPDATE locks the row, so what comes behind it sees what this transaction commits.
+
+        Each start of a coordinator comes by here: no decision is to be written where something could swallow it.
+        """
+        asked = meddlers_sql(self.dialect.kind, self.dialect.text(self.dialect.database))
+        require_none(meddlers(self.dialect.kind, (yield from self._read(session, asked)).rows), self.whose)
         journal, item = self.dialect.table("journal"), self.dialect.key("epoch")
         raised = f"UPDATE {journal} SET counter = counter + 1 WHERE item = {item}"
         minted = (
@@ -120,10 +125,16 @@ class SqlJournal(Calls):
             return
         statements = [row for decision in decisions for row in self._decision_rows(decision)]
         try:
-            yield from self._write(session, *self.dialect.hold_floor(), *statements)
+            replies = yield from self._write(session, *self.dialect.hold_floor(), *statements)
         except BelowFloor as error:
             # A record that stands says more than that it would be too old to be written now.
             yield from self._tell_decided(session, [decision.attempt for decision in decisions], error)
+            return
+        written = zip(statements, replies[-len(statements) :], strict=True)
+        if any(statement.startswith("INSERT") and reply.count == 0 for statement, reply in written):
+            # A rule of PostgreSQL's; what is prepared here follows it after it has been dropped, too.
+            session.usable = False
+            invariant(condition=False, number="I4", message="a row of the protocol wrote nothing")
 
     def decision_rows(self, decision: Decision) -> tuple[str, ...]:
         """The statements of `insert`, for a transaction that somebody else begins and commits."""

@@ -40,13 +40,13 @@ from ..ports import (
     require_none,
 )
 from ..protocol.records import Epoch, Verdict
-from ..schema import Part, Tables, judge, rows_of, shipped, version_of
+from ..schema import Part, Tables, judge, meddlers, rows_of, shipped, version_of
 from ..script import Pause, Script, do
 from ..xid import XaXid, Xid, parse_xa_recover
 from . import mariadb_finishing as finishing
 from . import mariadb_text as text
 from .mariadb_failures import FAILURES, refusal
-from .mariadb_settings import SETTINGS, no_listing, plain_tables, plain_tables_sql, shortcomings
+from .mariadb_settings import SETTINGS, no_listing, plain_tables, shortcomings, tables_sql
 
 LOCK_WAIT_S = 2  # how long a receipt or a fence waits for the branch itself
 KILL_POLLS_MAX = 10
@@ -100,12 +100,12 @@ class MariaDBResource:
         settings = yield from self._settings(session)
         warnings = require_none(shortcomings(settings), self.name)
         try:
-            _, listing = yield from self._run(session, "XA RECOVER", plain_tables_sql(text.literal(self.database)))
+            _, plain, meddling = yield from self._run(session, "XA RECOVER", *tables_sql(text.literal(self.database)))
         except StatementFailed as error:
             return require_none([no_listing(error)], self.name)
-        tables = [str(row[0]) for row in listing.rows]
-        self._plain_tables = frozenset(table.lower() for table in tables)
-        return (*warnings, *require_none(plain_tables(tables), self.name))
+        tables = [str(row[0]) for row in plain.rows]
+        self._plain_tables = frozenset(map(str.lower, tables))
+        return (*warnings, *require_none([*plain_tables(tables), *meddlers("mariadb", meddling.rows)], self.name))
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Of two at a time one stores the identity, and the other finds it."""

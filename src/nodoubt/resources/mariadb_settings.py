@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..ports import Shortcoming, StatementFailed
+from ..schema import meddlers_sql
 
 MARIADB_VERSION_MIN = (10, 5)  # before it, a prepared branch is rolled back when its session ends
 MYSQL_VERSION_MIN = (8, 0, 29)  # before it, a prepared branch can't be finished while its session lives
@@ -100,6 +101,11 @@ def _warnings(settings: Mapping[str, str]) -> list[Shortcoming]:
             "innodb_doublewrite = ON",
         )
     return found
+
+
+def tables_sql(database: str) -> tuple[str, str]:
+    """Asks for `plain_tables`, and for who meddles with ours. `database`: a literal."""
+    return plain_tables_sql(database), meddlers_sql("mariadb", database)
 
 
 def plain_tables_sql(database: str) -> str:

@@ -39,7 +39,7 @@ from ..ports import (
     require_none,
 )
 from ..protocol.records import Epoch, Verdict
-from ..schema import Part, Tables, judge, rows_of, shipped, version_of
+from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, refusal, require_durable, require_rows, warnings
@@ -89,14 +89,16 @@ class PostgresResource:
         pid, standby, *values = reply.rows[0]
         if isinstance(values[0], bytes):  # psycopg's way to say that it knows no encoding
             return require_none([UNREADABLE], self.name)
-        (again,) = yield from self._ask(session, "SELECT pg_catalog.pg_backend_pid()")
+        again, meddling = yield from self._ask(
+            session, f"SELECT pg_catalog.pg_backend_pid(); {meddlers_sql('postgres')}"
+        )
         found = shortcomings(
             dict(zip(SETTINGS, map(str, values), strict=True)),
             standby=standby,
             pooled=again.scalar() != pid,
             proxied=pid != session.connection_id,
         )
-        return require_none(found, self.name)
+        return require_none([*found, *meddlers("postgres", meddling.rows)], self.name)
 
     def setup(self, session: Session, resource_id: str, cluster: str) -> Script[None]:
         """Create what is missing, and store the identity if there is none. Of two at a time the first one's stands."""
@@ -216,7 +218,7 @@ class PostgresResource:
         if tags[-len(expected) :] != expected or warnings(session):
             session.kill()
             raise Unclear(f"{doing}: the session was not clean: {tags} {warnings(session)}")
-        require_rows(replies)
+        require_rows(session, replies)
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         """The user's statement, as it is. Whatever goes wrong, a refusal of ours included, dooms the branch (I16)."""
@@ -443,7 +445,7 @@ class PostgresResource:
             if tag == "ROLLBACK":
                 raise Refused(f"{doing}: the server answered ROLLBACK: the transaction had failed or ended before")
             raise Unclear(f"{doing}: the server answered {tag!r}, not {wanted}")
-        require_rows(replies)
+        require_rows(session, replies)
         self._settled(session, doing)
 
     def _commit_with(self, session: Session, rows: Sequence[str], xid: Xid) -> Script[None]:
@@ -464,7 +466,7 @@ class PostgresResource:
             if not self._accepts(reply.tag, wanted):
                 session.kill()
                 raise Unclear(f"{doing}: the server answered {reply.tag!r}, not {wanted}")
-        require_rows(replies)
+        require_rows(session, replies)
         self._settled(session, doing)
 
     def _settled(self, session: Session, doing: str) -> None:
@@ -505,7 +507,7 @@ class PostgresResource:
             yield from self._undo(session)
             raise Unclear(f"{doing}: the server answered {replies[-1].tag!r}")
         require_durable(session, doing)
-        require_rows(replies)
+        require_rows(session, replies)
 
     def _confirm(self, session: Session, xid: Xid) -> Script[Verdict | None]:
         """The row's verdict, made durable by an UPDATE of that very row: one seen may not be flushed yet (I5)."""

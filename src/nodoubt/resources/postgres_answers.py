@@ -69,9 +69,11 @@ def refusal(
             return Refused(why)
 
 
-def require_rows(replies: Sequence[Reply]) -> None:
+def require_rows(session: Session, replies: Sequence[Reply]) -> None:
     """A row of the protocol that was written zero times would be a decision that nobody took (I4)."""
-    invariant(all(reply.tag != "INSERT 0 0" for reply in replies), "I4", "a row of the protocol wrote nothing")
+    if any(reply.tag == "INSERT 0 0" for reply in replies):
+        session.usable = False  # a rule did that, and what is prepared here follows it after it has been dropped, too
+        invariant(condition=False, number="I4", message="a row of the protocol wrote nothing")
 
 
 def require_durable(session: Session, doing: str) -> None:

@@ -17,6 +17,7 @@ Must not: know a driver, or what the tables mean.
 
 from .files import GATES, Migration, Part, Schema, SchemaError, read, shipped
 from .grants import Grant, Role, grants, quoted, statements
+from .meddling import meddlers, meddlers_sql
 from .standing import MIGRATED, judge, pending
 from .tables import Tables, rows_of, version_of
 
@@ -32,6 +33,8 @@ __all__ = [
     "Tables",
     "grants",
     "judge",
+    "meddlers",
+    "meddlers_sql",
     "pending",
     "quoted",
     "read",

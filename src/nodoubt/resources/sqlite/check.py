@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from ...ports import Shortcoming, require_none
+from ...schema import meddlers, meddlers_sql
 from .face import Connection
 from .tables import load
 
@@ -47,7 +48,8 @@ def check(connection: Connection) -> tuple[str, ...]:
         connection.query("PRAGMA main.synchronous")[0][0],
         connection.query("PRAGMA main.locking_mode")[0][0],
     )
-    found = require_none(shortcomings(state), path)
+    meddling = meddlers("sqlite", connection.query(meddlers_sql("sqlite")))
+    found = require_none([*shortcomings(state), *meddling], path)
     schema = load(connection)
     return (*found, *(f"cannot take part in two-phase commit: {why}" for _, why in sorted(schema.barred.items())))
 

@@ -1,0 +1,78 @@
+"""What others have put on our tables that comes between a statement of ours and its row: rules, triggers, row level
+security.
+
+A row of the protocol is proved by the tag of a COMMIT or PREPARE, not by being read again: one that a rule or a BEFORE
+trigger has swallowed or altered is a decision, or a receipt, that was believed and is not there. None of ours is of any
+use there, and nodoubt makes none (SQLite's guards are on users' tables).
+
+Must not: ask the server, or judge what stands on anybody else's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..ports import Shortcoming
+
+MEDDLERS_MAX = 20
+PREFIX = "nodoubt_"
+
+# What is disabled does nothing; internal triggers are those of foreign keys; nobody here truncates. 66: BEFORE or
+# INSTEAD OF, 28: INSERT, DELETE, UPDATE. `row_security_active`: for whoever asks.
+_POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecurity AS secured
+ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'nodoubt' AND c.relkind IN ('r', 'p'))
+ SELECT 'rule' AS what, o.tbl, r.rulename::text AS name, true AS alters
+ FROM pg_catalog.pg_rewrite r JOIN ours o ON o.oid = r.ev_class WHERE r.ev_enabled <> 'D'
+ UNION ALL SELECT 'trigger', o.tbl, t.tgname::text, t.tgtype & 66 <> 0
+ FROM pg_catalog.pg_trigger t JOIN ours o ON o.oid = t.tgrelid
+ WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 28 <> 0
+ UNION ALL SELECT 'row level security', o.tbl, '', pg_catalog.row_security_active(o.oid) FROM ours o WHERE o.secured
+ ORDER BY 4 DESC, 1, 2, 3 LIMIT {MEDDLERS_MAX}"""
+_MARIADB = f"""SELECT 'trigger' AS what, EVENT_OBJECT_TABLE AS tbl, TRIGGER_NAME AS name,
+ ACTION_TIMING = 'BEFORE' AS alters
+ FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {{database}}
+ AND LEFT(EVENT_OBJECT_TABLE, {len(PREFIX)}) = '{PREFIX}' ORDER BY 4 DESC, 2, 3 LIMIT {MEDDLERS_MAX}"""
+# When one fires stands in its text alone; on a file of SQLite's nobody has a use for any.
+_SQLITE = f"""SELECT 'trigger', tbl_name, name, 1 FROM main.sqlite_schema
+ WHERE type = 'trigger' AND lower(tbl_name) GLOB '{PREFIX}*' ORDER BY 2, 3 LIMIT {MEDDLERS_MAX}"""
+
+
+def meddlers_sql(kind: str, database: str = "") -> str:
+    """Asks for them. `database`: a literal, for MariaDB, which shows triggers only to whoever may make them."""
+    return {"postgres": _POSTGRES, "mariadb": _MARIADB.format(database=database), "sqlite": _SQLITE}[kind]
+
+
+def meddlers(kind: str, found: Iterable[Sequence[Any]]) -> list[Shortcoming]:
+    """What is to be said of them. What can swallow or alter a row is refused; what only comes after it is a warning."""
+    return [_of(kind, *map(_text, row[:3]), alters=bool(row[3])) for row in found]
+
+
+def _of(kind: str, what: str, table: str, name: str, *, alters: bool) -> Shortcoming:
+    at = f"nodoubt.{table}" if kind == "postgres" else table
+    if what == "row level security":
+        return Shortcoming(
+            what=f"row level security is enabled on {at}",
+            advice="it hides decisions and receipts that stand from whoever must obey them"
+            + ("" if alters else "; this role passes by it, others do not")
+            + ": disable it, a role's rights are granted by what nodoubt schema sql --role app prints",
+            refused=alters,
+            line=f"ALTER TABLE {at} DISABLE ROW LEVEL SECURITY;",
+        )
+    why = "can swallow or alter a row by which a decision, or a branch's commit, is proved, and nobody would notice"
+    if not alters:
+        why = "runs inside each of our transactions: its errors fail them, and what it changes nobody confirms"
+    mark = "`" if kind == "mariadb" else '"'
+    quoted = mark + name.replace(mark, mark * 2) + mark
+    on = f" ON {at}" if kind == "postgres" else ""
+    return Shortcoming(
+        what=f"{what} {name!r} on {at}",
+        advice=f"it {why}: drop it, and keep whatever makes such things for every table away from ours",
+        refused=alters,
+        line=f"DROP {what.upper()} {quoted}{on};",
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
