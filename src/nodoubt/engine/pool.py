@@ -19,7 +19,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Self
 
 from ..errors import ClosedTransaction, NoDoubtError, PoolExhausted, ResourceUnavailable
 from ..ports import Session, SessionLost, StatementFailed
@@ -39,7 +39,116 @@ def _forget_parents() -> None:
 os.register_at_fork(after_in_child=_forget_parents)
 
 
-class ThreadPool:
+class _Pool:
+    """What is the same for both: who has which session, and what may be lent. Nothing here waits, or raises.
+
+    The lock is for threads; one event loop never finds it taken.
+    """
+
+    def __init__(self, name: str, *, size: int, acquire_s: float, beside: Self | None) -> None:
+        """`beside`: where all sessions of this pool are busy, one that is idle there will do."""
+        self.name, self.size, self.acquire_s = name, size, acquire_s
+        self._beside = beside
+        self._start()
+        POOLS.add(self)
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Any, float]] = []
+        self._waiting: deque[Any] = deque()
+        self._ours: set[int] = set()
+        self._borrowed: set[int] = set()
+        self._count = 0
+        self._closed = False
+
+    def forget(self) -> None:
+        """In the child of a fork: leave the parent's sessions alone."""
+        PARENTS.extend(session for session, _ in self._idle)
+        self._start()
+
+    def _borrow(self) -> Any:
+        if self._beside is None or self._count < self.size:
+            return None
+        session = self._beside.spare()
+        if session is not None:
+            with self._lock:
+                self._borrowed.add(id(session))
+        return session
+
+    def spare(self) -> Any:
+        """A session that is idle, was at work just now, and that nobody waits for; it is released here. Or None."""
+        with self._lock:
+            if self._closed or self._waiting or not self._idle or self._count >= self.size:
+                return None
+            session, idle_since = self._idle[-1]
+            if time.monotonic() - idle_since > CHECK_AFTER_IDLE_S:
+                return None
+            self._idle.pop()
+            self._count += 1
+            self._ours.add(id(session))
+            return session
+
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a session."""
+        return bool(self._waiting)
+
+    def _leave_place(self) -> None:
+        raise NotImplementedError
+
+    def release(self, session: Any) -> None:
+        """Take a session back. Never raises, never waits."""
+        with self._lock:
+            borrowed = id(session) in self._borrowed
+            self._borrowed.discard(id(session))
+        if borrowed and self._beside is not None:
+            self._beside.release(session)
+            return
+        with self._lock:
+            if id(session) not in self._ours:
+                PARENTS.append(session)
+                return
+            self._ours.discard(id(session))
+            keep = session.usable and not self._closed
+            if keep:
+                self._idle.append((session, time.monotonic()))
+        if not keep:
+            session.kill()
+        self._leave_place()
+
+    def _all_idle(self) -> list[Any]:
+        """Those that nobody has, which are from now on in nobody's pool."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        return [session for session, _ in idle]
+
+    def drop_idle(self) -> None:
+        """End the idle sessions: the server they belonged to has gone."""
+        for session in self._all_idle():
+            session.kill()
+        if self._beside is not None:
+            self._beside.drop_idle()
+
+    def kill(self) -> None:
+        """Nothing to cut off: waiting is bounded by `acquire_s`, connecting by the driver."""
+
+    def timed_out(self, seconds: float) -> Exception:
+        return PoolExhausted(f"no connection to {self.name} within {seconds:.3g} s")
+
+    def _exhausted(self) -> PoolExhausted:
+        return PoolExhausted(
+            f"all {self.size} connections to {self.name} were busy for {self.acquire_s:g} s: raise pool_size or "
+            "shorten transactions; nothing was done"
+        )
+
+    def _shut(self) -> ClosedTransaction:
+        return ClosedTransaction(f"the coordinator is closed: no sessions of {self.name}")
+
+    def _unreachable(self, error: Exception) -> ResourceUnavailable:
+        return ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done")
+
+
+class ThreadPool(_Pool):
     """Sessions for threads."""
 
     def __init__(
@@ -52,34 +161,14 @@ class ThreadPool:
         call: Callable[[Do], Any] | None = None,
         beside: ThreadPool | None = None,
     ) -> None:
-        """`call`: makes a call that is cut off after its `within_s`; see `shell.ThreadShell.call`.
-
-        `beside`: where all sessions of this pool are busy, one that is idle there will do.
-        """
-        self.name, self.size, self.acquire_s = name, size, acquire_s
+        """`call`: makes a call that is cut off after its `within_s`; see `shell.ThreadShell.call`."""
+        super().__init__(name, size=size, acquire_s=acquire_s, beside=beside)
         self._connect = connect
-        self._beside = beside
         self._call = call or (lambda do: getattr(do.target, do.verb)(*do.args))
-        self._start()
-        POOLS.add(self)
-
-    def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: list[tuple[Session, float]] = []
-        self._waiting: deque[threading.Event] = deque()
-        self._ours: set[int] = set()
-        self._borrowed: set[int] = set()
-        self._count = 0
-        self._closed = False
-
-    def forget(self) -> None:
-        """In the child of a fork: leave the parent's sessions alone."""
-        PARENTS.extend(session for session, _ in self._idle)
-        self._start()
 
     def acquire(self) -> Session:
         """A live session. Raises `PoolExhausted` or `ResourceUnavailable`."""
-        borrowed = self._borrow()
+        borrowed: Session | None = self._borrow()
         if borrowed is not None:
             return borrowed
         self._take_place()
@@ -99,38 +188,11 @@ class ThreadPool:
             self._leave_place()
             raise
 
-    def _borrow(self) -> Session | None:
-        if self._beside is None or self._count < self.size:
-            return None
-        session = self._beside.spare()
-        if session is not None:
-            with self._lock:
-                self._borrowed.add(id(session))
-        return session
-
-    def spare(self) -> Session | None:
-        """A session that is idle, was at work just now, and that nobody waits for; it is released here."""
-        with self._lock:
-            if self._closed or self._waiting or not self._idle or self._count >= self.size:
-                return None
-            session, idle_since = self._idle[-1]
-            if time.monotonic() - idle_since > CHECK_AFTER_IDLE_S:
-                return None
-            self._idle.pop()
-            self._count += 1
-            self._ours.add(id(session))
-            return session
-
-    @property
-    def crowded(self) -> bool:
-        """Whether somebody waits for a session."""
-        return bool(self._waiting)
-
     def _take_place(self) -> None:
         until = time.monotonic() + self.acquire_s
         with self._lock:
             if self._closed:
-                raise ClosedTransaction(f"the coordinator is closed: no sessions of {self.name}")
+                raise self._shut()
             if self._count < self.size and not self._waiting:
                 self._count += 1
                 return
@@ -152,10 +214,7 @@ class ThreadPool:
             if turn.is_set():
                 return
             self._waiting.remove(turn)
-        raise PoolExhausted(
-            f"all {self.size} connections to {self.name} were busy for {self.acquire_s:g} s: raise pool_size or "
-            "shorten transactions; nothing was done"
-        )
+        raise self._exhausted()
 
     def _leave_place(self) -> None:
         with self._lock:
@@ -170,7 +229,7 @@ class ThreadPool:
         except NoDoubtError:
             raise
         except Exception as error:
-            raise ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done") from error
+            raise self._unreachable(error) from error
 
     def _alive(self, session: Session) -> bool:
         try:
@@ -179,51 +238,14 @@ class ThreadPool:
             return False
         return session.usable
 
-    def release(self, session: Session) -> None:
-        """Take a session back. Never raises, never waits."""
-        with self._lock:
-            borrowed = id(session) in self._borrowed
-            self._borrowed.discard(id(session))
-        if borrowed and self._beside is not None:
-            self._beside.release(session)
-            return
-        with self._lock:
-            if id(session) not in self._ours:
-                PARENTS.append(session)
-                return
-            self._ours.discard(id(session))
-            keep = session.usable and not self._closed
-            if keep:
-                self._idle.append((session, time.monotonic()))
-        if not keep:
-            session.kill()
-        self._leave_place()
-
-    def drop_idle(self) -> None:
-        """End the idle sessions: the server they belonged to has gone."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for session, _ in idle:
-            session.kill()
-        if self._beside is not None:
-            self._beside.drop_idle()
-
     def close(self) -> None:
         """End the idle sessions in good order; the others end as they come back."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for session, _ in idle:
+        self._closed = True
+        for session in self._all_idle():
             session.close()
 
-    def kill(self) -> None:
-        """Nothing to cut off: waiting is bounded by `acquire_s`, connecting by the driver."""
 
-    def timed_out(self, seconds: float) -> Exception:
-        return PoolExhausted(f"no connection to {self.name} within {seconds:.3g} s")
-
-
-class AsyncPool:
+class AsyncPool(_Pool):
     """Sessions for one event loop. The same rules; `acquire` and `close` are coroutines."""
 
     def __init__(
@@ -235,23 +257,8 @@ class AsyncPool:
         acquire_s: float,
         beside: AsyncPool | None = None,
     ) -> None:
-        self.name, self.size, self.acquire_s = name, size, acquire_s
+        super().__init__(name, size=size, acquire_s=acquire_s, beside=beside)
         self._connect = connect
-        self._beside = beside
-        self._start()
-        POOLS.add(self)
-
-    def _start(self) -> None:
-        self._idle: list[tuple[Any, float]] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._ours: set[int] = set()
-        self._borrowed: set[int] = set()
-        self._count = 0
-        self._closed = False
-
-    def forget(self) -> None:
-        PARENTS.extend(session for session, _ in self._idle)
-        self._start()
 
     async def acquire(self) -> Any:
         borrowed = self._borrow()
@@ -271,32 +278,9 @@ class AsyncPool:
             self._leave_place()
             raise
 
-    def _borrow(self) -> Any:
-        if self._beside is None or self._count < self.size:
-            return None
-        session = self._beside.spare()
-        if session is not None:
-            self._borrowed.add(id(session))
-        return session
-
-    def spare(self) -> Any:
-        if self._closed or self._waiting or not self._idle or self._count >= self.size:
-            return None
-        session, idle_since = self._idle[-1]
-        if time.monotonic() - idle_since > CHECK_AFTER_IDLE_S:
-            return None
-        self._idle.pop()
-        self._count += 1
-        self._ours.add(id(session))
-        return session
-
-    @property
-    def crowded(self) -> bool:
-        return bool(self._waiting)
-
     async def _take_place(self) -> None:
         if self._closed:
-            raise ClosedTransaction(f"the coordinator is closed: no sessions of {self.name}")
+            raise self._shut()
         if self._count < self.size and not self._waiting:
             self._count += 1
             return
@@ -312,10 +296,7 @@ class AsyncPool:
                     self._waiting.remove(turn)
             if not isinstance(error, TimeoutError):
                 raise
-            raise PoolExhausted(
-                f"all {self.size} connections to {self.name} were busy for {self.acquire_s:g} s: raise pool_size or "
-                "shorten transactions; nothing was done"
-            ) from None
+            raise self._exhausted() from None
 
     def _leave_place(self) -> None:
         while self._waiting:
@@ -331,7 +312,7 @@ class AsyncPool:
         except NoDoubtError:
             raise
         except Exception as error:
-            raise ResourceUnavailable(f"{self.name} cannot be reached: {error}; nothing was done") from error
+            raise self._unreachable(error) from error
 
     async def _alive(self, session: Any) -> bool:
         try:
@@ -344,36 +325,7 @@ class AsyncPool:
             return False
         return bool(session.usable)
 
-    def release(self, session: Any) -> None:
-        if id(session) in self._borrowed and self._beside is not None:
-            self._borrowed.discard(id(session))
-            self._beside.release(session)
-            return
-        if id(session) not in self._ours:
-            PARENTS.append(session)
-            return
-        self._ours.discard(id(session))
-        if session.usable and not self._closed:
-            self._idle.append((session, time.monotonic()))
-        else:
-            session.kill()
-        self._leave_place()
-
-    def drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for session, _ in idle:
-            session.kill()
-        if self._beside is not None:
-            self._beside.drop_idle()
-
     async def close(self) -> None:
         self._closed = True
-        idle, self._idle = self._idle, []
-        for session, _ in idle:
+        for session in self._all_idle():
             await session.close()
-
-    def kill(self) -> None:
-        """Nothing to cut off: waiting is bounded by `acquire_s`, connecting by the driver."""
-
-    def timed_out(self, seconds: float) -> Exception:
-        return PoolExhausted(f"no connection to {self.name} within {seconds:.3g} s")
