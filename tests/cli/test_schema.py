@@ -218,7 +218,8 @@ def test_rights_are_printed_for_each_role(dialect: str, role: str) -> None:
     alone, both = (part["sql"] for part in parts)
     assert "decisions" not in alone and "decisions" in both and "receipts" in alone
     for sql in (alone, both):
-        assert all(line.startswith("GRANT ") and line.endswith(";") for line in sql.splitlines())
+        lines = [line for line in sql.splitlines() if not line.startswith("-- Only with migration ")]
+        assert all(line.startswith("GRANT ") and line.endswith(";") for line in lines)
         assert not re.search(r"UPDATE(?! \().* ON \S*(decisions|receipts)|UPDATE \([^)]*verdict|ALL", sql)
     quoted = f'TO "{role}"' if dialect == "postgres" else f"TO '{role}'@'%'"
     assert quoted in alone

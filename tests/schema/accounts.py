@@ -33,8 +33,9 @@ class Guarded(Database):
         return quoted(self.kind, self.account)
 
     def grant(self, granted: Iterable[Grant]) -> None:
-        for statement in statements(self.kind, granted, self.account).splitlines():
-            self.query(statement)
+        for line in statements(self.kind, granted, self.account).splitlines():
+            if not line.startswith("-- "):
+                self.query(line)
 
     def revoke(self, one: Grant) -> None:
         self.query(f"REVOKE {one.right}{f' ON {one.on}' if one.on else ''} FROM {self.to}")

@@ -31,6 +31,13 @@ def test_what_is_shipped_can_be_read_and_qualifies_every_table(part: Part, kind:
 
 
 @pytest.mark.parametrize(("part", "kind"), EVERY)
+def test_a_migration_tells_which_tables_it_makes(part: Part, kind: str) -> None:
+    for one in shipped(part, kind).migrations:
+        assert len(one.tables) == sum("CREATE TABLE" in statement for statement in one.statements)
+        assert (one.brings in one.tables) is bool(one.brings)
+
+
+@pytest.mark.parametrize(("part", "kind"), EVERY)
 def test_the_gate_is_one_of_the_tables(part: Part, kind: str) -> None:
     (first, *_) = shipped(part, kind).migrations
     assert f"CREATE TABLE IF NOT EXISTS {GATES[part, kind]} (" in first.sql

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pymysql
 import pytest
 
 from integration import test_transactions as whole
-from kit import make_database
+from kit import QUICK, make_database
 from nodoubt import Coordinator, NoDoubtError
-from nodoubt.schema import Grant, Part, Role, Tables, shipped
+from nodoubt.schema import Grant, Part, Role, Schema, Tables, shipped, statements
 from nodoubt.schema.grants import CHANGES, WORKED
 from nodoubt.url import parse_url
 from schema import duties
@@ -228,5 +230,44 @@ def test_whoever_sets_up_what_an_administrator_has_made_needs_a_few_rights_more(
             account.revoke(one)
         account.grant(app)
         assert set_up() == "done", "and once that is done, what it needs to work is enough"
+    finally:
+        dropped(account)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+def test_where_a_table_may_be_missing_its_rights_come_last_and_say_what_to_do_first(
+    kind: str, request: Any, tmp_path: Path
+) -> None:
+    """Jobs, on a journal of before they were there: with all the other rights everything else works."""
+    admin = make_database(kind, "a", request, tmp_path)
+    for part in Part:
+        whole = shipped(part, kind)
+        first = Schema(part, kind, whole.migrations[:1])
+        script = Tables(first, whose="a", database=parse_url(admin.url).database).script()
+        for statement in filter(str.strip, script.split(";\n")):
+            admin.query(statement)
+    with Coordinator(admin.url, recovery=False) as db:
+        db.setup()
+    account = guarded(admin)
+    lines = statements(kind, account.rights(Role.APP, *PARTS[0]), account.account).splitlines()
+    (said,) = (number for number, line in enumerate(lines) if line.startswith("-- "))
+    assert lines[said] == (
+        "-- Only with migration 2: run nodoubt schema apply first, or leave this out. Without it, all but jobs works."
+    )
+    try:
+        for line in lines[:said]:
+            admin.query(line)
+        with Coordinator(account.url, recovery=False, settings=QUICK) as db:
+            with db.begin_distributed("order-7") as tx:
+                tx.execute("update accounts set balance = 0 where id = 0")
+            assert db.commit_distributed("order-7").complete and db.recover(grace=0).clean
+        (later,) = lines[said + 1 :]
+        with pytest.raises((psycopg.errors.UndefinedTable, pymysql.err.ProgrammingError), match="jobs"):
+            admin.query(later)
+        with Coordinator(admin.url, recovery=False) as db:
+            db.setup(migrate=True)
+        admin.query(later)
+        with Coordinator(account.url, recovery=False) as db:
+            assert list(db.jobs()) == []
     finally:
         dropped(account)

@@ -19,6 +19,7 @@ DATABASE = "{database}"  # in MariaDB's files: the quoted name of the database, 
 
 _OLDER = re.compile(r"^-- Older coordinators: (there are none|work on|are refused)\.$", re.MULTILINE)
 _WITHOUT = re.compile(r"^-- Without it: all but (\w+)\.$", re.MULTILINE)
+_TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS \S*nodoubt[._](\w+)", re.MULTILINE)
 _COMMENT = re.compile(r"(^|\s)--(?:[ \t].*)?$", re.MULTILINE)
 
 
@@ -66,6 +67,11 @@ class Migration:
     sql: str
     statements: tuple[str, ...]
     brings: str = ""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Those it makes, without what goes in front of each on this kind of database."""
+        return tuple(_TABLE.findall(self.sql))
 
     @property
     def refuses_older(self) -> bool:

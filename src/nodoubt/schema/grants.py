@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from .files import Part
+from .files import Part, shipped
 
 
 class Role(StrEnum):
@@ -34,11 +34,16 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One right. `column`: of this column only; `on`: a table, or a schema, as it stands in GRANT; "": of a role."""
+    """One right. `column`: of this column only; `on`: a table, or a schema, as it stands in GRANT; "": of a role.
+
+    `since`: the migration that made the table, where a database may be without it; `brings`: what it brings.
+    """
 
     privilege: str
     on: str
     column: str = ""
+    since: int = 0
+    brings: str = ""
 
     @property
     def right(self) -> str:
@@ -107,18 +112,20 @@ _WHOLE = {"postgres": ("journal",), "mariadb": ("resources", "quarantine")}
 
 
 def grants(kind: str, role: Role, parts: Iterable[Part], database: str = "") -> tuple[Grant, ...]:
-    """Every right that an account of this role needs, in one database."""
+    """Every right that an account of this role needs, in one database; last, those on what may not be there yet."""
     found: dict[Grant, None] = {}
     if kind == "postgres":
         found[Grant("USAGE", "SCHEMA nodoubt")] = None
     for part in parts:
+        later = {table: one for one in shipped(part, kind).migrations if one.brings for table in one.tables}
         for table, rights in _rights(kind, role, part):
+            since = (later[table].number, later[table].brings) if table in later else (0, "")
             for right in rights:
                 privilege, _, column = right.partition(".")
-                found[Grant(privilege, _named(kind, table, database), column)] = None
+                found[Grant(privilege, _named(kind, table, database), column, *since)] = None
     if role is Role.LOOK:
         found[_OTHERS[kind]] = None
-    return tuple(found)
+    return tuple(sorted(found, key=lambda one: one.since))
 
 
 def _rights(kind: str, role: Role, part: Part) -> Iterable[tuple[str, Sequence[str]]]:
@@ -144,12 +151,20 @@ def _named(kind: str, table: str, database: str) -> str:
 
 
 def statements(kind: str, granted: Iterable[Grant], account: str) -> str:
-    """As GRANT statements, one for each table."""
+    """As GRANT statements, one for each table; before those that may fail, what to do first."""
     by_object: dict[str, dict[str, list[str]]] = {}
+    later: dict[str, str] = {}
     for one in granted:
         by_object.setdefault(one.on, {}).setdefault(one.privilege, []).append(one.column)
+        if one.since:
+            later[one.on] = (
+                f"-- Only with migration {one.since}: run nodoubt schema apply first, or leave this out. "
+                f"Without it, all but {one.brings} works."
+            )
     lines = []
     for on, privileges in by_object.items():
+        if on in later:
+            lines.append(later[on])
         rights = ", ".join(_right(privilege, columns) for privilege, columns in privileges.items())
         lines.append(f"GRANT {rights}{f' ON {on}' if on else ''} TO {quoted(kind, account)};")
     return "\n".join(lines) + "\n"
