@@ -132,6 +132,9 @@ class Directory(Transactions):
 
     def _question(self, listed_sql: str) -> tuple[Kept, Kept]:
         names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
+        # One name whatever the cluster, which is in the text: only sessions of a coordinator's own pools keep
+        # statements, so each has prepared what it runs, for one journal. Should that be set up anew under them, as
+        # another cluster, the old question finds none of its branches listed, and they are asked for one by one.
         kind = "known_listed" if listed_sql else "known"
         listed = listed_sql.format(attempt="n.attempt", branch="n.last_branch") or "NULL IS NOT NULL"
         select = (
