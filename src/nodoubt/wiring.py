@@ -127,7 +127,7 @@ def context(
         owner=f"{socket.gethostname()}/{os.getpid()}",
     )
     wired.register_batch = register_batch(wired, shell)
-    wired.behind = shell.behind
+    wired.aside = shell.aside
     return wired
 
 

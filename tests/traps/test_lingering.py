@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,6 +148,44 @@ async def test_whoever_is_to_end_it_may_be_cancelled_and_its_place_is_not_lost(r
     assert [one.balance(account) for account in (0, 1)] == [105, 105] and at_rest([one])
 
 
+LEAVES = """
+import asyncio, json, sys
+from traps.test_lingering import Face, PATIENT, Database, context, staged
+
+async def main(mode, databases):
+    db = Face(mode, [Database(*one) for one in databases], settings=PATIENT, recovery=True)
+    await db.open()
+    await staged(db)
+    assert len(context(db).lingering) == 1
+
+asyncio.run(main(*json.loads(sys.argv[1])))
+"""
+
+
+async def test_a_process_that_ends_without_a_close_waits_for_no_session_that_lingers(
+    mode: str, pair: list[Database]
+) -> None:
+    """What it has prepared stays, for whoever commits it."""
+    async with opened(mode, pair):
+        pass
+    told = json.dumps([mode, [(one.name, one.url) for one in pair]])
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", LEAVES, told],
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=PATIENT.linger_s / 5,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(pair[1].prepared()) == 1
+    async with joined(mode, pair) as other:
+        await until_committed(other)
+    assert balances(pair) == MOVED and at_rest(pair)
+
+
 async def test_where_nobody_can_be_found_to_end_it_it_does_not_linger(
     mode: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +196,7 @@ async def test_where_nobody_can_be_found_to_end_it_it_does_not_linger(
 
     async with opened(mode, [one], settings=ONE_SESSION) as db:
         with monkeypatch.context() as patch:
-            patch.setattr(context(db), "behind", no_thread)
+            patch.setattr(context(db), "aside", no_thread)
             await add(db, "one", 0)
         assert not context(db).lingering
         await add(db, "two", 1)

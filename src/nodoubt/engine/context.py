@@ -133,7 +133,7 @@ class Context:
     beating: bool = False  # whether something runs behind that tells others what is in `holding`
     jobs: dict[str, str] = field(default_factory=dict)  # claims of those at work in this process: which job's
     minding: bool = False  # whether something runs behind that renews them
-    behind: Callable[[Script[Any]], None] | None = None  # runs a script in the background, until the coordinator closes
+    aside: Callable[[Script[Any]], None] | None = None  # runs a script in the background; the process may end before it
     lingering: dict[Xid, Any] = field(default_factory=dict)  # `lingering.Stay`: sessions kept after a staged prepare
     lingering_minded: bool = False  # whether something runs behind that ends them
     told: set[str] = field(default_factory=set)  # cautions that were given already

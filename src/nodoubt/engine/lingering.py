@@ -5,8 +5,9 @@ finish the branch: a few milliseconds in which a commit by name would only be re
 opened. So this process keeps it, and finishes the branch in it if it is asked to. Whoever else comes first ends the
 session (`Resource.free`), as recovery does with that of a process that hangs.
 
-Guarantees: nobody waits for a session that lingers for longer than `CROWDED_S`, and none lingers for longer than the
-setting `linger_s`; none is handed on while it holds a branch (I18); nothing hangs on any of this but time.
+Guarantees: nobody waits for a session that lingers for longer than `CROWDED_S`, nor does a process that ends; none
+lingers for longer than the setting `linger_s`; none is handed on while it holds a branch (I18); nothing hangs on any of
+this but time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Stay:
 def stay(ctx: Context, branch: Branch) -> bool:
     """Keep the session of a branch that has just been prepared. False: let go of it now."""
     session = branch.session
-    if not branch.participant.lingers or ctx.behind is None or ctx.closing or session is None:
+    if not branch.participant.lingers or ctx.aside is None or ctx.closing or session is None:
         return False
     xid = branch.work.xid
     kept = Stay(branch.participant, session, Prepared(xid, handle=branch.work.handle), ctx.clock.elapsed())
@@ -48,7 +49,7 @@ def stay(ctx: Context, branch: Branch) -> bool:
     if minded:
         return True
     try:
-        ctx.behind(_mind(ctx))
+        ctx.aside(_mind(ctx))
     except Exception:
         # No thread can be started. Nobody would end it, and its place in the pool would be lost with it.
         log.exception("nobody can mind a session that lingers")

@@ -144,6 +144,7 @@ class ThreadShell:
         self._parents = _Threads(THREADS_MAX, thread_name_prefix="nodoubt")
         self._watch = Watchdog()
         self._behind: set[Future[Any]] = set()
+        self._aside: set[threading.Thread] = set()
         self._stop = threading.Event()
         self._loops: list[threading.Thread] = []
 
@@ -177,6 +178,25 @@ class ThreadShell:
         self._behind.add(future)
         future.add_done_callback(self._behind.discard)
 
+    def aside(self, script: Script[Any]) -> None:
+        """The same for what may be left undone: a process that ends, its coordinator open, does not wait for it."""
+
+        def body() -> None:
+            try:
+                self.run(script)
+            except Exception:
+                log.exception("what ran aside failed")
+            finally:
+                self._aside.discard(thread)
+
+        thread = threading.Thread(target=body, name="nodoubt-aside", daemon=True)
+        self._aside.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self._aside.discard(thread)
+            raise
+
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
         """Run `turn` every `interval_s` until `close`. A turn that fails is logged; the next one comes."""
 
@@ -194,7 +214,7 @@ class ThreadShell:
     def stop(self) -> None:
         """Stop the loops and wait for what runs behind."""
         self._stop.set()
-        for thread in self._loops:
+        for thread in (*self._loops, *self._aside.copy()):
             thread.join(CLOSE_WAIT_S)
         if self._behind:
             wait_for(list(self._behind), timeout=CLOSE_WAIT_S)
@@ -307,6 +327,8 @@ class AsyncShell:
 
     def behind(self, script: Script[Any]) -> None:
         self._spawn(adrive(script))
+
+    aside = behind  # a loop that ends cancels its tasks
 
     def _spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(coroutine)
