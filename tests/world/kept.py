@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from nodoubt.testing.world import Layout, scripted
-from nodoubt.testing.world.acts import Pay, Recover, Settle, Stage, Sweep
+from nodoubt.testing.world.acts import Finish, Pay, Recover, Settle, Stage, Sweep
 from nodoubt.testing.world.calls import Use
-from nodoubt.testing.world.faults import ClockJump, EndByHand, Freeze, Jitter, KillAt, OnNotice, Restore, SlowDisk
+from nodoubt.testing.world.faults import (
+    ClockJump,
+    EndByHand,
+    Freeze,
+    Jitter,
+    KillAt,
+    OnNotice,
+    Restore,
+    SlowDisk,
+    SlowEnds,
+)
 from nodoubt.testing.world.outside import Plan, Say
 
 KEPT = {
@@ -60,5 +70,14 @@ KEPT = {
         Recover(process="p1", at_s=0.0),
         OnNotice(process="p1", point="P4", what="staged", fault=ClockJump(process="p1", by_s=86400.0, at_s=0.0)),
         OnNotice(process="p1", point="P3", what="prepared", fault=EndByHand(machine="a", commit=True), nth=2),
+    ),
+    # What seed 32 of the mutant "OK to XA COMMIT is proof" comes down to; the soak had found it, on a real server.
+    "an XA COMMIT meets the end of the session that prepared": scripted(
+        Layout((("a", "mariadb"), ("b", "mariadb"))),
+        {"p1": 0.0, "p2": 0.0},
+        Stage(process="p1", at_s=1.0, name="n", parts=(("a", "x", -2), ("b", "x", 2))),
+        Finish(process="p2", at_s=1.2, name="n", commit=True),
+        Recover(process="p2", at_s=0.0),
+        SlowEnds(machine="b", at_s=0.0, for_s=9.0, listed_s=0.1, engine_s=1.0),
     ),
 }  # fmt: skip

@@ -29,6 +29,7 @@ from nodoubt.protocol.commit import TABLE, CommitMachine, Phase, Rule
 from nodoubt.protocol.events import Decided, Event, Undecided
 from nodoubt.protocol.records import Decision, Staging, Standing, Verdict
 from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
+from nodoubt.resources import mariadb_finishing
 from nodoubt.resources.memory import MemoryMariaDBResource, MemoryPostgresResource, MemorySqliteResource
 from nodoubt.resources.memory.server import only
 from nodoubt.script import Do, Script, do, every
@@ -414,6 +415,12 @@ class NotaIsDone(MemoryMariaDBResource):
                 raise Unclear(str(error)) from error
 
 
+def ok_is_proof(patch: Patch) -> Variant:
+    """An XA COMMIT that is answered OK has committed; nobody looks for the receipt."""
+    patch.setattr(mariadb_finishing, "require_done", nothing)
+    return SOUND
+
+
 def xaer_nota_is_done(patch: Patch) -> Variant:
     return with_resource("mariadb", NotaIsDone)
 
@@ -542,6 +549,16 @@ MUTANTS = [
         "XAER_NOTA is done", xaer_nota_is_done, ["I7"],
         Focus(servers=("mariadb", "mariadb"), weights={"lose request": 10, "late request": 5, "cut": 5}), 1000,
     ),
+    # Who takes the OK for proof is seen to do so whether it was true or not; so then nobody looks but at what is lost.
+    Mutant("OK to XA COMMIT is proof", ok_is_proof, ["I7"], Focus(servers=("mariadb", "mariadb"), slow_ends=1.0)),
+    Mutant(
+        "OK to XA COMMIT is proof, by what is lost alone", ok_is_proof, ["I6"],
+        Focus(servers=("mariadb", "mariadb"), slow_ends=1.0), rules={"I1", "I3", "I5", "I6"},
+    ),
+    Mutant(
+        "OK to XA COMMIT is proof, in few words", ok_is_proof, ["I6"], rules={"I1", "I3", "I5", "I6"},
+        schedule=KEPT["an XA COMMIT meets the end of the session that prepared"],
+    ),
     Mutant(
         "unconfirmed receipt", unconfirmed_receipt, ["I6"],
         Focus(servers=("mariadb", "mariadb"), weights={"crash": 10, "slow disk": 10, "kill": 5, "lose reply": 5}), 2000,
@@ -561,6 +578,7 @@ NOTICED_WITH = {
     "unknown is done": 136, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
     "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15, "an end that is seen will do": 281,
     "an error does not doom its branch": 5, "nonce dropped": 9, "dirty session returned to its pool": 83,
+    "OK to XA COMMIT is proof": 17, "OK to XA COMMIT is proof, by what is lost alone": 32,
     "no compare-and-set, by the sums alone": 136, "a savepoint is only forgotten": 9,
     "the contrary is answered in peace": 1, "heuristics are silent": 16, "accuses what another has ended": 282,
 }  # fmt: skip

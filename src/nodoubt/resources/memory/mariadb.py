@@ -1,6 +1,7 @@
 """MariaDB in memory. What it imitates: a commit that everybody sees before it is flushed, a prepared branch that its
-session holds until it ends (XAER_NOTA for everybody else, the same code as for a branch that is gone), an XA ROLLBACK
-that a crash undoes, an error that leaves the transaction alive with half of its work, connection ids.
+session holds until it ends (XAER_NOTA for everybody else, the same code as for a branch that is gone), an end of that
+session in which XA COMMIT and XA ROLLBACK are answered OK and do nothing, an XA ROLLBACK that a crash undoes, an error
+that leaves the transaction alive with half of its work, connection ids.
 
 XA PREPARE is flushed before XA RECOVER lists it: the server marks an xid as prepared when the engine has answered.
 
@@ -9,8 +10,8 @@ The scripts mirror `resources.mariadb`, message by message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import BranchDoomed, SchemaMismatch, invariant, text_of
@@ -32,10 +33,12 @@ from ...ports import (
 from ...protocol.records import Epoch, Verdict
 from ...script import Pause, Script, do
 from ...xid import XaXid, Xid
+from .. import mariadb_finishing as finishing
 from ..mariadb_failures import FAILURES, refusal
 from .server import (
     Change,
     Connection,
+    Guest,
     MemoryServer,
     MemoryTables,
     Promise,
@@ -52,12 +55,45 @@ KILL_POLL_FIRST_S = 0.001
 _BOUND = frozenset({"xa_commit", "xa_rollback", "ping"})  # what a session that has prepared still takes
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How long the end of a session that has prepared a branch takes, from where anybody may name the branch.
+
+    It is in the list of processes for `listed_s`, and the engine lets go of the branch `engine_s` later. What ends the
+    branch before that is answered OK and does nothing, and the branch is listed no more until the server restarts.
+    """
+
+    listed_s: float = 0.0
+    engine_s: float = 0.0
+
+
 class MemoryMariaDB(MemoryServer):
-    """The server."""
+    """The server. `ending`: how its sessions end now."""
 
     kind = "mariadb"
     visible_first = True
     duplicate, no_floor, lock_timeout, disk_full, no_savepoint = "1062", "1048", "1205", "1114", "1305"
+
+    def __init__(self, name: str, *, now: Callable[[], float], guest: Guest | None = None) -> None:
+        super().__init__(name, now=now, guest=guest)
+        self.ending = Ending()
+        self._listed_until: dict[int, float] = {}  # sessions that are ending
+
+    def crash(self, keep: int = 0) -> None:
+        super().crash(keep)
+        self._listed_until.clear()
+
+    def disconnect(self, connection: Connection) -> None:
+        super().disconnect(connection)
+        if connection.bound in self.tables.prepared and self.ending != Ending():
+            listed_until = self.now() + self.ending.listed_s
+            self._listed_until[connection.number] = listed_until
+            self.remember(connection.bound, bound_until=listed_until + self.ending.engine_s)
+            connection.bound = ""
+
+    def mislaid(self) -> list[str]:
+        """The branches that only a restart brings back."""
+        return [gid for gid, promise in self.tables.prepared.items() if promise.mislaid]
 
     def _statement(self, connection: Connection, name: str, args: Sequence[Any]) -> Any:
         if connection.bound and name not in _BOUND:
@@ -130,6 +166,8 @@ class MemoryMariaDB(MemoryServer):
             connection.transaction = None
             return Reply()
         promise = self._promised(connection, handle)
+        if self._mislays(promise):
+            return Reply()
         self.store(connection, promise.changes, prepared=without(self.tables.prepared, handle.xid.gid))
         connection.bound = ""
         return Reply()
@@ -142,7 +180,8 @@ class MemoryMariaDB(MemoryServer):
                 raise StatementFailed("1399", "XAER_RMFAIL: not in this state")
             connection.transaction = None
             return Reply()
-        self._promised(connection, handle)
+        if self._mislays(self._promised(connection, handle)):
+            return Reply()
         self.write(
             replace(self.tables, prepared=without(self.tables.prepared, handle.xid.gid)), connection, forced=False
         )
@@ -152,20 +191,37 @@ class MemoryMariaDB(MemoryServer):
     def _promised(self, connection: Connection, handle: XaXid) -> Promise:
         promise = self.tables.prepared.get(handle.xid.gid)
         held = promise is not None and promise.holder not in (None, connection.number)
-        if promise is None or promise.handle != handle or held:
+        if promise is None or promise.handle != handle or held or promise.mislaid:
             raise StatementFailed("1397", "XAER_NOTA: Unknown XID")
         return promise
 
+    def _mislays(self, promise: Promise) -> bool:
+        """OK, and nothing: by its name the branch has been ended, and its engine cannot end it yet."""
+        if self.now() >= promise.bound_until:
+            return False
+        self.remember(promise.handle.xid.gid, mislaid=True)
+        return True
+
     def _xa_recover(self, connection: Connection) -> Reply:
-        return Reply(rows=tuple((promise.handle,) for promise in self.tables.prepared.values()))
+        return Reply(rows=tuple((one.handle,) for one in self.tables.prepared.values() if not one.mislaid))
+
+    def _is_process(self, number: int) -> bool:
+        return number in self.connections or self.now() < self._listed_until.get(number, 0.0)
 
     def _process(self, connection: Connection, number: int) -> Reply:
-        return Reply(rows=((number,),) if number in self.connections else ())
+        return Reply(rows=((number,),) if self._is_process(number) else ())
+
+    def _no_process(self, connection: Connection, number: int) -> Reply:
+        """An error if that session is there: `mariadb_finishing`'s guard."""
+        if self._is_process(number):
+            raise StatementFailed("1242", "Subquery returns more than 1 row")
+        return Reply(rows=((1,),))
 
     def _kill(self, connection: Connection, number: int) -> Reply:
-        if number not in self.connections:
+        if not self._is_process(number):
             raise StatementFailed("1094", f"Unknown thread id: {number}")
-        self.disconnect(self.connections[number])
+        if number in self.connections:
+            self.disconnect(self.connections[number])
         return Reply()
 
     def _rollback(self, connection: Connection) -> Reply:
@@ -335,15 +391,18 @@ class MemoryMariaDBResource:
             handle = yield from self._find(session, prepared.xid)
         why = f"{verb} of {handle.xid.gid} on {self.name} was refused"
         try:
-            yield from do(session, "send", (verb, handle))
+            replies = yield from do(session, "send", *_finishing(verb, handle, session))
         except StatementFailed as error:
+            if finishing.is_held(error):
+                raise UnknownXid(f"{why}: the session that prepared it has not ended") from error
             if FAILURES.get(error.code) in (Failure.UNKNOWN_XID, Failure.REFUSED):
                 raise refusal(error, why) from error
             raise Unclear(f"{why}, which may come before or after it was done: {error}") from error
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
-        if session.connection_id == handle.connection:
+        if finishing.is_own(handle, session):
             self._finished(session)
+        finishing.require_done(verb.removeprefix("xa_").upper(), handle, session, replies)
 
     def _find(self, session: Session, xid: Xid) -> Script[XaXid]:
         listed = yield from self.prepared(session, xid.cluster)
@@ -366,7 +425,7 @@ class MemoryMariaDBResource:
 
     def free(self, session: Session, prepared: Prepared) -> Script[bool]:
         handle: XaXid = prepared.handle
-        if handle.server_started != session.server_started or session.connection_id == handle.connection:
+        if not finishing.same_run(handle, session) or session.connection_id == handle.connection:
             return False
         try:
             listed, holder = yield from do(session, "send", ("xa_recover",), ("process", handle.connection))
@@ -445,3 +504,12 @@ class MemoryMariaDBResource:
 def _handle(work: Work) -> XaXid:
     invariant(isinstance(work.handle, XaXid), "I2", f"branch {work.xid.gid} was not begun, or has ended")
     return work.handle  # type: ignore[no-any-return]
+
+
+def _finishing(verb: str, handle: XaXid, session: Session) -> list[tuple[Any, ...]]:
+    """As `mariadb_finishing.message`."""
+    if finishing.is_own(handle, session):
+        return [(verb, handle)]
+    guard = [("no_process", handle.connection)] if finishing.same_run(handle, session) else []
+    seen = [("receipt_there", handle.xid.attempt, handle.xid.branch)] if verb == "xa_commit" else []
+    return [*guard, (verb, handle), *seen]

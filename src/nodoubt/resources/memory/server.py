@@ -120,7 +120,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A prepared branch. `holder`: the connection that prepared it, where its end must come first (MariaDB)."""
+    """A prepared branch. The rest is MariaDB's, and kept in its memory alone.
+
+    `holder`: the connection that prepared it, whose end must come first. `bound_until`: when the engine lets go of it,
+    after that end. `mislaid`: an end of it was answered before that, and not done.
+    """
 
     changes: tuple[Change, ...]
     locks: tuple[Key, ...]
@@ -128,6 +132,8 @@ class Promise:
     at: float
     handle: Any = None
     holder: int | None = None
+    bound_until: float = 0.0
+    mislaid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +241,8 @@ class MemoryServer:
         """Every connection ends, and what is not on disk is gone but for its oldest `keep` changes."""
         self.connections.clear()
         self.log.cut(keep)
-        freed = {gid: replace(promise, holder=None) for gid, promise in self.tables.prepared.items()}
+        promises = self.tables.prepared.items()
+        freed = {gid: replace(one, holder=None, bound_until=0.0, mislaid=False) for gid, one in promises}
         self.log.states[-1] = replace(self.tables, prepared=freed)
         self._seat_guest()
         self.started = int(self.now())
@@ -263,9 +270,12 @@ class MemoryServer:
         connection.transaction = None
         for gid, promise in self.tables.prepared.items():
             if promise.holder == connection.number:
-                # No change of the tables: who holds a branch is the server's memory, and ends with it.
-                freed = {**self.tables.prepared, gid: replace(promise, holder=None)}
-                self.log.states[-1] = replace(self.tables, prepared=freed)
+                self.remember(gid, holder=None)
+
+    def remember(self, gid: str, **what: Any) -> None:
+        """No change of the tables: who holds a branch is the server's memory, and ends with it."""
+        prepared = {**self.tables.prepared, gid: replace(self.tables.prepared[gid], **what)}
+        self.log.states[-1] = replace(self.tables, prepared=prepared)
 
     def handle(self, connection: Connection, verb: str, args: tuple[Any, ...]) -> Handling:
         """One message: our statements (`send`), the user's (`execute`), the journal's (`apply`), a pool's (`run`)."""

@@ -11,8 +11,8 @@ on disk, who wrote where, and what every caller was told. What it holds to, by t
 - I5, I12: whoever is told "committed" finds the decision on disk; whoever is told "aborted" sees nothing of the work,
   ever; nobody is told two things. What was told to be staged is on disk. A listed name is never unknown.
 - I6: a record ends when the work of all its branches is on disk; receipts go after that.
-- I7: whoever was answered that a server knows no such xid takes that branch for done (it says so, or writes the end of
-  the record) only with a proof that it had from a server: see `heard`.
+- I7: whoever was answered that a server knows no such xid, or OK by a MariaDB that has shown no receipt, takes that
+  branch for done (it says so, or writes the end of the record) only with a proof from a server: see `heard`.
 - I9: a stranger's prepared transactions stay as they are. I10: a name passes on only when its attempt was decided.
 - I16: an attempt of which a statement failed leaves nothing. I18: no session goes back into a pool unclean.
 - I15: where epochs tell that something was set back, nothing that was committed is rolled back.
@@ -207,9 +207,9 @@ class Checker:
 
     # ---- what servers say, and what is made of it (I7)
 
-    def answered(self, process: Process, verb: str, args: tuple[Any, ...], outcome: Outcome[Any]) -> None:
+    def answered(self, link: Link, verb: str, args: tuple[Any, ...], outcome: Outcome[Any]) -> None:
         """A process has an answer."""
-        self._heard.setdefault(process.name, Heard()).take(verb, args, outcome)
+        self._heard.setdefault(link.process.name, Heard()).take(verb, args, outcome, link.connection_id)
 
     def sends(self, process: Process, verb: str, args: tuple[Any, ...]) -> None:
         """A process sends a message: an end of records says that every branch of each has proved itself."""
@@ -231,8 +231,9 @@ class Checker:
         if heard.proves((attempt, number)) or self.deed(attempt).excused:
             return
         if (attempt, number) in heard.unknown:
-            why = f"branch {number} of {attempt} was not known to its server, and {process.name} takes it for done"
+            why = f"no server has said that branch {number} of {attempt} is done, and {process.name} takes it for that"
             self.broken("I7", why)
+            return
         self.broken("I6", f"{process.name} takes branch {number} of {attempt} for done, and has no proof of it")
 
     # ---- after each step

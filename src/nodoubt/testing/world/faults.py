@@ -184,6 +184,20 @@ class SlowDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlowEnds:
+    """For a while the sessions of a MariaDB that have prepared a branch end slowly: `resources.memory.mariadb.Ending`.
+
+    An end of the branch that meets that is answered OK, and nothing is done until the server has been restarted.
+    """
+
+    machine: str
+    at_s: float
+    for_s: float
+    listed_s: float
+    engine_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """A server dies, and comes back with the backup that was made at `backup_s`.
 
@@ -227,7 +241,7 @@ class OnNotice:
 
 
 MessageFault = Kill | LoseRequest | LoseReply | LateRequest | LateReply | Twice | CancelCallers
-TimedFault = KillAt | CrashAt | Freeze | Cut | Stop | ClockJump | FullDisk | SlowDisk | Restore | EndByHand
+TimedFault = KillAt | CrashAt | Freeze | Cut | Stop | ClockJump | FullDisk | SlowDisk | SlowEnds | Restore | EndByHand
 Fault = MessageFault | CrashServer | TimedFault | Jitter | OnNotice
 
 

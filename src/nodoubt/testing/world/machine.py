@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import NoDoubtError
 from ...ports import SessionLost, StatementFailed
+from ...resources.memory import MemoryMariaDB
 from ...resources.memory.server import Connection, Handling, Locked, LockTimeout, MemoryServer, Tables
 from ...script import Outcome
 from .faults import CrashServer, When
@@ -174,6 +175,10 @@ class Machine:
         world.look()
         self._wake()
         return True
+
+    def mislaid(self) -> list[str]:
+        """The branches that only a restart brings back (MariaDB)."""
+        return self.server.mislaid() if isinstance(self.server, MemoryMariaDB) else []
 
     def crash(self, crash: CrashServer, *, backup: Tables | None = None) -> None:
         """It is down now; what is not on disk is gone. With `backup` it comes back as it was then."""

@@ -60,7 +60,7 @@ class Link(Answering):
         def answered(outcome: Outcome[Any]) -> None:
             self.busy -= 1
             if not self.killed and self.process.alive:
-                checker.answered(self.process, verb, args, outcome)
+                checker.answered(self, verb, args, outcome)
                 answer(outcome)
 
         self.network.request(self, verb, args, answered)

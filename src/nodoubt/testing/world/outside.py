@@ -196,7 +196,7 @@ class Line(Link):
         self.network, self.process = process.world.network, process
         self.machine: Any = process.world.service
         self.usable, self.killed, self.ended, self.broken, self.hung_up = True, False, False, False, False
-        self.arrived_at, self.busy = 0.0, 0
+        self.arrived_at, self.busy, self.connection_id = 0.0, 0, 0
 
 
 class Hands(Answering):

@@ -16,12 +16,14 @@ from ...ports import Journal, Resource
 from ...script import Pause, Script
 from .acts import Act, opening
 from .checker import Violated
+from .faults import CrashServer
 from .process import Process
 from .schedule import HORIZON_S, Schedule
 from .world import RESOURCES, Silenced, World
 
 SETTLE_S = 40.0  # for what was still under way when the last fault had passed
 SWEEPS_S = 60.0
+RESTART_S = 1.0
 UNDOING_TURNS = 12  # enough for every try of three steps, with its pause
 ADOPTIONS_MAX = 3  # a coordinator that starts in the middle of one can make another necessary
 
@@ -83,6 +85,7 @@ def come_to_rest(world: World) -> None:
     world.faults.on_messages.clear()
     world.faults.crashes.clear()
     world.run(SETTLE_S)
+    _restart_what_has_mislaid(world)
     last = world.start("last")
     last.run_alone(_opened(last), SWEEPS_S)
     # The first sweep sees what there is; of the two that follow the last grace and deadline, each must do (I8).
@@ -100,6 +103,14 @@ def come_to_rest(world: World) -> None:
         last.run_alone(plainly(ends.retire(last.ctx)), SWEEPS_S)
     world.checker.rest()
     world.effects.rest()
+
+
+def _restart_what_has_mislaid(world: World) -> None:
+    """No recovery can end a branch that its server lists no more, and has not ended; an operator restarts that one."""
+    for machine in world.machines.values():
+        if machine.mislaid():
+            machine.crash(CrashServer(machine=machine.name, message=0, down_s=RESTART_S))
+    world.run(2 * RESTART_S)
 
 
 def _opened(process: Process) -> Script[None]:

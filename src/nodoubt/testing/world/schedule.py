@@ -32,6 +32,7 @@ from .faults import (
     OnNotice,
     Restore,
     SlowDisk,
+    SlowEnds,
     Stop,
     Twice,
     When,
@@ -130,6 +131,7 @@ class Focus:
     steps: float = 0.0  # how likely it is that steps are called outside
     keys: float = 0.0  # and that callers have idempotency keys
     strangers: float = 0.05
+    slow_ends: float = 0.4  # of a MariaDB's sessions
 
 
 EVERYDAY = Focus(steps=0.3, keys=0.3)
@@ -194,6 +196,9 @@ class _Drawing:
         self.random = random.Random(f"{self.seed} stranger")  # noqa: S311 - likewise
         if self.random.random() < self.focus.strangers:
             items.append(self._stranger())
+        self.random = random.Random(f"{self.seed} slow ends")  # noqa: S311 - likewise
+        if self.random.random() < self.focus.slow_ends:
+            items += self._slow_ends()
         keep, beyond = tuple(range(len(items))), self.focus == BEYOND
         return Schedule(self.seed, self.layout, tuple(opens), tuple(items), keep, beyond)
 
@@ -282,6 +287,21 @@ class _Drawing:
         fault = EndByHand(machine=machine, at_s=at_s, commit=commit)
         process, (point, what) = rnd.choice(self.callers), rnd.choice(PREPARED)
         return OnNotice(process=process, point=point, what=what, fault=fault, nth=rnd.choice([1, 1, 2]))
+
+    def _slow_ends(self) -> list[Item]:
+        """Of each MariaDB; from the beginning, most of the time, for only some sessions have prepared anything."""
+        rnd = self.random
+        return [
+            SlowEnds(
+                machine=name,
+                at_s=rnd.choice([0.0, 0.0, self._when()]),
+                for_s=rnd.choice([HORIZON_S, self._for_s()]),
+                listed_s=rnd.choice([0.0, 0.002, 0.05, 1.0]),
+                engine_s=rnd.choice([0.002, 0.05, 1.0, 4.0]),
+            )
+            for name, kind in self.layout.servers
+            if kind == "mariadb"
+        ]
 
     def _sweeps(self, process: str, busy_s: list[float]) -> list[Item]:
         """Most of them just when somebody is at work, and sparing nothing."""

@@ -30,6 +30,7 @@ from ...resources.memory import (
     MemorySqliteResource,
     Tables,
 )
+from ...resources.memory.mariadb import Ending
 from ...resources.memory.server import Promise
 from .checker import Checker, Violated
 from .effects import Effects
@@ -47,6 +48,7 @@ from .faults import (
     OnNotice,
     Restore,
     SlowDisk,
+    SlowEnds,
     Stop,
     TimedFault,
     from_here,
@@ -370,7 +372,9 @@ class World:
             case ClockJump(by_s=by_s):
                 process.clock.off_s += by_s
 
-    def _strike(self, machine: Machine, fault: CrashAt | Freeze | FullDisk | SlowDisk | Restore | EndByHand) -> None:
+    def _strike(
+        self, machine: Machine, fault: CrashAt | Freeze | FullDisk | SlowDisk | SlowEnds | Restore | EndByHand
+    ) -> None:
         match fault:
             case CrashAt(down_s=down_s):
                 if machine.up:
@@ -383,6 +387,10 @@ class World:
             case SlowDisk(for_s=for_s, flush_s=flush_s):
                 machine.flush_s = flush_s
                 self.kernel.after(for_s, setattr, machine, "flush_s", FLUSH_S)
+            case SlowEnds(listed_s=listed_s, engine_s=engine_s):
+                if isinstance(machine.server, MemoryMariaDB):
+                    machine.server.ending = Ending(listed_s, engine_s)
+                    self.kernel.after(fault.for_s, setattr, machine.server, "ending", Ending())
             case Restore(down_s=down_s, backup_s=backup_s):
                 crash = CrashServer(machine=machine.name, message=0, down_s=down_s)
                 machine.crash(crash, backup=self.history.backups[machine.name, backup_s])
@@ -398,6 +406,7 @@ _NAMES: Mapping[type[TimedFault], str] = {
     ClockJump: "clock jumped",
     FullDisk: "disk full",
     SlowDisk: "disk slow",
+    SlowEnds: "sessions end slowly",
     Restore: "server set back",
 }
 
