@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import pymysql
 import pytest
 
 import nodoubt
+from kit import QUICK, Database
+from nodoubt import Coordinator
 from nodoubt.ports import Prepared, Refused, Unclear, UnknownXid
 from nodoubt.protocol.records import Verdict
 from nodoubt.resources import mariadb_finishing
+from nodoubt.resources.mariadb import MariaDBResource
 from nodoubt.resources.mariadb_finishing import STARTED_TOLERANCE_S
+from nodoubt.script import Script
 from nodoubt.testing.servers import MariaDBServer
 from nodoubt.url import parse_url
 from nodoubt.xid import XaXid
+from traps.scenes import MOVED, balances, context, recovered, resource_of
 
 COM_RESET_CONNECTION = 0x1F
 CRASHES_MAX = 5
@@ -216,6 +222,50 @@ def test_an_ok_to_an_xa_commit_that_has_committed_nothing_is_no_success(
     crash(own_server)
     (again,) = [one for one in world.listed() if one.xid == prepared.xid]
     world.finish("commit", again)
+
+
+class _PreparedInAnotherRun(MariaDBResource):
+    """What it prepares is said to be of an earlier run of the server, so that nobody asks for the session that has."""
+
+    def begin(self, session: Any, work: Any, **options: Any) -> Script[None]:
+        session.server_started -= 3600
+        return super().begin(session, work, **options)
+
+
+def test_a_branch_whose_xa_commit_did_nothing_stays_open_and_is_committed_after_the_restart(
+    own_server: MariaDBServer, tmp_path: Path
+) -> None:
+    """From end to end: nobody takes it for done, and nobody for lost."""
+    files = [Database("a", f"sqlite:///{tmp_path}/a.db"), Database("b", own_server.url())]
+    urls = {database.name: database.url for database in files}
+    for database in files:
+        database.create()
+    settings = replace(QUICK, linger_s=600.0, apply_s=1)
+    with Coordinator(urls, settings=settings, recovery=False) as begins:
+        begins.setup()
+        with begins.begin_distributed("order") as tx, resource_of(begins, "b", _PreparedInAnotherRun):
+            tx["a"].execute("update accounts set balance = balance - 30 where id = 0")
+            tx["b"].execute("update accounts set balance = balance + 30 where id = 0")
+        (kept,) = context(begins).lingering.values()
+        kept.session._connection._execute_command(COM_RESET_CONNECTION, b"")
+        kept.session._connection._read_ok_packet()
+
+        with Coordinator(urls, settings=settings, recovery=False) as db:
+
+            def is_open() -> bool:
+                return not db.commit_distributed("order").complete and not db.quarantined()
+
+            assert is_open() and balances(files) == [70, 100]
+            assert not files[1].prepared(), "this is the trap: the server lists it no more"
+            for _ in range(2):
+                report = db.recover(grace=0)
+                assert not report.clean and not report.committed and not report.ended and not report.quarantined
+            assert is_open() and files[1].locked()
+
+            crash(own_server)
+            assert len(files[1].prepared()) == 1
+            assert recovered(db, files) and balances(files) == MOVED
+            assert db.commit_distributed("order").complete
 
 
 def test_a_branch_is_not_touched_while_the_session_that_prepared_it_is_there(world: Any) -> None:

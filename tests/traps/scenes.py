@@ -43,7 +43,7 @@ def context(db: Face | Coordinator) -> Context:
 
 
 @contextlib.contextmanager
-def resource_of(db: Face, name: str, mutant: type[Any], *args: Any) -> Iterator[Any]:
+def resource_of(db: Face | Coordinator, name: str, mutant: type[Any], *args: Any) -> Iterator[Any]:
     """In the block, this coordinator takes `name` for a `mutant`."""
     participant = context(db).participants[name]
     sound = participant.resource
