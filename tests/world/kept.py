@@ -71,6 +71,14 @@ KEPT = {
         OnNotice(process="p1", point="P4", what="staged", fault=ClockJump(process="p1", by_s=86400.0, at_s=0.0)),
         OnNotice(process="p1", point="P3", what="prepared", fault=EndByHand(machine="a", commit=True), nth=2),
     ),
+    # Its session was kept, so this process has not heard that it has ended: it asks, for that was long ago.
+    "a stranger has rolled back a branch that lingers": scripted(
+        Layout((("a", "mariadb"), ("b", "mariadb")), linger_s=9.0),
+        {"p1": 0.0},
+        Stage(process="p1", at_s=1.0, name="n", parts=(("a", "x", -2), ("b", "x", 2))),
+        Finish(process="p1", at_s=4.0, name="n", commit=True),
+        OnNotice(process="p1", point="P4", what="staged", fault=EndByHand(machine="b")),
+    ),
     # What seed 32 of the mutant "OK to XA COMMIT is proof" comes down to; the soak had found it, on a real server.
     "an XA COMMIT meets the end of the session that prepared": scripted(
         Layout((("a", "mariadb"), ("b", "mariadb"))),

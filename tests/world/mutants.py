@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodoubt.engine import branches, ends, phases, register, settle, start, sweep, verbs
+from nodoubt.engine import branches, ends, lingering, phases, register, settle, start, sweep, verbs
 from nodoubt.engine.attempt import Attempt, Branch
 from nodoubt.engine.branches import End, Ending
 from nodoubt.engine.context import Context, Participant, asked, using
@@ -415,6 +415,25 @@ class NotaIsDone(MemoryMariaDBResource):
                 raise Unclear(str(error)) from error
 
 
+def what_lingers_is_always_trusted(patch: Patch) -> Variant:
+    """A branch whose session was kept is prepared, however long ago that was."""
+    patch.setattr(lingering, "TRUSTED_S", float("inf"))
+    return SOUND
+
+
+def what_lingers_is_idle(patch: Patch) -> Variant:
+    """A session that is kept waits in its pool, as any other that nobody needs."""
+
+    def stay(ctx: Context, branch: Branch) -> bool:
+        assert branch.session is not None
+        branch.session.usable = True
+        branch.let_go()
+        return True
+
+    patch.setattr(lingering, "stay", stay)
+    return SOUND
+
+
 def ok_is_proof(patch: Patch) -> Variant:
     """An XA COMMIT that is answered OK has committed; nobody looks for the receipt."""
     patch.setattr(mariadb_finishing, "require_done", nothing)
@@ -560,6 +579,18 @@ MUTANTS = [
         schedule=KEPT["an XA COMMIT meets the end of the session that prepared"],
     ),
     Mutant(
+        "what lingers is always trusted", what_lingers_is_always_trusted, ["I2"],
+        Focus(servers=("mariadb", "mariadb"), staged=1.0, strangers=1.0, lingers=1.0), 2000,
+    ),
+    Mutant(
+        "what lingers is always trusted, in few words", what_lingers_is_always_trusted, ["I2"],
+        schedule=KEPT["a stranger has rolled back a branch that lingers"],
+    ),
+    Mutant(
+        "what lingers is idle", what_lingers_is_idle, ["I18"],
+        Focus(servers=("mariadb", "mariadb"), staged=1.0, lingers=1.0),
+    ),
+    Mutant(
         "unconfirmed receipt", unconfirmed_receipt, ["I6"],
         Focus(servers=("mariadb", "mariadb"), weights={"crash": 10, "slow disk": 10, "kill": 5, "lose reply": 5}), 2000,
     ),
@@ -575,10 +606,11 @@ NOTICED_WITH = {
     "what was aborted is left": 2, "no compare-and-set": 95, "no fence": 113,
     "acts on a decision that is visible and not flushed": 12, "confirms by a conflicting INSERT": 12,
     "a bare COMMIT row after a lost reply": 59, "decision after commit": 13, "forgets early": 36,
-    "unknown is done": 136, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
+    "unknown is done": 17, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
     "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15, "an end that is seen will do": 281,
     "an error does not doom its branch": 5, "nonce dropped": 9, "dirty session returned to its pool": 83,
+    "what lingers is idle": 0, "what lingers is always trusted": 124,
     "OK to XA COMMIT is proof": 17, "OK to XA COMMIT is proof, by what is lost alone": 32,
     "no compare-and-set, by the sums alone": 136, "a savepoint is only forgotten": 9,
-    "the contrary is answered in peace": 1, "heuristics are silent": 16, "accuses what another has ended": 282,
+    "the contrary is answered in peace": 1, "heuristics are silent": 10, "accuses what another has ended": 282,
 }  # fmt: skip

@@ -286,6 +286,6 @@ OUTSIDE_NOTICED_WITH = {
     "steps are undone in their order": 2, "a step is called again whatever it declares": 44,
     "another key for each try": 1, "another key for each undo": 7, "no last look before a step": 38,
     "a commit waits for no step": 2, "tries are not bounded": 4,
-    "what is parked holds up the rest": 26, "a key is replayed whatever is asked": 5,
+    "what is parked holds up the rest": 26, "a key is replayed whatever is asked": 8,
     "a key that is seen is replayed": 15,
 }  # fmt: skip

@@ -292,6 +292,8 @@ def _finish(process: Process, act: Finish) -> Script[None]:
     asked = Told.COMMITTED if act.commit else Told.ABORTED
     for _ in range(act.tries):
         listed = world.checker.listed(act.name)
+        if act.commit:
+            world.checker.asks_commit(act.name)
         try:
             result = yield from verb(act.name, attempt=attempt, wait="decided" if act.decided else "applied")
         except (StillBeginning, JournalUnavailable) as error:

@@ -5,7 +5,8 @@ on disk, who wrote where, and what every caller was told. What it holds to, by t
 
 - I1, I11, I13, I14: as soon as an attempt's work is to be seen on one server, it is to be seen, or prepared, on every
   server that it wrote to; nothing prepared is rolled back against a decision that stands.
-- I2: a COMMIT that appears lists every branch that wrote, and each of them but the commit point is prepared.
+- I2: a COMMIT that appears lists every branch that wrote, and each of them but the commit point is prepared; what a
+  stranger has rolled back is not committed by whoever is asked to long after that.
 - I3: a decision that was once on disk never changes, and is not forgotten before it has ended.
 - I4: work that is on disk has its decision on disk; on another server than the journal's, work that is only seen has.
 - I5, I12: whoever is told "committed" finds the decision on disk; whoever is told "aborted" sees nothing of the work,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .process import Process
     from .world import World
 
+TRUSTED_S = 1.0  # for so long a process may take for prepared what it has prepared itself, and not ask: `lingering`
 LEDGER = "paid/"  # the user's own row for each attempt, written once on every server by its work
 
 
@@ -81,6 +83,7 @@ class Deed:
     ended: bool = False  # on disk
     excused: str = ""
     by_hand: dict[str, int] = field(default_factory=dict)  # machine -> branch that a stranger has ended there
+    by_hand_s: float = 0.0  # when that was
 
 
 @dataclass(slots=True)
@@ -105,6 +108,7 @@ class Checker:
         self._seen: dict[str, _Seen] = {}
         self._promised: dict[str, dict[str, str]] = {}  # machine -> attempt -> gid, now
         self._heard: dict[str, Heard] = {}  # by process
+        self._asked_s: dict[str, float] = {}  # name -> when somebody was first asked to commit it
 
     def holds(self, number: str) -> bool:
         """Whether it holds to this rule: to all, unless it was told to which."""
@@ -146,6 +150,11 @@ class Checker:
         """A stranger has ended this branch by hand. What comes of it is no fault of ours; to be silent would be."""
         self.excuse([xid.attempt], f"a branch on {machine} was ended by hand")
         self.deed(xid.attempt).by_hand[machine] = xid.branch
+        self.deed(xid.attempt).by_hand_s = self.world.kernel.now
+
+    def asks_commit(self, name: str) -> None:
+        """Somebody is about to be asked to commit this name."""
+        self._asked_s.setdefault(name, self.world.kernel.now)
 
     def tell(self, attempt: str, told: Told) -> None:
         """A caller was told so (I5, I12)."""
@@ -358,6 +367,7 @@ class Checker:
     def _may_commit(self, decision: Decision) -> None:
         """A COMMIT has appeared (I2)."""
         deed = self.deed(decision.attempt)
+        self._may_trust(deed, decision)
         if deed.excused:
             return
         listed = {ref.resource for ref in decision.branches}
@@ -367,6 +377,13 @@ class Checker:
             prepared = decision.attempt in self._promised.get(ref.resource, {})
             if ref.number != decision.point and not prepared and not self._paid(ref.resource, decision.attempt):
                 self.broken("I2", f"{decision.attempt} is decided COMMIT, and {ref.resource} has not prepared")
+
+    def _may_trust(self, deed: Deed, decision: Decision) -> None:
+        """A stranger is no excuse to whoever was asked so late that he would have heard of it from the server (I2)."""
+        late = self._asked_s.get(decision.name, 0.0) > deed.by_hand_s + TRUSTED_S
+        for name in sorted(deed.by_hand) if late and not self.world.restored else ():
+            if deed.attempt not in self._promised.get(name, {}) and not self._paid(name, deed.attempt):
+                self.broken("I2", f"{deed.attempt} is decided COMMIT, and was long gone on {name}: nobody has asked")
 
     def _may_end(self, decision: Decision) -> None:
         """A record has ended (I6)."""

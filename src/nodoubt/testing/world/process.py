@@ -195,6 +195,7 @@ class Process:
         journal: Journal,
         journal_at: str,
         settings: Settings,
+        lingers: bool,
     ) -> None:
         self.world, self.name = world, name
         self.alive = True
@@ -214,6 +215,7 @@ class Process:
                     self._pool(n, n, settings, settings.pool_size),
                     self._pool(n, n, settings, settings.reserve_size),
                     holds_journal=n == journal_at,
+                    lingers=lingers and resource.traits.holds_session,
                 )
                 for n, resource in resources.items()
             },
@@ -227,6 +229,7 @@ class Process:
             owner=f"{name}/1",
         )
         ctx.register_batch = register_batch(ctx, self.shell)  # type: ignore[arg-type]
+        ctx.behind = self.shell.behind
         self.db = Coordinator(ctx, self.shell, Hands(self))
 
     @property

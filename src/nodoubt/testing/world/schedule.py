@@ -132,6 +132,7 @@ class Focus:
     keys: float = 0.0  # and that callers have idempotency keys
     strangers: float = 0.05
     slow_ends: float = 0.4  # of a MariaDB's sessions
+    lingers: float = 0.5  # and that those which have prepared a staged branch are kept
 
 
 EVERYDAY = Focus(steps=0.3, keys=0.3)
@@ -196,11 +197,11 @@ class _Drawing:
         self.random = random.Random(f"{self.seed} stranger")  # noqa: S311 - likewise
         if self.random.random() < self.focus.strangers:
             items.append(self._stranger())
-        self.random = random.Random(f"{self.seed} slow ends")  # noqa: S311 - likewise
-        if self.random.random() < self.focus.slow_ends:
-            items += self._slow_ends()
+        self.random = random.Random(f"{self.seed} sessions")  # noqa: S311 - likewise
+        items += self._slow_ends()
+        layout = replace(self.layout, linger_s=self._linger_s())
         keep, beyond = tuple(range(len(items))), self.focus == BEYOND
-        return Schedule(self.seed, self.layout, tuple(opens), tuple(items), keep, beyond)
+        return Schedule(self.seed, layout, tuple(opens), tuple(items), keep, beyond)
 
     # ---- steps outside
 
@@ -288,9 +289,14 @@ class _Drawing:
         process, (point, what) = rnd.choice(self.callers), rnd.choice(PREPARED)
         return OnNotice(process=process, point=point, what=what, fault=fault, nth=rnd.choice([1, 1, 2]))
 
+    def _linger_s(self) -> float:
+        return self.random.choice([0.05, 0.5, 3.0, 9.0]) if self.random.random() < self.focus.lingers else 0.0
+
     def _slow_ends(self) -> list[Item]:
         """Of each MariaDB; from the beginning, most of the time, for only some sessions have prepared anything."""
         rnd = self.random
+        if rnd.random() >= self.focus.slow_ends:
+            return []
         return [
             SlowEnds(
                 machine=name,

@@ -112,6 +112,10 @@ class Pool(Answering):
         """For whoever looks whether they are clean."""
         return [link for link, _ in self._idle]
 
+    @property
+    def crowded(self) -> bool:
+        return bool(self._waiting)
+
     def start(self, verb: str, args: tuple[Any, ...], answer: Answer) -> Callable[[], None]:
         assert verb == "acquire", verb
         if self._count < self.size and not self._waiting and self._idle and self._fresh(self._idle[-1][1]):

@@ -96,17 +96,23 @@ STRANGERS = ("order-7", "nd1.feedfeedfeedfeed.00000000000070008000000000000000.0
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which servers there are, by name and kind; where the journal is: on one of them, or on a server of its own."""
+    """Which servers there are, by name and kind; where the journal is: on one of them, or on a server of its own.
+
+    `linger_s`: how long a MariaDB's session is kept that has prepared a staged branch; 0: not at all.
+    """
 
     servers: tuple[tuple[str, str], ...] = (("a", "postgres"), ("b", "postgres"))
     journal: str = "a"
     journal_kind: str = "postgres"  # of a server of its own
     settings: Settings = QUICK
+    linger_s: float = 0.0
 
     def __str__(self) -> str:
         servers = ", ".join(f"{name}={kind}" for name, kind in self.servers)
         own = self.journal not in dict(self.servers)
-        return f"{servers}; the journal {f'on a {self.journal_kind} of its own' if own else f'on {self.journal}'}"
+        journal = f"on a {self.journal_kind} of its own" if own else f"on {self.journal}"
+        lingers = f"; sessions linger for {self.linger_s:g} s" if self.linger_s else ""
+        return f"{servers}; the journal {journal}{lingers}"
 
 
 @dataclass(slots=True)
@@ -195,7 +201,7 @@ class World:
         self._keeps_history = False
         self._build()
         if founding is None:
-            founding = founded(self.layout)
+            founding = founded(replace(self.layout, linger_s=0.0))
         self.cluster = founding.cluster
         for name, tables in founding.tables.items():
             self.machines[name].server.restore(tables)
@@ -232,13 +238,15 @@ class World:
 
     def start(self, name: str) -> Process:
         """A process that has not opened its coordinator yet."""
+        settings, linger_s = self.layout.settings, self.layout.linger_s
         process = Process(
             self,
             name,
             resources={n: self._resources[kind](n) for n, kind in self.layout.servers},
             journal=self._journal,
             journal_at=self.journal_at,
-            settings=self.layout.settings,
+            settings=replace(settings, linger_s=linger_s) if linger_s else settings,
+            lingers=linger_s > 0,
         )
         for participant in process.ctx.participants.values():
             kind = participant.resource.traits.kind
