@@ -16,6 +16,7 @@ from nodoubt.testing.world.faults import (
     SlowDisk,
     SlowEnds,
 )
+from nodoubt.testing.world.keys import Once
 from nodoubt.testing.world.outside import Plan, Say
 
 KEPT = {
@@ -70,6 +71,14 @@ KEPT = {
         Recover(process="p1", at_s=0.0),
         OnNotice(process="p1", point="P4", what="staged", fault=ClockJump(process="p1", by_s=86400.0, at_s=0.0)),
         OnNotice(process="p1", point="P3", what="prepared", fault=EndByHand(machine="a", commit=True), nth=2),
+    ),
+    # Seed 201170: not the key is to blame, but the stranger who has rolled back the branch that had it.
+    "a stranger has rolled back a branch with a key, which is asked for again": scripted(
+        Layout((("a", "postgres"), ("b", "mariadb"), ("c", "sqlite")), "c"),
+        {"p1": 0.0},
+        Once(process="p1", at_s=3.0, key="key-1", on="a", parts=(("a", "x", -4), ("b", "x", 0), ("c", "x", 4)), tries=1),
+        Once(process="p1", at_s=5.0, key="key-1", on="a", parts=(("a", "x", -4), ("b", "x", 0), ("c", "x", 4)), tries=1),
+        OnNotice(process="p1", point="P3", what="prepared", fault=EndByHand(machine="a", at_s=0.001)),
     ),
     # Its session was kept, so this process has not heard that it has ended: it asks, for that was long ago.
     "a stranger has rolled back a branch that lingers": scripted(

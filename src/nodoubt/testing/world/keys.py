@@ -31,6 +31,7 @@ from .checker import LEDGER
 
 if TYPE_CHECKING:
     from .acts import Parts
+    from .machine import Machine
     from .process import Process
     from .process import Work as BlockWork
     from .world import World
@@ -185,9 +186,15 @@ class KeyChecker:
             return
         for machine in self.world.machines.values():
             for place, number in machine.server.tables.rows.items():
-                if number > 1 and place.startswith(ONCE):
+                if number > 1 + self._by_hand(machine) and place.startswith(ONCE):
                     key = place.removeprefix(ONCE)
                     raise self.world.checker.violated("I22", f"{key} had {number} effects on {machine.name}")
+
+    def _by_hand(self, machine: Machine) -> int:
+        """How many of them have their effect here, and a branch elsewhere that a stranger has ended, key and all."""
+        deeds, rows = self.world.checker.deeds, machine.server.tables.rows
+        ours = [deeds[attempt] for attempt in self.asked if attempt in deeds]
+        return sum(1 for deed in ours if deed.by_hand and rows.get(LEDGER + deed.attempt))
 
     def replayed(self, act: Once, attempt: str) -> None:
         """A caller was told that this attempt had done it."""
