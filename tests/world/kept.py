@@ -7,14 +7,17 @@ from nodoubt.testing.world.acts import Finish, Pay, Recover, Settle, Stage, Swee
 from nodoubt.testing.world.calls import Use
 from nodoubt.testing.world.faults import (
     ClockJump,
+    CrashServer,
     EndByHand,
     Freeze,
     Jitter,
     KillAt,
+    LoseReply,
     OnNotice,
     Restore,
     SlowDisk,
     SlowEnds,
+    When,
 )
 from nodoubt.testing.world.keys import Once
 from nodoubt.testing.world.outside import Plan, Say
@@ -76,9 +79,23 @@ KEPT = {
     "a stranger has rolled back a branch with a key, which is asked for again": scripted(
         Layout((("a", "postgres"), ("b", "mariadb"), ("c", "sqlite")), "c"),
         {"p1": 0.0},
-        Once(process="p1", at_s=3.0, key="key-1", on="a", parts=(("a", "x", -4), ("b", "x", 0), ("c", "x", 4)), tries=1),
-        Once(process="p1", at_s=5.0, key="key-1", on="a", parts=(("a", "x", -4), ("b", "x", 0), ("c", "x", 4)), tries=1),
+        Once(process="p1", at_s=3.0, key="key-1", on="a", parts=(("a", "x", -4), ("b", "x", 4), ("c", "x", 0))),
+        Once(process="p1", at_s=5.0, key="key-1", on="a", parts=(("a", "x", -4), ("b", "x", 4), ("c", "x", 0))),
         OnNotice(process="p1", point="P3", what="prepared", fault=EndByHand(machine="a", at_s=0.001)),
+    ),
+    # Seed 300390: what hangs on a point that is reached when nothing is to go wrong any more, does not.
+    "a server is to crash when a late caller has prepared": scripted(
+        Layout((("a", "sqlite"), ("b", "sqlite"), ("c", "mariadb"))),
+        {"p1": 0.0},
+        LoseReply(process="p1", message=14, told=False, half_open_s=8.0),
+        Once(
+            process="p1", at_s=0.2, key="key-1", on="c", tries=4,
+            parts=(("a", "x", -2), ("c", "x", 0), ("b", "x", 2)),
+        ),
+        OnNotice(
+            process="p1", point="P3", what="prepared",
+            fault=CrashServer(machine="c", message=3, when=When.DURING, down_s=5.514, writing_s=0.4, keep=1),
+        ),
     ),
     # Its session was kept, so this process has not heard that it has ended: it asks, for that was long ago.
     "a stranger has rolled back a branch that lingers": scripted(

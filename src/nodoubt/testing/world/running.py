@@ -84,6 +84,7 @@ def come_to_rest(world: World) -> None:
     settings = world.layout.settings
     world.faults.on_messages.clear()
     world.faults.crashes.clear()
+    world.faults.on_notices.clear()
     world.run(SETTLE_S)
     _restart_what_has_mislaid(world)
     last = world.start("last")
