@@ -229,7 +229,7 @@ class Process:
             owner=f"{name}/1",
         )
         ctx.register_batch = register_batch(ctx, self.shell)  # type: ignore[arg-type]
-        ctx.behind = self.shell.behind
+        ctx.aside = self.shell.aside
         self.db = Coordinator(ctx, self.shell, Hands(self))
 
     @property

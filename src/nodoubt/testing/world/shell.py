@@ -44,6 +44,8 @@ class Shell(Answering):
     def behind(self, script: Script[Any]) -> None:
         self._process.spawn(script, _ignore)
 
+    aside = behind  # what is left undone when the process dies
+
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> Task:
         def turns() -> Script[None]:
             while True:
