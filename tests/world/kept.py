@@ -7,6 +7,7 @@ from nodoubt.testing.world.acts import Finish, Pay, Recover, Settle, Stage, Swee
 from nodoubt.testing.world.calls import Use
 from nodoubt.testing.world.faults import (
     ClockJump,
+    CrashAt,
     CrashServer,
     EndByHand,
     Freeze,
@@ -96,6 +97,15 @@ KEPT = {
             process="p1", point="P3", what="prepared",
             fault=CrashServer(machine="c", message=3, when=When.DURING, down_s=5.514, writing_s=0.4, keep=1),
         ),
+    ),
+    # Seed 800288: he was accused, and rightly; then a crash undid what he had done, for no XA ROLLBACK is flushed.
+    "a stranger has rolled back a branch, and a crash brings it back": scripted(
+        Layout((("a", "postgres"), ("b", "mariadb"), ("c", "postgres")), "c"),
+        {"p1": 0.0},
+        Pay(process="p1", at_s=1.0, parts=(("b", "x", -3), ("a", "x", 0), ("c", "x", 3))),
+        Recover(process="p1", at_s=0.0),
+        OnNotice(process="p1", point="P4", what="all prepared", fault=EndByHand(machine="b")),
+        CrashAt(machine="b", at_s=6.0),
     ),
     # Its session was kept, so this process has not heard that it has ended: it asks, for that was long ago.
     "a stranger has rolled back a branch that lingers": scripted(

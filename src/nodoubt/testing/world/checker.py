@@ -84,6 +84,7 @@ class Deed:
     excused: str = ""
     by_hand: dict[str, int] = field(default_factory=dict)  # machine -> branch that a stranger has ended there
     by_hand_s: float = 0.0  # when that was
+    came_back: set[str] = field(default_factory=set)  # machines where a crash has undone that: no rollback is flushed
 
 
 @dataclass(slots=True)
@@ -286,6 +287,9 @@ class Checker:
                 promised[xid.attempt] = gid
         self._promised[machine.name] = promised
         self._require_no_presumption(machine, before, now)
+        for attempt in promised.keys() & self.deeds.keys():
+            if promised[attempt] not in before.prepared and machine.name in self.deeds[attempt].by_hand:
+                self.deeds[attempt].came_back.add(machine.name)
         for gid in before.prepared.keys() - now.prepared.keys():
             xid = parse_gid(gid)
             if (xid is None or xid.cluster != self.world.cluster) and machine.name not in self.world.restored:
@@ -535,7 +539,8 @@ class Checker:
             self.broken("I5", f"{deed.attempt} was told committed, and is nowhere")
 
     def _loud(self, deed: Deed) -> None:
-        """What a stranger has ended against the decision is in quarantine, and what he ended as it was decided is not.
+        """What a stranger has ended against the decision is in quarantine, and what he ended as it was decided is not;
+        what a crash has taken back from him may have been seen before.
 
         Of an attempt that was never decided the journal knows nothing, so that nobody can accuse.
         """
@@ -545,7 +550,8 @@ class Checker:
         for machine, number in deed.by_hand.items():
             committed = self._paid(machine, deed.attempt, durable=True)
             against = committed is not (deed.decided is Verdict.COMMIT)
-            if against is not ((deed.attempt, number) in journal.quarantine):
+            accused = (deed.attempt, number) in journal.quarantine
+            if against is not accused and not (accused and machine in deed.came_back):
                 what = "against its decision, and nobody says so" if against else "as it was decided, and is accused"
                 self.broken("I17", f"branch {number} of {deed.attempt} was ended by hand on {machine}, {what}")
 
