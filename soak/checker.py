@@ -5,6 +5,9 @@ Held, for each cluster:
 - *half*: a transaction's id is in all the databases of its plan, each time with its planned work, or in none; never
   twice, never elsewhere; and no id is there that nobody began (I1).
 - *answer*: what was told committed is there; what was told aborted is not; nobody was told both (I5, I12).
+- *decision*: what the journal has decided is so: COMMIT is there, ABORT is not, never both (I3). What is in several
+  databases, or was staged, is there by a COMMIT; what was told *staged* and is nowhere, by an ABORT: whoever was told
+  so may rely on that name until somebody ends it, so a name that a crash has swallowed is lost (I10).
 - *fate*: what its client rolled back, or what broke a constraint, is not there (I16).
 - *sum*: over all databases the sum of the balances is what it was (I23); and each account holds what it had and what
   its transfers have moved.
@@ -29,7 +32,9 @@ from itertools import pairwise
 
 import msgspec
 
-from .history import ABORTED, ALARM, BEGUN, COMMITTED, Leg, Line, Plan
+from .history import ABORTED, ALARM, BEGUN, COMMITTED, STAGED, Leg, Line, Plan
+
+COMMIT, ABORT = "commit", "abort"  # the journal's words
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -48,6 +53,7 @@ class Final(msgspec.Struct, frozen=True):
 
     databases: Mapping[str, Content]
     balance: int  # of each account at the beginning
+    decisions: Sequence[tuple[str, str]]  # the id, COMMIT or ABORT; none is ever forgotten in a run
     left: tuple[str, ...] = ()
 
 
@@ -63,6 +69,7 @@ class _Story(msgspec.Struct):
 
     plan: Plan | None = None
     begun: float = 0.0
+    staged: bool = False  # whether that was told
     committed: float | None = None  # when that was first told
     aborted: str | None = None  # why, as that was first told
 
@@ -75,6 +82,8 @@ def check(history: Iterable[Line], final: Final) -> list[Finding]:
         story = stories[line.tx] if line.tx else _Story()
         if line.what == BEGUN:
             story.plan, story.begun = line.plan, line.at
+        elif line.what == STAGED:
+            story.staged = True
         elif line.what == COMMITTED and story.committed is None:
             story.committed = line.at
         elif line.what == ABORTED and story.aborted is None:
@@ -84,6 +93,7 @@ def check(history: Iterable[Line], final: Final) -> list[Finding]:
     there = _there(final)
     found += _halves(stories, there)
     found += _answers(stories, there)
+    found += _decisions(stories, there, final)
     found += _sums(final)
     found += _lists(final)
     found += _order(stories, final)
@@ -128,6 +138,26 @@ def _answers(stories: Mapping[str, _Story], there: Mapping[str, Sequence[tuple[s
             yield Finding("answer", f"{tx} was told aborted ({story.aborted}), and is in {_places(there[tx])}")
         if story.committed is not None and story.aborted is not None:
             yield Finding("answer", f"{tx} was told committed, and aborted ({story.aborted})")
+
+
+def _decisions(
+    stories: Mapping[str, _Story], there: Mapping[str, Sequence[tuple[str, Leg]]], final: Final
+) -> Iterator[Finding]:
+    decided: dict[str, set[str]] = defaultdict(set)
+    for tx, verdict in final.decisions:
+        decided[tx].add(verdict)
+    for tx in {**stories, **decided}:
+        story, verdicts, legs = stories.get(tx, _Story()), decided.get(tx, set()), there.get(tx, ())
+        if len(verdicts) > 1:
+            yield Finding("decision", f"{tx} was decided both ways")
+        if legs and ABORT in verdicts:
+            yield Finding("decision", f"{tx} was decided abort, and is in {_places(legs)}")
+        if legs and not verdicts and (story.staged or len(legs) > 1):
+            yield Finding("decision", f"{tx} is in {_places(legs)}, and the journal has no decision of it")
+        if not legs and COMMIT in verdicts:
+            yield Finding("decision", f"{tx} was decided commit, and is nowhere")
+        if not legs and not verdicts and story.staged:
+            yield Finding("decision", f"{tx} was told staged, and is nowhere, though nobody has decided abort")
 
 
 def _sums(final: Final) -> Iterator[Finding]:

@@ -30,6 +30,13 @@ OPEN = {
     "unfinished steps": "select attempt from {0}calls where unfinished is not null",
     "quarantined branches": "select attempt from {0}quarantine where cleared_by = ''",
 }
+# Under the name that the decision has, and under the one that the directory has for its attempt: whoever presumes an
+# abort does not know the name. Neither table forgets anything in a run: the retention is a week, the farthest that a
+# clock jumps is a day.
+DECIDED = (
+    "select name, verdict from {0}decisions where name <> '' union "
+    "select n.name, d.verdict from {0}names as n join {0}decisions as d on d.attempt = n.attempt"
+)
 
 
 def settle(world: World, cluster: str) -> list[str]:
@@ -69,16 +76,30 @@ def _prepared(world: World, cluster: str) -> list[str]:
 
 def _open(world: World, cluster: str) -> list[str]:
     """What the journal has not done with."""
-    journal = world.journal(cluster)
-    prefix = "nodoubt." if journal.kind == "postgres" else "nodoubt_"
-    rows = {what: [str(row[0]) for row in journal.query(sql.format(prefix))] for what, sql in OPEN.items()}
+    rows = {what: [text for (text,) in _ask(world, cluster, sql)] for what, sql in OPEN.items()}
     return [f"{what} in the journal: {', '.join(found[:10])}" for what, found in rows.items() if found]
+
+
+def decided(world: World, cluster: str) -> list[tuple[str, str]]:
+    """By name, what the journal has decided: of each staged transaction, and of most others."""
+    return [(name, verdict) for name, verdict in _ask(world, cluster, DECIDED)]
+
+
+def _ask(world: World, cluster: str, sql: str) -> list[tuple[str, ...]]:
+    """Rows of text from the journal. MariaDB keeps names as bytes, which no collation takes for each other."""
+    journal = world.journal(cluster)
+    found = journal.query(sql.format(_prefix(journal)))
+    return [tuple(one.decode() if isinstance(one, bytes) else str(one) for one in row) for row in found]
+
+
+def _prefix(journal: Database) -> str:
+    return "nodoubt." if journal.kind == "postgres" else "nodoubt_"
 
 
 def look(world: World, cluster: str, left: list[str]) -> Final:
     """The state of one cluster."""
     databases = {database.name: _content(database) for database in world.databases[cluster]}
-    return Final(databases, workload.BALANCE, (*left, *_open(world, cluster)))
+    return Final(databases, workload.BALANCE, decided(world, cluster), (*left, *_open(world, cluster)))
 
 
 def _content(database: Database) -> Content:
@@ -95,10 +116,9 @@ def _content(database: Database) -> Content:
 def keep_decisions(world: World, cluster: str) -> None:
     """The journal's decisions, for whoever has to find out what went wrong: the databases go with the run."""
     journal = world.journal(cluster)
-    prefix = "nodoubt." if journal.kind == "postgres" else "nodoubt_"
     columns = "name, attempt, verdict, mode, branches, point, owner, reason, decided_at, ended_at, confirms"
     with (world.folder / f"{cluster}-decisions.jsonl").open("w") as stream:
-        for row in journal.query(f"select {columns} from {prefix}decisions order by decided_at"):
+        for row in journal.query(f"select {columns} from {_prefix(journal)}decisions order by decided_at"):
             stream.write(json.dumps(row, default=str) + "\n")
 
 

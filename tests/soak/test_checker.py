@@ -32,8 +32,13 @@ P2 = Content(
 )  # fmt: skip
 
 
-def final(p1: Content = P1, p2: Content = P2, left: tuple[str, ...] = ()) -> Final:
-    return Final({"p1": p1, "p2": p2}, 100, left)
+DECIDED = {"paid": "commit", "first": "commit", "second": "commit", "staged": "abort"}
+
+
+def final(
+    p1: Content = P1, p2: Content = P2, left: tuple[str, ...] = (), *, decided: dict[str, str] = DECIDED
+) -> Final:
+    return Final({"p1": p1, "p2": p2}, 100, list(decided.items()), left)
 
 
 def but(content: Content, **changes: object) -> Content:
@@ -51,12 +56,34 @@ def test_a_history_that_is_right_has_no_findings() -> None:
 def test_what_was_in_doubt_may_have_happened_as_a_whole() -> None:
     p1 = but(P1, accounts={0: 90, 1: 100}, transfers=[*P1.transfers, ("staged", 0, -5)])
     p2 = but(P2, accounts={0: 110, 1: 100}, transfers=[*P2.transfers, ("staged", 0, 5)])
-    assert check(HISTORY, final(p1, p2)) == []
+    assert check(HISTORY, final(p1, p2, decided={**DECIDED, "staged": "commit"})) == []
 
 
 def test_a_client_that_was_killed_may_have_committed_as_a_whole() -> None:
     longer = {"heads": {7: 3, 8: 0}, "appends": [*P1.appends, (7, 3, "killed")]}
-    assert check(HISTORY, final(but(P1, **longer), but(P2, **longer))) == []
+    assert check(HISTORY, final(but(P1, **longer), but(P2, **longer), decided={**DECIDED, "killed": "commit"})) == []
+
+
+EMPTY = Content({0: 100, 1: 100}, [], {7: 0, 8: 0}, [])
+ONLY_STAGED = [
+    Line(1, "a", BEGUN, "name", msgspec.structs.replace(PAID, how="staged")),
+    Line(2, "a", STAGED, "name"),
+]
+
+
+def test_what_was_staged_may_be_nowhere_if_its_abort_was_decided() -> None:
+    assert check(ONLY_STAGED, final(EMPTY, EMPTY, decided={"name": "abort"})) == []
+
+
+def test_what_was_begun_and_never_told_staged_may_be_nowhere() -> None:
+    assert check(ONLY_STAGED[:1], final(EMPTY, EMPTY, decided={})) == []
+
+
+def test_what_is_in_one_database_alone_and_was_not_staged_needs_no_decision() -> None:
+    plan = Plan("list", "once", "commit", (Leg("p1", 7),))
+    one = but(EMPTY, heads={7: 1, 8: 0}, appends=[(7, 1, "alone")])
+    history = [Line(1, "a", BEGUN, "alone", plan), Line(2, "a", COMMITTED, "alone")]
+    assert check(history, final(one, EMPTY, decided={})) == []
 
 
 LOST = but(P2, heads={7: 1, 8: 0}, appends=[(7, 1, "first")])
@@ -95,6 +122,38 @@ PLANTED: dict[str, tuple[str, list[Line], Final]] = {
     "committed that was told aborted": ("answer", [*HISTORY, Line(20, "c", ABORTED, "first", why="settled")], final()),
     "aborted that was told committed": ("answer", [*HISTORY, Line(20, "c", COMMITTED, "staged")], final()),
     "both told": ("answer", [*HISTORY, Line(20, "c", COMMITTED, "refused")], final()),
+    "a staged name that a crash has swallowed": ("decision", ONLY_STAGED, final(EMPTY, EMPTY, decided={})),
+    # Whatever an answer says: an abort by name is in the journal before it is told.
+    "a swallowed name that somebody was told is aborted": (
+        "decision",
+        [*ONLY_STAGED, Line(3, "c", ABORTED, "name", why="by name")],
+        final(EMPTY, EMPTY, decided={}),
+    ),
+    "a swallowed name whose work was committed all the same": (
+        "decision",
+        ONLY_STAGED,
+        final(
+            but(EMPTY, accounts={0: 95, 1: 100}, transfers=[("name", 0, -5)]),
+            but(EMPTY, accounts={0: 105, 1: 100}, transfers=[("name", 0, 5)]),
+            decided={},
+        ),
+    ),
+    "a COMMIT whose work is nowhere, though nobody was told": (
+        "decision",
+        HISTORY,
+        final(decided={**DECIDED, "killed": "commit"}),
+    ),
+    "an ABORT whose work is there": ("decision", HISTORY, final(decided={**DECIDED, "paid": "abort"})),
+    "work in two databases that nobody has decided": (
+        "decision",
+        HISTORY,
+        final(decided={"first": "commit", "second": "commit", "staged": "abort"}),
+    ),
+    "one name decided both ways": (
+        "decision",
+        HISTORY,
+        msgspec.structs.replace(final(), decisions=[*DECIDED.items(), ("paid", "abort")]),
+    ),
     "what was meant to fail has happened": (
         "fate",
         HISTORY,
@@ -130,5 +189,5 @@ def test_of_contrary_orders_the_circle_is_told_even_where_no_answers_were_given(
 
 def test_every_rule_has_something_planted_for_it() -> None:
     assert {rule for rule, _, _ in PLANTED.values()} == {
-        "half", "answer", "fate", "sum", "list", "order", "rest", "alarm"
+        "half", "answer", "decision", "fate", "sum", "list", "order", "rest", "alarm"
     }  # fmt: skip

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from kit import Database
-from nodoubt import Coordinator
+from nodoubt import Coordinator, Settings
 from nodoubt.ports import Session
 from nodoubt.protocol.records import Decision, Mode, Verdict
 from nodoubt.script import Do, Script
-from soak import final
+from soak import final, plan
 
 
 def test_a_name_is_undecided_until_there_is_a_decision_whatever_its_mark_says(tmp_path: Path) -> None:
@@ -27,6 +27,7 @@ def test_a_name_is_undecided_until_there_is_a_decision_whatever_its_mark_says(tm
             for one in pair:
                 tx[one.name].execute("update accounts set balance = 0")
         assert final._open(world, "s") == ["undecided names in the journal: late"]
+        assert final.decided(world, "s") == []
 
         def presumed() -> Script[None]:
             session: Session = yield Do(db._ctx.journal_pool, "acquire")
@@ -35,4 +36,9 @@ def test_a_name_is_undecided_until_there_is_a_decision_whatever_its_mark_says(tm
 
         db._shell.run(presumed())
         assert final._open(world, "s") == []
+        assert final.decided(world, "s") == [("late", "abort")], "who presumed it did not know the name"
         assert journal.query("select count(*) from nodoubt_names where undecided is not null")[0][0] == 1
+
+
+def test_no_clock_is_moved_so_far_that_a_decision_is_forgotten() -> None:
+    assert max(plan.JUMPS_S) < Settings().retention_s / 2
