@@ -24,10 +24,11 @@ STALLS = [
     ("once", "a", "P3", "prepared", 1),
     ("once", "a", "P5", "deciding", 1),
     ("once", "own", "P3", "prepared", 1),
-    ("once", "own", "P5", "deciding", 1),
+    ("once", "own", "P4", "all prepared", 1),
     ("staged", "a", "P3", "prepare", 2),
     ("staged", "own", "P3", "prepared", 1),
 ]
+AFTER = ["P6.committed", "P8.commit"]
 
 
 def journal_at(journal: str, tmp_path: Path) -> str | None:
@@ -76,11 +77,14 @@ def test_a_commit_by_name_that_stalls_before_its_decision_loses_to_a_rollback(
         assert recovered(db, pair) is False
 
 
-def test_a_commit_that_stalls_after_its_decision_is_carried_out_by_others(request: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", AFTER)
+def test_a_commit_that_stalls_after_its_decision_is_carried_out_by_others(
+    stop: str, request: Any, tmp_path: Path
+) -> None:
     pair = databases("postgres+mariadb", request, tmp_path)
     with coordinator(pair, None) as db:
         db.setup()
-        with Child(pair, "sync", "once", stop="P8.commit") as child:
+        with Child(pair, "sync", "once", stop=stop) as child:
             child.wait_stopped()
             # The branch on MariaDB is held by the stopped process; its session is ended, and the branch committed.
             assert recovered(db, pair) is True

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from crash import test_coordinator_killed, test_server_killed
+from nodoubt.engine.attempt import Attempt
 from nodoubt.testing.world import matrix
 from nodoubt.testing.world.matrix import Cell
-from traps import test_lost_replies
+from traps import test_lost_replies, test_stalled_writers
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,6 +58,25 @@ def test_every_loss_that_the_page_names_is_one_on_real_servers() -> None:
         if loss.pattern in points
     }
     assert {cell for cell, test in matrix.REAL.items() if "test_lost_replies" in test} <= lost
+    assert {cell for cell in lost if cell[2] in matrix.FAULTS} <= matrix.REAL.keys(), "the page keeps one to itself"
+
+
+def test_every_stall_that_the_page_names_is_at_that_point_on_real_servers() -> None:
+    stalls = {
+        "test_a_writer_that_stalls": {(way, point) for way, _, point, *_ in test_stalled_writers.STALLS},
+        "test_a_commit_that_stalls": {("once", stop.partition(".")[0]) for stop in test_stalled_writers.AFTER},
+    }
+    for test, points in stalls.items():
+        named = {(way, point) for (way, point, _), real in matrix.REAL.items() if f"::{test}" in real}
+        assert named and named <= points
+
+
+def test_a_handle_that_outlives_its_block_is_noticed_at_every_point_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: nobody asks whether the block has ended."""
+    monkeypatch.setattr(Attempt, "require_open", lambda _: None)
+    again = [cell for cell in matrix.cells() if (cell.fault, cell.flavour) == ("called twice", "postgres")]
+    unnoticed = {str(cell) for cell in again if matrix.result.__wrapped__(cell).violated == ""}
+    assert unnoticed == {f"{point} called twice {way} postgres" for point in ("P1", "P2") for way in matrix.WAYS}
 
 
 def test_a_cell_that_comes_out_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from ...engine import attempt as attempts
 from ...engine.attempt import BEGIN_TRIES_MAX, Attempt
-from ...errors import NoDoubtError
+from ...errors import ClosedTransaction, NoDoubtError, UsageError
 from ...ports import Notice
 from ...script import Script
-from .acts import Act, Finish, Parts, Pay, Recover, Stage, script_of
+from .acts import UNDONE, Act, Finish, Parts, Pay, Recover, Stage, script_of
 from .checker import LEDGER, Violated
 from .faults import (
     CrashAt,
@@ -46,6 +46,7 @@ from .world import Layout, Silenced, World
 WAYS = ("once", "staged")
 FLAVOURS = ("postgres", "mariadb", "sqlite")
 JOURNALS = ("a", "j")
+BESIDE = "c"  # where the handle is used again, and the transaction has never been
 LATE = "late"  # the process that finishes what stays
 LATE_S = 4.0  # later than anybody waits for an answer
 STAGED_AT_S, COMMIT_AT_S, AGAIN_AT_S = 0.5, 2.0, 9.0
@@ -267,16 +268,21 @@ def result(cell: Cell) -> Result:
 
 def _run(cell: Cell, journal: str) -> Ran:
     its = scene(cell, journal)
-    layout = Layout((("a", cell.flavour), ("b", cell.flavour)), journal, cell.flavour)
+    twice = cell.fault == "called twice"
+    servers = ("a", "b", BESIDE) if twice else ("a", "b")
+    layout = Layout(tuple((name, cell.flavour) for name in servers), journal, cell.flavour)
     schedule = scripted(layout, dict.fromkeys(sorted({act.process for act in its.acts}), 0.0), *its.acts, *its.faults)
     world = World(str(cell), layout)
-    if cell.fault == "called twice":
-        world.watchers.append(_Intruder(its).notice)
+    intruder = _Intruder(cell, its) if twice else None
+    if intruder is not None:
+        world.watchers.append(intruder.notice)
     ran = Ran(schedule, world)
     with Silenced(world), no_broken_invariant_goes_unseen(world):
         try:
             live(world, schedule)
             _require_happened(world, its)
+            if intruder is not None and intruder.left:
+                raise Violated("fault matrix", f"nobody has used the handle again on {', '.join(intruder.left)}")
             if cell.way == "staged" and _stays_by_itself(cell):
                 _commit_what_stays(world)
             come_to_rest(world)
@@ -317,27 +323,38 @@ def _committed(process: Process) -> Script[None]:
 
 
 class _Intruder:
-    """Uses the handle of a transaction once more, as its process comes to the point: refused, or without effect."""
+    """Uses the handle of a transaction once more, as somebody comes to the point.
 
-    def __init__(self, its: Scene) -> None:
-        self._its = its
+    While its block is open, at P1 and P2, it is at work: the branch takes one statement at a time. After that the
+    handle is dead: a write is refused, on a branch that the transaction has, and on a server that it has never been to.
+    """
+
+    def __init__(self, cell: Cell, its: Scene) -> None:
+        self._open = cell.point in ("P1", "P2")
+        self._points = [(fault.process, fault.point, fault.what) for fault in its.faults if isinstance(fault, OnNotice)]
         self._came = False
+        self.left = ["a"] if self._open else ["a", BESIDE]  # where it has not been refused yet
 
     def notice(self, process: Process, notice: Notice) -> None:
-        points = [(fault.process, fault.point, fault.what) for fault in self._its.faults if isinstance(fault, OnNotice)]
-        if self._came or (process.name, notice.point, notice.what) not in points:
+        attempt = process.world.attempts.get(notice.attempt)
+        if self._came or attempt is None or (process.name, notice.point, notice.what) not in self._points:
             return
         self._came = True
-        attempt = process.world.attempts.get(notice.attempt)
-        if attempt is not None:
-            process.act(self._again(process, attempt))
+        owner = process.world.processes["p"]
+        for server in self.left:
+            owner.act(self._again(owner, attempt, server))
 
-    def _again(self, process: Process, attempt: Attempt) -> Script[None]:
+    def _again(self, process: Process, attempt: Attempt, server: str) -> Script[None]:
+        expected = UsageError if self._open else ClosedTransaction
         try:
-            yield from attempts.execute(process.ctx, attempt, "a", "read", ("account",))
-            process.told("used again: the same answer")
+            yield from attempts.execute(process.ctx, attempt, server, "add", ("account", UNDONE))
         except NoDoubtError as error:
             process.told(f"used again: {type(error).__name__}: {error}")
+            if isinstance(error, expected):
+                self.left.remove(server)
+                return
+            raise Violated("fault matrix", f"used again, it is not refused as it must be, but: {error}") from error
+        raise Violated("fault matrix", "used again, the handle has written")
 
 
 def _came(world: World) -> Came:
@@ -360,7 +377,7 @@ _KILLED = "tests/crash/test_coordinator_killed.py::test_kill_9_of_the_coordinato
 _SERVER = "tests/crash/test_server_killed.py::test_kill_9_of_a_server_ends_one_way_and_the_caller_was_told_the_truth"
 _LOST = "tests/traps/test_lost_replies.py::test_what_the_caller_is_told_is_what_comes_of_it"
 _RACES = "tests/traps/test_races.py::test_two_recoverers_or_one_and_a_late_coordinator_carry_out_one_decision"
-_SWEPT = "tests/traps/test_races.py::test_a_sweep_without_any_grace_races_a_transaction_at_every_step_of_its_end"
+_AT_ONCE = "tests/traps/test_races.py::test_a_commit_a_rollback_and_two_recoverers_who_start_at_once_agree"
 _STALLED = "tests/traps/test_stalled_writers.py::test_a_writer_that_stalls_past_every_grace_is_told_that_it_was_aborted"
 _BY_NAME = (
     "tests/traps/test_stalled_writers.py::test_a_commit_by_name_that_stalls_before_its_decision_loses_to_a_rollback"
@@ -380,14 +397,16 @@ REAL: dict[tuple[str, str, str], str] = {
         for point in ("P3", "P5", "P8")
         for fault in ("lost request", "lost reply")
     },
+    ("once", "P3", "delayed reply"): _LOST,
     ("once", "P5", "delayed reply"): _LOST,
-    ("once", "P8", "timeout"): _LOST,
     ("once", "P3", "timeout"): _FROZEN,
+    ("staged", "P3", "timeout"): _LOST,
     ("once", "P4", "timeout"): _STALLED,
+    ("once", "P5", "timeout"): _STALLED,
     ("staged", "P5", "timeout"): _BY_NAME,
     ("once", "P6", "timeout"): _AFTER,
-    ("once", "P4", "two recoverers"): _SWEPT,
-    ("once", "P5", "two recoverers"): _SWEPT,
+    ("once", "P8", "timeout"): _LOST,
+    ("staged", "P5", "two recoverers"): _AT_ONCE,
     ("staged", "P6", "two recoverers"): _RACES,
     ("staged", "P7", "two recoverers"): _RACES,
     ("once", "P5", "disk full"): _FULL,
