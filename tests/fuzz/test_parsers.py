@@ -6,6 +6,7 @@ tests/test_points.py, fragments and verbs of the query language in tests/query.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -19,15 +20,21 @@ from hypothesis import strategies as st
 
 from nodoubt.doctor import origins
 from nodoubt.errors import InvalidName, SchemaMismatch, UsageError
+from nodoubt.jobs.board import job_of
+from nodoubt.jobs.links import key_of, link_of, value_of
+from nodoubt.jobs.records import ITEMS_MAX, JobRecord, JobState, Link, Row
 from nodoubt.journals import rows
 from nodoubt.journals.attempts import first_attempt_of, next_attempt
+from nodoubt.ports import Identity
 from nodoubt.protocol.records import (
     BranchRef,
     Call,
     CallState,
     Confirmation,
     Decision,
+    Event,
     Mode,
+    Quarantined,
     Readiness,
     Staging,
     Verdict,
@@ -373,6 +380,115 @@ def test_what_was_said_and_called_reads_back_as_what_was_written(confirmation: C
     assert rows.confirmation([str(one) for one in confirmation_row(confirmation)]) == confirmation
     assert rows.call(call_row(call)) == call
     assert rows.call([str(one) for one in call_row(call)]) == call
+
+
+def quarantined_row(one: Quarantined) -> list[Any]:
+    return [one.attempt, one.branch, one.resource, one.why, one.since, one.cleared_by]
+
+
+def event_row(one: Event) -> list[Any]:
+    return [one.attempt, one.at, one.what, one.detail]
+
+
+def resource_row(one: tuple[str, Identity]) -> list[Any]:
+    name, identity = one
+    return [identity.resource_id, name, identity.cluster, identity.server, identity.epoch]
+
+
+def job_row(one: Row, now: float = 0.0) -> list[Any]:
+    job = one.record
+    return [
+        job.name, one.run, one.keeper, job.state.value, job.done, job.total, rows.json(job.checkpoint), job.note,
+        job.worker, one.claim, now + one.held_s, job.begun_at, job.changed_at, now,
+    ]  # fmt: skip
+
+
+some = st.text(max_size=5)
+items = st.integers(0, ITEMS_MAX)
+checkpoints = st.recursive(st.none() | st.booleans() | st.integers(0, 2**40) | some, st.lists, max_leaves=4)
+jobs = st.builds(
+    Row,
+    # No lease is said to have run out here: whoever's has is told to be abandoned.
+    st.builds(
+        JobRecord, some, st.sampled_from(JobState), items, st.none() | items, checkpoints, some, some, times, times
+    ),
+    attempts,
+    some,
+    some,
+    st.floats(0, 1e6),
+)
+# What else a journal keeps: records, how they are written, how they are read.
+KEPT: dict[str, tuple[st.SearchStrategy[Any], Any, Any]] = {
+    "quarantined": (
+        st.builds(Quarantined, attempts, st.integers(0, BRANCHES_MAX - 1), some, some, times, some),
+        quarantined_row,
+        rows.quarantined,
+    ),
+    "event": (st.builds(Event, attempts, times, some, some), event_row, rows.event),
+    "resource": (
+        st.tuples(some, st.builds(Identity, some, some, some, st.integers(0, 2**40))),
+        resource_row,
+        rows.resource,
+    ),
+    "job": (jobs, job_row, job_of),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_all_else_that_a_journal_keeps_reads_back_and_damaged_is_refused_or_still_one(
+    what: str, data: st.DataObject
+) -> None:
+    records, written, read = KEPT[what]
+    record = data.draw(records)
+    row = written(record)
+    assert read(row) == record
+    assert read([None if one is None else str(one) for one in row]) == record, "MariaDB's text protocol"
+    row[data.draw(st.integers(0, len(row) - 1))] = data.draw(
+        junk | st.sampled_from(["[" * 4000, "nan", math.nan, b"\xff"])
+    )
+    with contextlib.suppress(SchemaMismatch):
+        found = read(row)
+        assert read(written(found)) == found
+    for wrong in (row[:-1], [*row, ""]):
+        with pytest.raises(SchemaMismatch):
+            read(wrong)
+
+
+RUN = "0" * 32
+links = st.builds(Link, st.integers(1, 10**13), checkpoints, items, st.booleans())
+
+
+@given(links)
+@bounded
+def test_a_checkpoint_reads_back_as_what_was_written(link: Link) -> None:
+    assert link_of("a", RUN, key_of(RUN, link.number).key, value_of(link)) == link
+
+
+@given(
+    anything | st.integers(-5, 10**13).map(str) | st.integers(-5, 10**13).map("{:012}".format),
+    st.binary(max_size=40)
+    | st.tuples(loose, loose, loose).map(lambda three: msgspec.json.encode(msgspec.to_builtins(three, str_keys=True)))
+    | links.map(value_of),
+)
+@example("000000000001", b"[" * 4000)
+@example("1", b"[null,1,false]")
+@example("000000000000", b"[null,1,false]")
+@example("000000000001", b"[null,-1,false]")
+@example("000000000001", b"[null,1]")
+@bounded
+def test_a_checkpoint_that_was_damaged_is_refused_or_still_one(number: str, value: bytes) -> None:
+    found, told = None, ""
+    try:
+        found = link_of("a", RUN, number, value)
+    except SchemaMismatch as error:
+        told = str(error)
+    if found is None:
+        assert RUN in told and "keys of a" in told, "whoever mends it must find it"
+        return
+    assert key_of(RUN, found.number).key == number and 0 <= found.done <= ITEMS_MAX
+    assert link_of("a", RUN, number, value_of(found)) == found
 
 
 @given(calls, st.integers(0, 15), junk)

@@ -10,7 +10,7 @@ anew; who holds a job is changed by compare-and-set alone, by the server's clock
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from ..journals.dialects import Dialect
 from ..journals.transactions import Transactions
 from ..ports import Conflict, Refused, Session, StatementFailed, Unclear
 from ..script import Script
-from .records import JobRecord, JobState, Link, Row
+from .records import JobRecord, JobState, Link, Row, number_of_items
 
 R = TypeVar("R")
 LIST_MAX = 1000
@@ -86,7 +86,7 @@ class Board(Transactions):
             self._select(self._where(name)),
             forced=False,
         )
-        return self._row(reply.rows[0]) if reply.rows else None
+        return job_of(reply.rows[0]) if reply.rows else None
 
     def advance(
         self, session: Session, name: str, claim: str, link: Link, total: int | None, note: str, lease_s: float
@@ -175,26 +175,29 @@ class Board(Transactions):
 
     def _rows(self, session: Session, which: str) -> Script[list[Row]]:
         reply = yield from self._read(session, self._select(which))
-        return [self._row(row) for row in reply.rows]
+        return [job_of(row) for row in reply.rows]
 
-    def _row(self, row: Sequence[Any]) -> Row:
-        name, run, keeper, state, done, total, checkpoint, note, worker, claim, held_until, begun, changed, now = row
-        held_s = float(held_until) - float(now)
-        stands = JobState(rows.text(state))
-        if stands is JobState.RUNNING and held_s < 0:
-            stands = JobState.ABANDONED
-        record = JobRecord(
-            rows.text(name),
-            stands,
-            int(done),
-            None if total is None else int(total),
-            msgspec.json.decode(rows.text(checkpoint)),
-            rows.text(note),
-            rows.text(worker),
-            float(begun),
-            float(changed),
-        )
-        return Row(record, rows.text(run), rows.text(keeper), rows.text(claim), max(held_s, 0.0))
+
+@rows.read
+def job_of(row: rows.Row) -> Row:
+    """A row of `COLUMNS`, and the server's time after it."""
+    name, run, keeper, state, done, total, checkpoint, note, worker, claim, held_until, begun, changed, now = row
+    held_s = rows.moment(held_until) - rows.moment(now)
+    stands = JobState(rows.text(state))
+    if stands is JobState.RUNNING and held_s < 0:
+        stands = JobState.ABANDONED
+    record = JobRecord(
+        rows.text(name),
+        stands,
+        number_of_items(int(done)),
+        None if total is None else number_of_items(int(total)),
+        msgspec.json.decode(rows.text(checkpoint)),
+        rows.text(note),
+        rows.text(worker),
+        rows.moment(begun),
+        rows.moment(changed),
+    )
+    return Row(record, rows.attempt(run), rows.text(keeper), rows.text(claim), max(held_s, 0.0))
 
 
 def _board(ctx: Context) -> Board | None:

@@ -20,9 +20,10 @@ from ..idempotency import claims
 from ..idempotency.claims import Beginning
 from ..idempotency.keys import Key
 from ..idempotency.store import Claim, Row, Store
+from ..journals import rows
 from ..ports import Session, Work
 from ..script import Script
-from .records import Link
+from .records import Link, number_of_items
 
 CHECKPOINT_BYTES_MAX = 4096  # where to go on from, not what was found
 KEPT_S = 100 * 365.25 * 86400.0  # until it is dropped: a job may be begun again at any time
@@ -64,8 +65,25 @@ def last(ctx: Context, keeper: Participant, run: str) -> Script[tuple[Link, bool
     if found is None:
         return None
     number, row = found
-    checkpoint, done, finished = msgspec.json.decode(row.result)
-    return Link(int(number), checkpoint, done, finished), row.pending
+    return link_of(keeper.name, run, number, row.result), row.pending
+
+
+def link_of(keeper: str, run: str, number: str, value: bytes) -> Link:
+    """A link from the key of its row, and from what is kept there. Raises `SchemaMismatch`."""
+    try:
+        link = Link(int(number), *msgspec.json.decode(value, type=tuple[Any, int, bool]))
+        if link.number < 1 or key_of(run, link.number).key != number:
+            raise ValueError(f"{number[:40]!r} is no number of a checkpoint")
+        number_of_items(link.done)
+    except rows.UNREADABLE as error:
+        what = f"the last checkpoint of a job (run {run}), among the idempotency keys of {keeper},"
+        raise rows.unreadable(what, error) from error
+    return link
+
+
+def value_of(link: Link) -> bytes:
+    """What is kept of a link, beside its number."""
+    return msgspec.json.encode([link.checkpoint, link.done, link.finished])
 
 
 def take(
@@ -92,8 +110,7 @@ def _claim(store: Store, session: Session, work: Work, run: str, before: Link) -
 def close(attempt: Attempt, keeper: Participant, run: str, before: Link, after: Link) -> None:
     """The attempt will end with the link."""
     store, work = claims.store_for(keeper), attempt.branches[keeper.name].work
-    value = msgspec.json.encode([after.checkpoint, after.done, after.finished])
-    row = store.closing(work, key_of(run, after.number), value, KEPT_S)
+    row = store.closing(work, key_of(run, after.number), value_of(after), KEPT_S)
     work.closing = (*store.leave_behind(key_of(run, before.number)), *row)
 
 

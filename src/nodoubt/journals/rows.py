@@ -38,6 +38,8 @@ from .dialects import Dialect
 Row = Sequence[Any]
 R = TypeVar("R")
 
+# What Python's conversions and msgspec raise for what we have not written; the last one for JSON of a great depth.
+UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
 ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
@@ -170,6 +172,14 @@ def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False, o
     )
 
 
+def unreadable(what: str, error: Exception) -> SchemaMismatch:
+    """The error that says so."""
+    return SchemaMismatch(
+        f"{what} cannot be read ({type(error).__name__}: {error}): it was written by a release that this one does not "
+        "know, or changed by hand. Nothing was done on the strength of it"
+    )
+
+
 def read(reading: Callable[[Row], R]) -> Callable[[Row], R]:
     """A reading of a row that says what is wrong with one that nobody of ours has written. Raises `SchemaMismatch`."""
 
@@ -177,11 +187,8 @@ def read(reading: Callable[[Row], R]) -> Callable[[Row], R]:
     def checked(row: Row) -> R:
         try:
             return reading(row)
-        except (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError) as error:
-            raise SchemaMismatch(
-                f"a row of the journal cannot be read ({type(error).__name__}: {error}): it was written by a release "
-                "that this one does not know, or changed by hand. Nothing was done on the strength of it"
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable("a row of the journal", error) from error
 
     return checked
 
@@ -261,13 +268,15 @@ def quarantined(row: Row) -> Quarantined:
 @read
 def event(row: Row) -> Event:
     """A row of `EVENT`."""
-    return Event(text(row[0]), moment(row[1]), text(row[2]), text(row[3]))
+    of, at, what, detail = row
+    return Event(attempt(of), moment(at), text(what), text(detail))
 
 
 @read
 def resource(row: Row) -> tuple[str, Identity]:
     """A row of `RESOURCE`: the name it was registered under, and who it said it was."""
-    return text(row[1]), Identity(text(row[0]), text(row[2]), text(row[3]), int(row[4]))
+    resource_id, name, cluster, server, epoch = row
+    return text(name), Identity(text(resource_id), text(cluster), text(server), int(epoch))
 
 
 def text(value: Any) -> str:
