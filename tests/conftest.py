@@ -5,6 +5,7 @@ A test that wants a server of its own, with other settings, starts it: `with Pos
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -55,7 +56,7 @@ def _servers_outlive_each_test() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What a test has counted, and recorded as `figures`, is told although it passed."""
+    """What a test has counted, and recorded as `figures`, is told although it passed; and what only root has."""
     figures = [
         value for report in terminalreporter.stats.get("passed", []) for name, value in report.user_properties
         if name == "figures"
@@ -63,6 +64,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if figures:
         terminalreporter.section("what was gone through")
         terminalreporter.write_line("\n".join(sorted(map(str, figures))))
+    if os.geteuid() != 0:
+        terminalreporter.section("not in this run")
+        terminalreporter.write_line(
+            "traps/test_full_disks.py: two tests that mount a disk, and fill it, are root's alone"
+        )
 
 
 @pytest.fixture(scope="session")

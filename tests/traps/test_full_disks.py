@@ -27,7 +27,7 @@ from traps.scenes import MOVED, balances, context, databases, recovered
 
 pytestmark = pytest.mark.anyio
 BRIEF = Settings(connect_s=5, acquire_s=5, prepare_s=5, decide_s=1, apply_s=1, grace_s=5, sweep_s=60)
-ROOT = os.geteuid() == 0
+ROOT = os.geteuid() == 0  # whoever is not is told at the end of the run what it was without: tests/conftest.py
 
 
 @contextlib.contextmanager
