@@ -71,6 +71,7 @@ RUNS: tuple[Run, ...] = (
     mutant("once", POINT, "BARE_COMMIT", "I1"),
     mutant("once", POINT, "TAG_UNCHECKED", "I1", "I2"),
     mutant("once", POINT, "UNCONFIRMED_RECEIPT", "I7"),
+    mutant("once", POINT, "XA_OK_IS_PROOF", "I7"),
     mutant("once", f"{POINT} LITE=3 MARIA=0", "RECEIPT_APART", "I17"),
     mutant("once", f"{POINT} RETENTION", "NO_FLOOR", "I1", "I2", "I5"),
     mutant("once", f"{POINT} RETENTION", "DELETE_FIRST", "I1", "I2", "I5"),
@@ -102,12 +103,14 @@ RUNS: tuple[Run, ...] = (
     mutant("names", "", "NAME_FREED", "I10"),
     # ---- that it ends (I8), and is told (I17)
     *sounds("once", f"{POINT} LIVE=1", "no_orphan_1", "no_open_record"),
+    *sounds("once", "LITE=2 MARIA=0 LIVE=1", "no_orphan_1"),
     *sounds("once", f"{POINT} FOREIGN LIVE=1", "loud_commit"),
     mutant("once", f"{POINT} FOREIGN RETENTION MARIA=0 LIVE=1", "UNLISTED_IS_ROLLED_BACK", ENDLESS, claim="loud_abort"),
     *sounds("staged", f"{X} F=0 LIVE=1", "no_orphan_0", "no_lasting_name"),
     *sounds("staged", f"{EARLY} F=0 LIVE=2", "no_lasting_name"),
     mutant("once", f"{POINT} LIVE=1", "SWEEPS_STOP", ENDLESS, claim="no_orphan_1"),
     mutant("once", f"{POINT} LIVE=1", "NEVER_FREES", ENDLESS, claim="no_orphan_1"),
+    mutant("once", f"{POINT} LIVE=1", "NEVER_RESTARTS", ENDLESS, claim="no_open_record", kind="limit"),
     # ---- what these models have found in the engine: see README.md, "Findings"
     mutant("once", "N=1 MARIA=0 FOREIGN", "PROVES_LOST", "I6", deep=True),
     mutant("once", POINT, "ACCUSES_ABORTS", "I17"),
@@ -122,7 +125,7 @@ RUNS: tuple[Run, ...] = (
     *witnesses(
         "once", "", "never_committed", "never_aborted", "never_finished_by_recovery", "never_in_doubt_then_committed",
         "never_in_doubt_then_aborted", "never_prepared_after_the_abort", "never_prepared_again",
-        "never_shown_and_forgotten", "never_held",
+        "never_shown_and_forgotten", "never_held", "never_hidden", "never_rolled_back_in_vain",
     ),
     *witnesses("once", f"{POINT} RETENTION", "never_forgotten", "never_quarantined"),
     *witnesses("once", f"{POINT} FOREIGN", "never_quarantined"),
@@ -137,7 +140,8 @@ RUNS: tuple[Run, ...] = (
     *witnesses("names", "", "never_lived_twice", "never_late", "never_both_told"),
     # ---- the large configuration, beside all of these
     *large(
-        sound("once", "R=2"),
+        sound("once", "MARIA=0 R=2"),
+        sound("once", "N=1 MARIA=1 R=2"),
         sound("once", "N=3"),
         sound("once", f"{POINT} N=3 R=2"),
         sound("once", f"{POINT} LATE R=2"),
@@ -147,7 +151,9 @@ RUNS: tuple[Run, ...] = (
         sound("staged", "N=1 MARIA=0 FOREIGN"),
         sound("staged", f"{X} LEAVES GRACE"),
         *sounds("once", f"{POINT} LIVE=2", "no_orphan_1", "no_open_record"),
+        *sounds("once", "LIVE=1", "no_orphan_0", "no_orphan_1", "no_open_record"),
         *sounds("staged", f"{X} F=0 LIVE=1", "no_orphan_1"),
+        *sounds("staged", f"{X} LIVE=1", "no_orphan_0", "no_orphan_1", "no_lasting_name", "no_open_record"),
     ),
 )  # fmt: skip
 

@@ -23,6 +23,13 @@ inline undo_point() { if :: POINT && mem[0] == WORK -> mem[0] = GONE; agreed() :
 mtype = { CHECKED };	/* the floor was read, and may rise before the row is written */
 #endif
 
+inline crash_journal()
+{
+	jmem = jdisk; lowered = lowered || fmem && !fdisk; fmem = fdisk;
+	if :: wire == SHOWN -> wire = NONE :: else fi;
+	if :: HERE -> restart(0) :: else fi
+}
+
 /* The journal's server, and the way to it. The row, or the point's `commit_alone` with the row riding in it. */
 active proctype Register()
 {
@@ -41,13 +48,12 @@ end:	do
 	:: atomic { arrived -> wire = NONE; reply = REFUSED; undo_point() }
 	:: atomic { wire == SHOWN -> flush_journal(); wire = NONE; reply = OK }
 	:: atomic { wire != SHOWN && (jmem != jdisk || fmem != fdisk) -> flush_journal() }
-	:: atomic { jmem != jdisk || fmem != fdisk || wire == SHOWN || HERE && can_crash(0) ->
-		strikes; jmem = jdisk; lowered = lowered || fmem && !fdisk; fmem = fdisk;
-		if :: wire == SHOWN -> wire = NONE :: else fi;
-		if :: HERE -> restart(0) :: else fi
-	   }
+	:: atomic { strikes(jmem != jdisk || fmem != fdisk || wire == SHOWN || HERE && can_crash(0)); crash_journal() }
+#ifdef RESTARTS
+	:: atomic { HERE && grip[0] == HIDDEN -> crash_journal() }
+#endif
 #ifdef LIVE
-	:: atomic { !dead -> strikes; dead = true; undo_point() }	/* kill -9 of the coordinator */
+	:: atomic { strikes(!dead); dead = true; undo_point() }	/* kill -9 of the coordinator */
 #endif
 	od
 }
@@ -176,7 +182,9 @@ ltl never_in_doubt_then_aborted { [] !(told == DOUBT && jdisk == ABORT && all(GO
 ltl never_prepared_after_the_abort { !(<> (jdisk == ABORT && mem[1] == WORK && <> (mem[1] == PREPARED && <> (mem[1] == GONE)))) }
 ltl never_prepared_again { !(<> (jdisk == ABORT && mem[1] == GONE && disk[1] == PREPARED && <> (mem[1] == PREPARED && <> (disk[1] == GONE)))) }
 ltl never_shown_and_forgotten { !(<> (jmem == COMMIT && jdisk == NONE && <> (jmem == NONE && <> (jmem == ABORT)))) }
-ltl never_held { !(<> (held[1] && jdisk == COMMIT && told == NONE && <> (mem[1] == COMMITTED && told == NONE))) }
+ltl never_held { !(<> (grip[1] == HELD && jdisk == COMMIT && told == NONE && <> (mem[1] == COMMITTED && told == NONE))) }
+ltl never_hidden { !(<> (grip[1] == HIDDEN && jdisk == COMMIT && <> (mem[1] == COMMITTED))) }
+ltl never_rolled_back_in_vain { !(<> (grip[1] == HIDDEN && jdisk == ABORT && <> (shows(1) && <> (disk[1] == GONE)))) }
 ltl never_forgotten { [] !(fmem && jmem == NONE && stood == COMMIT && all(COMMITTED)) }
 ltl never_quarantined { [] !alarmed }
 #endif

@@ -154,10 +154,11 @@ def search(builds: Builds, run: Run, *, depth: int | None = None) -> Result:
         command = ["../pan", *_limits(run, depth or run.depth), *_claim(run)]
         done = subprocess.run(command, cwd=alone, capture_output=True, text=True, check=False)
     text = done.stdout
-    counts = [re.search(what, text) for what in (r"(\d+) states, stored", r"depth reached (\d+)", r"errors: (\d+)")]
+    # From a hundred million on pan writes 1.2345678e+08.
+    counts = [re.search(what, text) for what in (r"(\S+) states, stored", r"depth reached (\d+)", r"errors: (\d+)")]
     if None in counts or done.returncode != 0:
         return Result(run, trouble=f"pan ended with {done.returncode}: {text[-500:]}{done.stderr[-500:]}")
-    states, deep, errors = (int(found[1]) for found in counts if found is not None)
+    states, deep, errors = (int(float(found[1])) for found in counts if found is not None)
     if errors:
         return Result(run, states, deep, broken=_broken(run, text))
     if "max search depth too small" in text or "Search not completed" in text or "out of memory" in text:

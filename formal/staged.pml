@@ -43,6 +43,15 @@ bool same[F];		/* the server session in which a decision was written unforced st
 #define arrived (wire == ASKED && journal_free)
 #endif
 
+inline crash_journal()
+{
+	jmem = jdisk; lowered = lowered || fmem && !fdisk; fmem = fdisk; dmem = ddisk; wire = NONE;
+	if :: HERE -> restart(0) :: else fi;
+#if F
+	do :: i < F -> same[i] = false; i++ :: else -> i = 0; break od
+#endif
+}
+
 /* The journal's server, and the way to it. */
 active proctype Register()
 {
@@ -52,16 +61,12 @@ end:	do
 	:: atomic { arrived -> wire = NONE; reply = REFUSED }
 	:: atomic { wire == SHOWN -> wire = NONE; reply = OK; if :: !unforced -> flush_journal() :: else fi }
 	:: atomic { jmem != jdisk || fmem != fdisk || dmem != ddisk || HERE && mem[0] != disk[0] && disk[0] != NONE -> flush_journal() }
-	:: atomic { jmem != jdisk || fmem != fdisk || dmem != ddisk || wire != NONE || HERE && can_crash(0) ->
-		strikes;
-		jmem = jdisk; lowered = lowered || fmem && !fdisk; fmem = fdisk; dmem = ddisk; wire = NONE;
-		if :: HERE -> restart(0) :: else fi;
-#if F
-		do :: i < F -> same[i] = false; i++ :: else -> i = 0; break od
+	:: atomic { strikes(jmem != jdisk || fmem != fdisk || dmem != ddisk || wire != NONE || HERE && can_crash(0)); crash_journal() }
+#ifdef RESTARTS
+	:: atomic { HERE && grip[0] == HIDDEN -> crash_journal() }
 #endif
-	   }
 #ifdef LIVE
-	:: atomic { !over -> strikes; dead = true; over = true; if :: HERE && mem[0] == WORK -> mem[0] = GONE; agreed() :: else fi }
+	:: atomic { strikes(!over); dead = true; over = true; if :: HERE && mem[0] == WORK -> mem[0] = GONE; agreed() :: else fi }
 #endif
 	od
 }
@@ -174,8 +179,8 @@ end_unknown:
 	i = 1;
 #endif
 	do
-	:: i < N && mem[i] == PREPARED -> i++
-	:: i < N && mem[i] != PREPARED ->
+	:: i < N && shows(i) -> i++
+	:: i < N && !shows(i) ->
 		look(v);
 		if
 		:: v != NONE -> goto known

@@ -60,7 +60,7 @@ inline prove(i, v, r, again)
 	again = false;
 	do
 	:: each(i, left[i] == ABSENT, look_for_receipt(i, left[i]));
-	   each(i, left[i] == ABSENT, left[i] = (mem[i] == PREPARED -> LISTED : UNLISTED));
+	   each(i, left[i] == ABSENT, left[i] = (shows(i) -> LISTED : UNLISTED));
 	   each(i, left[i] == LISTED, commit_listed(i, v, r));
 	   each(i, left[i] == UNLISTED, look_for_receipt(i, left[i]));	/* it may have been committed between the two looks */
 	   if
@@ -80,8 +80,8 @@ inline quarantine_what_is_still_listed(i)
 {
 	i = POINT;
 	do
-	:: i < N && listed[i] && mem[i] == PREPARED -> quarantine(i); i++
-	:: i < N && !(listed[i] && mem[i] == PREPARED) -> i++
+	:: i < N && listed[i] && shows(i) -> quarantine(i); i++
+	:: i < N && !(listed[i] && shows(i)) -> i++
 	:: i == N -> break
 	od
 }
@@ -102,14 +102,14 @@ active [R] proctype Recoverer()
 	mtype left[N] = ABSENT;		/* what is left to prove of each branch */
 	bool any, old, again, listed[N];
 end:	do
-	:: some(PREPARED) || jmem == COMMIT || row_seen ->
+	:: some_listed || jmem == COMMIT || row_seen ->
 		/* `_list`: each database in its own time */
 		i = POINT;
 #ifndef AGE_LATER
 		old = past_grace;
 #endif
 		do
-		:: i < N -> atomic { listed[i] = (mem[i] == PREPARED); any = any || listed[i]; count(listed[i]); i++ }
+		:: i < N -> atomic { listed[i] = shows(i); any = any || listed[i]; count(listed[i]); i++ }
 		:: else -> break
 		od;
 		if
@@ -167,7 +167,7 @@ end:	do
 		:: !any && row_seen ->	/* `_settle_unlisted`: a name, and no branch that was listed */
 			undecided(v, false, old);
 			if
-			:: v == ABORT && (due || !some(PREPARED)) ->	/* `_prepared_by_now` */
+			:: v == ABORT && (due || !some_listed) ->	/* `_prepared_by_now` */
 				decide(ABORT, v);
 				if
 				:: v == ABORT -> each(i, true, alarm_if_committed(i, r))

@@ -33,9 +33,10 @@ mtype = { OK, CONFLICT, BELOW, REFUSED };		/* replies, or NONE: no answer yet, o
 mtype = { ASKED, SHOWN };				/* a request on the wire; done, but not flushed or not answered */
 mtype = { PROVED, ABSENT, OPEN, UNKNOWN, UNLISTED, LISTED, BROKEN };	/* how far a branch has been brought */
 mtype = { DOUBT, STAGED };				/* answers, beside COMMIT and ABORT */
+mtype = { HELD, ENDING, HIDDEN };			/* grips of a session, or NONE: any other may end the branch */
 
 mtype mem[N] = WORK, disk[N] = NONE;
-bool held[N];		/* MariaDB: the session that prepared it still lives, and no other may end it */
+mtype grip[N] = NONE;	/* MariaDB: how the session that prepared it keeps others from ending it, see `traps` */
 bool receipt[N];	/* written by the commit, deleted after the end record; seen only if the commit is seen */
 bool ask[N];		/* a PREPARE is on the wire: it may arrive at any time, or never */
 mtype vote[N] = NONE;
@@ -58,14 +59,17 @@ bool lowered;		/* a crash has forgotten a floor that could be seen */
 
 #if N == 1
 #define some(s) (mem[0] == s)
+#define some_listed shows(0)
 #define every_disk(s) (disk[0] == s)
 #define forget_receipts() receipt[0] = false
 #elif N == 2
 #define some(s) (mem[0] == s || mem[1] == s)
+#define some_listed (shows(0) || shows(1))
 #define every_disk(s) ((POINT || disk[0] == s) && disk[1] == s)
 #define forget_receipts() receipt[0] = false; receipt[1] = false
 #else
 #define some(s) (mem[0] == s || mem[1] == s || mem[2] == s)
+#define some_listed (shows(0) || shows(1) || shows(2))
 #define every_disk(s) ((POINT || disk[0] == s) && disk[1] == s && disk[2] == s)
 #define forget_receipts() receipt[0] = false; receipt[1] = false; receipt[2] = false
 #endif
@@ -75,9 +79,9 @@ bool lowered;		/* a crash has forgotten a floor that could be seen */
 /* Trouble that anybody may meet at any time. Where a claim says that things end, there is only so much of it (I8). */
 #ifdef LIVE
 byte trouble = LIVE;
-#define strikes (trouble > 0) -> trouble--
+#define strikes(where) (where) && trouble > 0 -> trouble--
 #else
-#define strikes true
+#define strikes(where) (where)
 #endif
 
 /* ---- rules ------------------------------------------------------------------------------------------------------ */
@@ -149,15 +153,29 @@ inline flush(i)
 inline restart(i)
 {
 	mem[i] = (disk[i] == NONE -> GONE : disk[i]);
-	held[i] = false;
+	grip[i] = NONE;
 	agreed()
 }
-#define can_crash(i) (mem[i] == WORK || held[i] || mem[i] != disk[i] && disk[i] != NONE)
+#define can_crash(i) (mem[i] == WORK || grip[i] != NONE || mem[i] != disk[i] && disk[i] != NONE)
+
+/* XA RECOVER, pg_prepared_xacts. */
+#define shows(i) (mem[i] == PREPARED && grip[i] != HIDDEN)
+
+/* While the session that prepared a branch is ENDING, MariaDB may answer OK to another's XA COMMIT or XA ROLLBACK, and do
+   nothing: then the branch is HIDDEN, still prepared, until the server restarts. mariadb_finishing.py asks first whether
+   that session is listed. Whether it is, and whether it can be asked, is left to chance: safety is the receipt's. */
+#define traps(i) (grip[i] == ENDING)
+inline hide(i) { grip[i] = HIDDEN }
+
+/* Where a claim says that things end (I8), a server that hides a branch is restarted some day. */
+#if defined(LIVE) && !defined(NEVER_RESTARTS)
+#define RESTARTS
+#endif
 
 /* PREPARE arrives. Each resource's `prepare`: only the server's own word is a yes (I2). What is listed is flushed. */
 inline prepares(i)
 {
-	ask[i] = false; mem[i] = PREPARED; held[i] = maria(i); vote[i] = YES;
+	ask[i] = false; mem[i] = PREPARED; grip[i] = (maria(i) -> HELD : NONE); vote[i] = YES;
 	row_inside(i);
 	flush(i)
 }
@@ -186,7 +204,7 @@ inline ends(i, verdict)
 #endif
 	:: else -> mem[i] = GONE
 	fi;
-	held[i] = false;
+	grip[i] = NONE;
 	if :: !maria(i) -> flush(i) :: else fi;
 	rule(4, verdict != COMMIT || decided_commit);
 	rule(11, verdict != COMMIT || stood != ABORT);
@@ -195,7 +213,7 @@ inline ends(i, verdict)
 
 inline stranger(i, end)
 {
-	foreign = true; mem[i] = end; held[i] = false; receipt[i] = (end == COMMITTED); flush(i)
+	foreign = true; mem[i] = end; grip[i] = NONE; receipt[i] = (end == COMMITTED); flush(i)
 }
 
 #define shares(i) (HERE && i == 0)	/* its server is the journal's, and crashes with it: see Register */
@@ -208,14 +226,20 @@ end:	do
 	:: atomic { ask[i] && mem[i] == WORK && may_prepare(i) -> prepares(i) }
 	:: atomic { ask[i] && (mem[i] == WORK || mem[i] == GONE) -> refuses(i) }
 #ifdef LATE
-	:: atomic { late[i] != NONE && mem[i] == PREPARED && !held[i] -> ends(i, late[i]); late[i] = NONE }
+	:: atomic { late[i] != NONE && mem[i] == PREPARED && grip[i] == NONE -> ends(i, late[i]); late[i] = NONE }
+	:: atomic { late[i] != NONE && traps(i) -> hide(i); late[i] = NONE }
 #endif
-	:: atomic { held[i] -> strikes; held[i] = false }				/* its client is gone */
+	:: atomic { strikes(grip[i] == HELD); grip[i] = ENDING }			/* its client is gone */
+	:: atomic { grip[i] == ENDING -> grip[i] = NONE }
 	:: atomic { !shares(i) && mem[i] != disk[i] && disk[i] != NONE -> flush(i) }
-	:: atomic { !shares(i) && can_crash(i) -> strikes; restart(i) }
+	:: atomic { strikes(!shares(i) && can_crash(i)); restart(i) }
+#ifdef RESTARTS
+	:: atomic { !shares(i) && grip[i] == HIDDEN -> restart(i) }
+#endif
 #ifdef FOREIGN
-	:: atomic { mem[i] == PREPARED && !foreign -> stranger(i, COMMITTED) }
-	:: atomic { mem[i] == PREPARED && !foreign -> stranger(i, GONE) }
+	:: atomic { shows(i) && !foreign -> stranger(i, COMMITTED) }
+	:: atomic { shows(i) && !foreign -> stranger(i, GONE) }
+	:: atomic { traps(i) -> hide(i) }			/* by a stranger's command */
 #endif
 	od
 }
@@ -272,7 +296,7 @@ inline decide(want, v)
 		learn(v); break
 	   }
 	:: atomic { jmem == NONE && below_floor -> v = BELOW; break }
-	:: atomic { strikes; break }
+	:: atomic { strikes(true); break }
 	od
 }
 
@@ -322,11 +346,19 @@ inline alarm_if_committed(i, r)
 #ifdef NEVER_FREES
 #define free(i)
 #else
-#define free(i) held[i] = false
+#define free(i) grip[i] = (grip[i] == HELD -> ENDING : grip[i])
 #endif
 
 /* engine/branches.py `carry_out`, one try. `own`: on the session that prepared it. */
-#define can_end(i, own) (mem[i] == PREPARED && (own || !held[i]))
+#define can_end(i, own) (mem[i] == PREPARED && (grip[i] == NONE || own && grip[i] == HELD))
+
+/* What an OK to a COMMIT is worth: mariadb_finishing.py `require_done`. */
+#ifdef XA_OK_IS_PROOF
+#define ok_counts(i, own) (mem[i] == COMMITTED || grip[i] == HIDDEN)
+#else
+#define ok_counts(i, own) (mem[i] == COMMITTED && (own || !maria(i) || receipt[i]))
+#endif
+
 inline carry_out(i, verdict, own, r)
 {
 	if
@@ -337,8 +369,17 @@ inline carry_out(i, verdict, own, r)
 		receipt[i] = true;
 #endif
 		if	/* flushed, and answered */
-		:: mem[i] == COMMITTED -> flush(i); proved(i, verdict, r)
+		:: ok_counts(i, own) -> flush(i); proved(i, verdict, r)
 		:: else -> r = OPEN
+		fi }
+	   :: else
+	   fi
+	:: atomic { traps(i) && !own -> hide(i); r = (verdict == COMMIT -> SHOWN : PROVED) };
+	   if
+	   :: r == SHOWN -> atomic {
+		if
+		:: ok_counts(i, own) -> flush(i); proved(i, verdict, r)
+		:: else -> r = OPEN	/* no receipt: nothing was committed. Asked again until it has come back */
 		fi }
 	   :: else
 	   fi
@@ -350,8 +391,8 @@ inline carry_out(i, verdict, own, r)
 #endif
 	   };
 	   if	/* `_look` */
-	   :: atomic { r == UNKNOWN && mem[i] == PREPARED -> free(i); r = OPEN }	/* and again */
-	   :: atomic { r == UNKNOWN && mem[i] != PREPARED -> r = UNLISTED }
+	   :: atomic { r == UNKNOWN && shows(i) -> free(i); r = OPEN }	/* and again */
+	   :: atomic { r == UNKNOWN && !shows(i) -> r = UNLISTED }
 	   :: r == PROVED
 	   fi;
 	   if
@@ -359,7 +400,7 @@ inline carry_out(i, verdict, own, r)
 	   :: r == UNLISTED && verdict == ABORT -> alarm_if_committed(i, r)
 	   :: r != UNLISTED
 	   fi
-	:: atomic { strikes; leave_behind(i, verdict); r = OPEN }	/* no answer; it may arrive yet */
+	:: atomic { strikes(true); leave_behind(i, verdict); r = OPEN }	/* no answer; it may arrive yet */
 	fi
 }
 

@@ -31,6 +31,7 @@ MUTANTS = {
     "a bare COMMIT row after a lost commit-point reply": "BARE_COMMIT",
     "retention without a floor": "NO_FLOOR",
     "an unconfirmed receipt": "UNCONFIRMED_RECEIPT",
+    "an OK to XA COMMIT is proof": "XA_OK_IS_PROOF",
     "a row riding across two server sessions": "ACROSS_SESSIONS",
     "staged commit before the last branch is listed": "COMMITS_BEFORE_LISTED",
     "PREPARE tag unchecked": "TAG_UNCHECKED",

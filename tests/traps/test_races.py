@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,19 +20,29 @@ from nodoubt import (
     Coordinator,
     DuplicateTransaction,
     OutcomeConflict,
+    Settings,
     State,
     TransactionAborted,
     UnknownTransaction,
+    wiring,
 )
 from nodoubt.engine.context import using
 from nodoubt.engine.sweep import SweepReport
 from nodoubt.protocol.records import Decision, Mode, Verdict
-from traps.scenes import at_rest, balances, context, databases
+from nodoubt.testing.proxy import TcpProxy
+from nodoubt.xid import new_attempt
+from traps.scenes import at_rest, balances, context, databases, joined
 from traps.steps import at_step, every_step
 
 pytestmark = pytest.mark.anyio
 
 ROUNDS = 20
+MOMENT = 12  # digits of an attempt's id: its millisecond; what follows is its nonce
+GIVES_UP = Settings(connect_s=5, acquire_s=5, prepare_s=5, decide_s=5, apply_s=0.5, grace_s=5, sweep_s=60)
+OTHERS = (
+    "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+    "and backend_type = 'client backend'"
+)
 PAIRS = [("postgres+mariadb", "sync"), ("postgres+sqlite", "async"), ("mariadb+sqlite", "sync")]
 
 
@@ -304,3 +315,58 @@ async def test_an_old_retry_does_not_touch_the_next_transaction_of_its_name(
                 retry.db.commit_distributed("order-8", attempt=old)
         assert (await db.commit_distributed("order-7", attempt=new)).state is State.COMMITTED
         await left_clean(db, pair, moved + 1)
+
+
+# ---- two lives of a name in one millisecond -------------------------------------------------------
+
+
+async def the_rollback_of_a_first_life_comes_when_the_second_is_committed(
+    nonce: Callable[[], str], mode: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[Database]:
+    """The first fails as it begins: b never hears its PREPARE, and hears its ROLLBACK PREPARED when all have given up.
+
+    The second begins in another process, whose clock then shows the millisecond that the first one's did.
+    """
+    pair = databases("postgres+postgres", request, tmp_path)
+    with TcpProxy.to(pair[1].url) as proxy:
+        seen = [pair[0], replace(pair[1], url=proxy.url_for(pair[1].url))]
+        async with opened(mode, seen, settings=GIVES_UP) as db:
+            moment = new_attempt()[:MOMENT]
+            monkeypatch.setattr(wiring, "new_attempt", lambda: moment + nonce())
+            block = db.staged("order-7")
+            tx = await block.__aenter__()
+            await tx.move("a", "b", 1)
+            proxy.cut_request(b"PREPARE TRANSACTION")
+            late = proxy.stall(b"ROLLBACK PREPARED")
+            with pytest.raises(TransactionAborted):
+                await block.__aexit__(None, None, None)
+            late.wait_hit()
+        async with joined(mode, pair) as db:
+            second = await stage(db, "order-7")
+        with Rival(pair) as dies:
+            dies.decides("order-7", second)
+        late.release()
+        until(lambda: not pair[1].query(OTHERS))  # b has heard it, and that its client is gone
+    with Rival(pair) as recoverer:
+        recoverer.db.recover(grace=0)
+    assert at_rest(pair)
+    return pair
+
+
+async def test_a_late_verb_of_a_name_s_first_life_does_not_touch_the_second_of_the_same_millisecond(
+    mode: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = await the_rollback_of_a_first_life_comes_when_the_second_is_committed(
+        lambda: new_attempt()[MOMENT:], mode, request, tmp_path, monkeypatch
+    )
+    assert balances(pair) == [99, 101]
+
+
+@pytest.mark.parametrize("mode", ["async"])
+async def test_without_its_nonce_it_rolls_back_half_of_what_is_committed(
+    mode: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = await the_rollback_of_a_first_life_comes_when_the_second_is_committed(
+        lambda: "7" + "0" * 19, mode, request, tmp_path, monkeypatch
+    )
+    assert balances(pair) == [99, 100]

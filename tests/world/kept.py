@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nodoubt.testing.world import Layout, scripted
-from nodoubt.testing.world.acts import Finish, Pay, Recover, Settle, Stage, Sweep
+from nodoubt.testing.world.acts import CleanUp, Finish, Pay, Recover, Settle, Stage, Sweep
 from nodoubt.testing.world.calls import Use
 from nodoubt.testing.world.faults import (
     ClockJump,
@@ -13,11 +13,14 @@ from nodoubt.testing.world.faults import (
     Freeze,
     Jitter,
     KillAt,
+    LateRequest,
     LoseReply,
+    LoseRequest,
     OnNotice,
     Restore,
     SlowDisk,
     SlowEnds,
+    Stop,
     When,
 )
 from nodoubt.testing.world.keys import Once
@@ -123,5 +126,42 @@ KEPT = {
         Finish(process="p2", at_s=1.2, name="n", commit=True),
         Recover(process="p2", at_s=0.0),
         SlowEnds(machine="b", at_s=0.0, for_s=9.0, listed_s=0.1, engine_s=1.0),
+    ),
+    # What follows is what mutants do harm in; nothing that is right does.
+    "a caller stands still while recovery aborts its branches": scripted(
+        Layout((("a", "mariadb"), ("b", "sqlite")), "j"),
+        {"p1": 0.0, "r1": 0.0},
+        Pay(process="p1", at_s=0.565, parts=(("a", "x", -5), ("b", "x", 5))),
+        Recover(process="r1", at_s=0.0, every_s=2.5),
+        OnNotice(process="p1", point="P3", what="prepare", fault=Stop(process="p1", for_s=5.2, at_s=0.0)),
+    ),
+    "the commit point answers too late": scripted(
+        Layout((("a", "mariadb"), ("b", "sqlite")), "a"),
+        {"p1": 0.0},
+        Pay(process="p1", at_s=1.0, parts=(("a", "x", -4), ("b", "x", 4))),
+        SlowDisk(machine="a", at_s=0.5, for_s=5.0, flush_s=1.5),
+    ),
+    # Drawn with seed 791 for a mutant, and made small.
+    "a decision comes when its attempt's abort has been cleaned up": scripted(
+        Layout((("a", "postgres"), ("b", "postgres")), "a"),
+        {"p1": 0.0, "r1": 0.272},
+        Pay(process="p1", at_s=0.738, parts=(("a", "x", -9), ("b", "x", 9)), timeout_s=0.5, settles=True),
+        CleanUp(process="r1", at_s=2.695),
+        OnNotice(process="p1", point="P3", what="prepared", fault=ClockJump(process="p1", by_s=-86400.0, at_s=0.0)),
+        OnNotice(process="p1", point="P4", what="all prepared", fault=LateRequest(process="p1", message=1, by_s=2.0)),
+    ),
+    # The first life of a name fails as it begins: b never heard its PREPARE, and hears its ROLLBACK PREPARED late.
+    # The second begins in another process in the same millisecond: so says the clock there, which is a second slow.
+    "two lives of a name in one millisecond, and a late rollback": scripted(
+        Layout((("a", "postgres"), ("b", "postgres")), "j"),
+        {"p1": 0.0, "p2": 0.0, "r1": 0.0},
+        Stage(process="p1", at_s=3.0, name="n", parts=(("a", "x", -4), ("b", "x", 4))),
+        OnNotice(process="p1", point="P3", what="prepare", fault=LoseRequest(process="p1", message=2)),
+        OnNotice(process="p1", point="P6", what="aborted", fault=LateRequest(process="p1", message=2, by_s=2.5)),
+        ClockJump(process="p2", at_s=1.0, by_s=-1.0),
+        Stage(process="p2", at_s=4.0, name="n", parts=(("a", "x", -4), ("b", "x", 4))),
+        Finish(process="p2", at_s=5.0, name="n", commit=True),
+        OnNotice(process="p2", point="P6", what="committed", fault=KillAt(process="p2")),
+        Recover(process="r1", at_s=0.0, every_s=4.0),
     ),
 }  # fmt: skip
