@@ -120,6 +120,13 @@ def test_triggers_on_others_tables_are_none_of_our_business(home: Database, kind
     assert told(home, 0) == []
 
 
+@pytest.mark.parametrize("kind", ["mariadb"])
+def test_a_table_of_the_user_s_whose_name_begins_as_ours_do_is_the_user_s(home: Database) -> None:
+    home.query("create table nodoubt_notes (id int)")
+    home.query("create trigger theirs before insert on nodoubt_notes for each row set new.id = 1")
+    assert told(home, 0) == []
+
+
 @pytest.fixture
 def account(home: Database) -> Iterator[Guarded]:
     made = guarded(home)

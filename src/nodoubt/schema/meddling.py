@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..ports import Shortcoming
+from .files import Part, shipped
 
 MEDDLERS_MAX = 20
 PREFIX = "nodoubt_"
@@ -30,10 +31,11 @@ _POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecu
  WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 28 <> 0
  UNION ALL SELECT 'row level security', o.tbl, '', pg_catalog.row_security_active(o.oid) FROM ours o WHERE o.secured
  ORDER BY 4 DESC, 1, 2, 3 LIMIT {MEDDLERS_MAX}"""
+# By name: in a database of MariaDB's, a table of the user's may have a name that begins as ours do.
 _MARIADB = f"""SELECT 'trigger' AS what, EVENT_OBJECT_TABLE AS tbl, TRIGGER_NAME AS name,
  ACTION_TIMING = 'BEFORE' AS alters
  FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {{database}}
- AND LEFT(EVENT_OBJECT_TABLE, {len(PREFIX)}) = '{PREFIX}' ORDER BY 4 DESC, 2, 3 LIMIT {MEDDLERS_MAX}"""
+ AND EVENT_OBJECT_TABLE IN ({{tables}}) ORDER BY 4 DESC, 2, 3 LIMIT {MEDDLERS_MAX}"""
 # When one fires stands in its text alone; on a file of SQLite's nobody has a use for any.
 _SQLITE = f"""SELECT 'trigger', tbl_name, name, 1 FROM main.sqlite_schema
  WHERE type = 'trigger' AND lower(tbl_name) GLOB '{PREFIX}*' ORDER BY 2, 3 LIMIT {MEDDLERS_MAX}"""
@@ -41,7 +43,12 @@ _SQLITE = f"""SELECT 'trigger', tbl_name, name, 1 FROM main.sqlite_schema
 
 def meddlers_sql(kind: str, database: str = "") -> str:
     """Asks for them. `database`: a literal, for MariaDB, which shows triggers only to whoever may make them."""
-    return {"postgres": _POSTGRES, "mariadb": _MARIADB.format(database=database), "sqlite": _SQLITE}[kind]
+    if kind == "mariadb":
+        made = [table for part in Part for one in shipped(part, kind).migrations for table in one.tables]
+        return _MARIADB.format(
+            database=database, tables=", ".join(f"'{PREFIX}{table}'" for table in (*made, "migrations"))
+        )
+    return {"postgres": _POSTGRES, "sqlite": _SQLITE}[kind]
 
 
 def meddlers(kind: str, found: Iterable[Sequence[Any]]) -> list[Shortcoming]:
