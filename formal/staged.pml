@@ -165,7 +165,10 @@ active [F] proctype Finisher()
 	fi;
 #endif
 end_unknown:
-	atomic { dmem -> i = 0; r = NONE; look(v) };		/* until there is such a name: journals/directory.py `known` */
+	if
+	:: atomic { begun == STAGED && wanted == COMMIT -> v = NONE; goto proved }	/* the process that has begun it: recent.py */
+	:: atomic { dmem -> i = 0; r = NONE; look(v) }		/* until there is such a name: journals/directory.py `known` */
+	fi;
 	if
 	:: v != NONE -> goto known
 	:: else
@@ -189,7 +192,7 @@ end_unknown:
 		fi
 	:: i == N -> break
 	od;
-	if
+proved:	if
 	:: unforced ->		/* the decision rides: phases.py `_commit_point`, postgres.py `commit_prepared` */
 		if
 		:: atomic { jmem == NONE && !below_floor -> written(COMMIT); jmem = COMMIT; session = true };

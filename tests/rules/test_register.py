@@ -278,9 +278,10 @@ def an_abort_is_seen_and_then_forgotten_by_its_server(
 ) -> tuple[str, list[int]]:
     """It was visible, and not flushed, when the server crashed; then a commit by name comes to confirm it."""
     pair = databases("postgres+sqlite", request, tmp_path)
+    with coordinator(pair) as beginner:
+        beginner.setup()
+        attempt = staged(beginner)
     with coordinator(pair) as db:
-        db.setup()
-        attempt = staged(db)
         changed: Any = journal(context(db).journal.dialect)  # type: ignore[attr-defined]
         context(db).journal = changed
         lost = Standing(Decision(attempt, Verdict.ABORT, Mode.STAGED, "pay", ()), ended=False)

@@ -44,7 +44,7 @@ STILL = "still beginning"
 def one_line_of_defence(patch: pytest.MonkeyPatch) -> None:
     """Only X is looked for."""
 
-    def only_x(ctx: Context, staging: Any, branches: Any, **_: Any) -> Script[bool]:
+    def only_x(ctx: Context, staging: Any, branches: Any, _: Any) -> Script[bool]:
         if staging.last is None or (yield from verbs._is_listed(ctx, branches[staging.last])):
             return True
         raise StillBeginning(staging.name)
@@ -184,7 +184,7 @@ def test_a_commit_requires_x_to_be_listed_as_prepared(request: Any, tmp_path: Pa
 def test_a_commit_that_believes_the_row_alone_commits_the_others_without_x(
     request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def believe(ctx: Context, staging: Any, branches: Any, **_: Any) -> Script[bool]:
+    def believe(*_: object) -> Script[bool]:
         return True
         yield
 
@@ -240,10 +240,12 @@ def test_a_begin_that_died_before_x_prepared_is_fenced_after_the_grace_and_not_b
 
 
 def a_stranger_ends_a_branch_before_the_commit(request: Any, tmp_path: Path) -> tuple[str, list[int]]:
+    """Of a name that was staged elsewhere."""
     pair = databases("sqlite+postgres", request, tmp_path)
+    with coordinator(pair) as other:
+        other.setup()
+        staged(other)
     with coordinator(pair) as db:
-        db.setup()
-        staged(db)
         (gid,) = pair[1].prepared()
         pair[1].query(f"rollback prepared '{gid}'")
         try:

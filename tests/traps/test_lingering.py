@@ -22,7 +22,7 @@ import pytest
 
 from kit import QUICK, Database, Face, opened
 from nodoubt import Heuristic, Settings, State
-from nodoubt.engine import lingering
+from nodoubt.engine import lingering, recent
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, context, databases, joined
 
 pytestmark = pytest.mark.anyio
@@ -237,7 +237,7 @@ async def test_a_branch_that_has_lingered_for_long_is_asked_for_before_its_commi
     trusted_s: float, answer: str, mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mutant: with a long `linger_s`, that it was kept is proof enough that no stranger has ended it."""
-    monkeypatch.setattr(lingering, "TRUSTED_S", trusted_s)
+    monkeypatch.setattr(recent, "TRUSTED_S", trusted_s)
     async with opened(mode, pair, settings=replace(PATIENT, apply_s=1)) as db:
         await staged(db)
         (kept,) = context(db).lingering.values()

@@ -118,6 +118,13 @@ KEPT = {
         Finish(process="p1", at_s=4.0, name="n", commit=True),
         OnNotice(process="p1", point="P4", what="staged", fault=EndByHand(machine="b")),
     ),
+    "a stranger has rolled back a branch that was staged long ago": scripted(
+        Layout((("a", "postgres"), ("b", "postgres"))),
+        {"p1": 0.0},
+        Stage(process="p1", at_s=1.0, name="n", parts=(("a", "x", -2), ("b", "x", 2))),
+        Finish(process="p1", at_s=4.0, name="n", commit=True),
+        OnNotice(process="p1", point="P4", what="staged", fault=EndByHand(machine="b")),
+    ),
     # What seed 32 of the mutant "OK to XA COMMIT is proof" comes down to; the soak had found it, on a real server.
     "an XA COMMIT meets the end of the session that prepared": scripted(
         Layout((("a", "mariadb"), ("b", "mariadb"))),

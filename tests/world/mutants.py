@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodoubt.engine import branches, ends, lingering, phases, register, settle, start, sweep, verbs
+from nodoubt.engine import branches, ends, lingering, phases, recent, register, settle, start, sweep, verbs
 from nodoubt.engine.attempt import Attempt, Branch
 from nodoubt.engine.branches import End, Ending
 from nodoubt.engine.context import Context, Participant, asked, using
@@ -415,9 +415,9 @@ class NotaIsDone(MemoryMariaDBResource):
                 raise Unclear(str(error)) from error
 
 
-def what_lingers_is_always_trusted(patch: Patch) -> Variant:
-    """A branch whose session was kept is prepared, however long ago that was."""
-    patch.setattr(lingering, "TRUSTED_S", float("inf"))
+def what_was_prepared_here_is_always_trusted(patch: Patch) -> Variant:
+    """What this process has prepared is prepared, however long ago that was."""
+    patch.setattr(recent, "TRUSTED_S", float("inf"))
     return SOUND
 
 
@@ -590,12 +590,20 @@ MUTANTS = [
         schedule=KEPT["an XA COMMIT meets the end of the session that prepared"],
     ),
     Mutant(
-        "what lingers is always trusted", what_lingers_is_always_trusted, ["I2"],
+        "what lingers is always trusted", what_was_prepared_here_is_always_trusted, ["I2"],
         Focus(servers=("mariadb", "mariadb"), staged=1.0, strangers=1.0, lingers=1.0), 2000,
     ),
     Mutant(
-        "what lingers is always trusted, in few words", what_lingers_is_always_trusted, ["I2"],
+        "what lingers is always trusted, in few words", what_was_prepared_here_is_always_trusted, ["I2"],
         schedule=KEPT["a stranger has rolled back a branch that lingers"],
+    ),
+    Mutant(
+        "what was staged here is always trusted", what_was_prepared_here_is_always_trusted, ["I2"],
+        Focus(servers=("postgres", "postgres"), staged=1.0, strangers=1.0), 2000,
+    ),
+    Mutant(
+        "what was staged here is always trusted, in few words", what_was_prepared_here_is_always_trusted, ["I2"],
+        schedule=KEPT["a stranger has rolled back a branch that was staged long ago"],
     ),
     Mutant(
         "what lingers is idle", what_lingers_is_idle, ["I18"],
@@ -623,7 +631,7 @@ NOTICED_WITH = {
     "unknown is done": 17, "a row rides across two sessions": 2, "staged commit before the last is listed": 353,
     "PREPARE tag unchecked": 2, "XAER_NOTA is done": 136, "unconfirmed receipt": 15, "an end that is seen will do": 281,
     "an error does not doom its branch": 5, "dirty session returned to its pool": 83,
-    "what lingers is idle": 0, "what lingers is always trusted": 124,
+    "what lingers is idle": 0, "what lingers is always trusted": 124, "what was staged here is always trusted": 124,
     "OK to XA COMMIT is proof": 17, "OK to XA COMMIT is proof, by what is lost alone": 32,
     "no compare-and-set, by the sums alone": 136, "a savepoint is only forgotten": 9,
     "the contrary is answered in peace": 1, "heuristics are silent": 10, "accuses what another has ended": 282,

@@ -136,6 +136,7 @@ class Context:
     aside: Callable[[Script[Any]], None] | None = None  # runs a script in the background; the process may end before it
     lingering: dict[Xid, Any] = field(default_factory=dict)  # `lingering.Stay`: sessions kept after a staged prepare
     lingering_minded: bool = False  # whether something runs behind that ends them
+    recent: dict[str, Any] = field(default_factory=dict)  # `recent.Recent`: staged a moment ago, by name, in order
     told: set[str] = field(default_factory=set)  # cautions that were given already
     unclaimed: dict[tuple[str, int], float] = field(default_factory=dict)  # calls without code here, since when
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -179,6 +180,7 @@ class Context:
         self.live, self.ended, self.keys_at_work = set(), [], set()
         self.holding, self.beating = set(), False
         self.jobs, self.minding = {}, False
+        self.recent = {}
 
     def remember_failed_begin(self, name: str, attempt: str, *, harmless: bool) -> None:
         """So that the caller's `except` block can roll it back, and nobody else's attempt of that name."""

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from ..ports import Prepared, Session
 from ..script import Pause, Script
 from ..xid import Xid
+from . import recent
 from .attempt import Branch
 from .context import Context, Participant, bounded, log
 
 TURN_S = 0.025
 CROWDED_S = 0.05  # long enough for a commit that follows its begin
-TRUSTED_S = 1.0  # so long after its prepare a branch is not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def stays(ctx: Context, xid: Xid) -> bool:
     Only a stranger who has ended that session first can have ended the branch; the older it is, the likelier.
     """
     kept = ctx.lingering.get(xid)
-    return kept is not None and ctx.clock.elapsed() - kept.since < TRUSTED_S
+    return kept is not None and ctx.clock.elapsed() - kept.since < recent.TRUSTED_S
 
 
 def rejoin(ctx: Context, branch: Branch) -> None:

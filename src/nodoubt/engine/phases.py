@@ -57,6 +57,7 @@ class Course:
     branches: dict[int, Branch]
     commands: list[Command] = field(default_factory=list)
     answer: Answer | None = None
+    overtaken: bool = False  # somebody else has decided
 
     @property
     def complete(self) -> bool:
@@ -152,6 +153,7 @@ def _decide(ctx: Context, course: Course, wanted: Decision) -> Script[Event]:
     except NoDoubtError as error:
         course.attempt.cause = error
         return Undecided(str(error))
+    course.overtaken = stands is not wanted
     return Decided(stands.verdict, stands.reason)
 
 

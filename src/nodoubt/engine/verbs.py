@@ -32,7 +32,7 @@ from ..protocol.events import AbortAsked, CommitAsked, StageAsked
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, check_who
-from . import cautions, lingering, questions, readiness, register, start
+from . import cautions, lingering, questions, readiness, recent, register, start
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, check_seconds, told
 from .phases import Course, raise_for, to_answer, to_end
@@ -169,7 +169,7 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
         attempt.forsake()
         raise ClosedTransaction("this transaction belongs to the parent process, which alone may end it")
     attempt.closed = True
-    staged = attempt.mode is Mode.STAGED
+    staged, since = attempt.mode is Mode.STAGED, ctx.clock.elapsed()
     try:
         _require_sound(ctx, attempt)
         ctx.live.add(attempt.id)
@@ -189,6 +189,8 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
     yield from to_answer(ctx, course, StageAsked() if staged else CommitAsked())
     if course.answer is Answer.STAGED:
         ctx.failed_begins.pop(attempt.name, None)
+        assert course.machine.plan.staging is not None
+        recent.remember(ctx, course.machine.plan.staging, since)
     elif staged and course.answer is not Answer.COMMITTED:
         ctx.remember_failed_begin(attempt.name, attempt.id, harmless=course.answer is Answer.ABORTED)
     return course
@@ -334,7 +336,8 @@ def finish_named(
     check_name(name)
     if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
         return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
-    staging, seen, listed = yield from questions.known(ctx, attempt or name)
+    fresh = recent.take(ctx, name, attempt) if wanted is Verdict.COMMIT else None
+    staging, seen, listed = (fresh, None, True) if fresh else (yield from questions.known(ctx, attempt or name))
     if staging is None or (attempt is not None and staging.name != name):
         # The name may have been given to another attempt since; what was decided for this one still stands.
         told = None if attempt is None else (yield from _decided_before(ctx, name, attempt, wanted))
@@ -350,13 +353,34 @@ def finish_named(
         yield from readiness.require(ctx, staging)
     cautions.one_branch(ctx, staging)
     branches = yield from _branches_of(ctx, staging)
-    last = branches.get(-1 if staging.last is None else staging.last)
-    seen_listed = last if listed and last is not None and last.participant.holds_journal else None
-    if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches, but=seen_listed)):
+    proved = _prepared_here(ctx, branches, fresh=fresh is not None)
+    if listed and staging.last is not None and branches[staging.last].participant.holds_journal:
+        proved.add(staging.last)
+    if wanted is Verdict.COMMIT and not (yield from _all_listed(ctx, staging, branches, proved)):
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
         if told is None:
             raise StillBeginning(name)
         return told
+    course = _resumed(ctx, staging, branches, gated=gated)
+    ctx.live.add(staging.attempt)
+    event = CommitAsked() if wanted is Verdict.COMMIT else AbortAsked(why)
+    answer = yield from to_answer(ctx, course, event)
+    if fresh and course.overtaken:
+        # Somebody else has decided it meanwhile, and the name may be another attempt's by now: ask for it.
+        yield from to_end(ctx, course)
+        return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
+    if answer is not Answer.STAGED:
+        return course
+    ctx.live.discard(staging.attempt)
+    if (yield from _is_gated_now(ctx, staging.attempt)) and not gated:
+        return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
+    raise JournalUnavailable(
+        f"the journal cannot be reached: {name!r} stays prepared, undecided; try again ({course.machine.why})"
+    ) from course.attempt.cause
+
+
+def _resumed(ctx: Context, staging: Staging, branches: dict[int, Branch], *, gated: bool) -> Course:
+    last = None if staging.last is None else branches[staging.last]
     traits = None if last is None else last.participant.resource.traits
     plan = Plan(
         tuple(Share(ref.number, True) for ref in staging.branches),
@@ -373,26 +397,20 @@ def finish_named(
         staging=staging,
         rides=traits is not None and (traits.unforced_rows or traits.riders_on_prepare),
     )
-    course = Course(
-        Attempt(staging.attempt, staging.name, Mode.STAGED, calls=staging.calls),
-        CommitMachine(plan, phase=Phase.STAGED),
-        branches,
-    )
-    ctx.live.add(staging.attempt)
-    event = CommitAsked() if wanted is Verdict.COMMIT else AbortAsked(why)
-    answer = yield from to_answer(ctx, course, event)
-    if answer is Answer.STAGED:
-        ctx.live.discard(staging.attempt)
-        # The COMMIT carries its conditions with it, and they may have failed since they were looked at.
-        fresh = yield from questions.find(ctx, staging.attempt)
-        if fresh is not None and (fresh.calls or fresh.confirmations):
-            yield from readiness.require(ctx, fresh)
-            if not gated:
-                return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
-        raise JournalUnavailable(
-            f"the journal cannot be reached: {name!r} stays prepared, undecided; try again ({course.machine.why})"
-        ) from course.attempt.cause
-    return course
+    attempt = Attempt(staging.attempt, staging.name, Mode.STAGED, calls=staging.calls)
+    return Course(attempt, CommitMachine(plan, phase=Phase.STAGED), branches)
+
+
+def _is_gated_now(ctx: Context, attempt: str) -> Script[bool]:
+    """Whether its COMMIT was refused because it has conditions, all of which hold now; raises `NotReady` if not all do.
+
+    The COMMIT carries its conditions with it, and they may have failed since they were looked at.
+    """
+    fresh = yield from questions.find(ctx, attempt)
+    if fresh is None or not (fresh.calls or fresh.confirmations):
+        return False
+    yield from readiness.require(ctx, fresh)
+    return True
 
 
 def complete_named(ctx: Context, course: Course, wanted: Verdict) -> Script[Result]:
@@ -468,17 +486,24 @@ def _branches_of(ctx: Context, staging: Staging) -> Script[dict[int, Branch]]:
     return branches
 
 
-def _all_listed(
-    ctx: Context, staging: Staging, branches: dict[int, Branch], *, but: Branch | None = None
-) -> Script[bool]:
+def _prepared_here(ctx: Context, branches: dict[int, Branch], *, fresh: bool) -> set[int]:
+    """Those that this process has prepared a moment ago. One that its session holds must be held here still."""
+    return {
+        number
+        for number, branch in branches.items()
+        if (fresh and not branch.participant.resource.traits.holds_session) or lingering.stays(ctx, branch.work.xid)
+    }
+
+
+def _all_listed(ctx: Context, staging: Staging, branches: dict[int, Branch], proved: Collection[int]) -> Script[bool]:
     """Whether every branch is prepared; False if not, because somebody has decided since the record was read.
 
-    `but`: the one that was seen to be, together with the record.
+    `proved`: the numbers of those that surely are; they are not asked for.
 
     X must be: listed is flushed, its row alone need not be. The others were, before the row was written: one that is
     not any more was ended by a stranger, or lost with its database, and a commit would break atomicity.
     """
-    asked = [one for one in branches.values() if one is not but and not lingering.stays(ctx, one.work.xid)]
+    asked = [one for one in branches.values() if one.number not in proved]
     outcomes = yield from every([_is_listed(ctx, branch) for branch in asked])
     missing = [branch for branch, outcome in zip(asked, outcomes, strict=True) if not outcome.get()]
     if not missing:
