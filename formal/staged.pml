@@ -166,7 +166,7 @@ active [F] proctype Finisher()
 #endif
 end_unknown:
 	if
-	:: atomic { begun == STAGED && wanted == COMMIT -> v = NONE; goto proved }	/* the process that has begun it: recent.py */
+	:: atomic { begun == STAGED && wanted == COMMIT -> v = NONE; goto deciding }	/* the process that has begun it: recent.py */
 	:: atomic { dmem -> i = 0; r = NONE; look(v) }		/* until there is such a name: journals/directory.py `known` */
 	fi;
 	if
@@ -192,7 +192,8 @@ end_unknown:
 		fi
 	:: i == N -> break
 	od;
-proved:	if
+deciding:
+	if
 	:: unforced ->		/* the decision rides: phases.py `_commit_point`, postgres.py `commit_prepared` */
 		if
 		:: atomic { jmem == NONE && !below_floor -> written(COMMIT); jmem = COMMIT; session = true };
