@@ -7,7 +7,7 @@
  *   SQLite:     the row rides inside X's prepare, the decision inside its commit;
  *   MariaDB:    both are forced.
  * HERE=0: no X; the row is forced when all have prepared.
- * N=1 with EARLY: the row is committed, unforced, before the work, in X's own session.
+ * N=1 with EARLY: the row is committed before the work, on PostgreSQL unforced, in X's own session.
  */
 
 #ifndef F
@@ -38,7 +38,7 @@ bool same[F];		/* the server session in which a decision was written unforced st
 
 /* directory.py `staging_rows`: refused where a decision is seen. */
 #ifdef EARLY
-#define arrived (wire == ASKED && mem[0] == WORK)	/* in X's own session */
+#define arrived (wire == ASKED && (maria(0) || mem[0] == WORK))	/* PostgreSQL: in X's own session */
 #else
 #define arrived (wire == ASKED && journal_free)
 #endif
@@ -166,7 +166,7 @@ active [F] proctype Finisher()
 #endif
 end_unknown:
 	if
-	:: atomic { begun == STAGED && wanted == COMMIT -> v = NONE; goto deciding }	/* the process that has begun it: recent.py */
+	:: atomic { begun == STAGED && wanted == COMMIT -> i = 0; v = NONE; goto deciding }	/* the process that has begun it: recent.py */
 	:: atomic { dmem -> i = 0; r = NONE; look(v) }		/* until there is such a name: journals/directory.py `known` */
 	fi;
 	if

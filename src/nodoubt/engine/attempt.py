@@ -81,7 +81,7 @@ class Attempt:
     mode: Mode
     until: float | None = None  # on the clock's `elapsed`: the work must be done by then
     timeout_s: float | None = None
-    early: Staging | None = None  # the directory row that goes before the work, in X's own session
+    early: Staging | None = None  # the directory row, where it goes before the work
     replace: str | None = None  # the ended attempt whose name row may be replaced
     deadline: float = 0.0
     metadata: dict[str, str] = field(default_factory=dict)
@@ -173,7 +173,7 @@ def _claim(ctx: Context, attempt: Attempt, name: str) -> Branch:
 def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
     participant = branch.participant
     before: tuple[str, ...] = ()
-    if attempt.early is not None:
+    if attempt.early is not None and participant.resource.traits.unforced_rows:
         before = ctx.journal.staging_rows(attempt.early, replace=attempt.replace)
     for tries_left in reversed(range(BEGIN_TRIES_MAX)):
         branch.session = yield Do(participant.pool, "acquire")

@@ -1,4 +1,4 @@
-"""What this process has staged a moment ago, for a commit by name that comes at once.
+"""What this process has staged a moment ago, for a commit or rollback by name that comes at once.
 
 It has the answers to its own PREPAREs, so it need ask neither the journal for the name nor the databases for the
 branches: a round trip for each. Whoever asks from elsewhere, or later, looks.

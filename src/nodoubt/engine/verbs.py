@@ -7,7 +7,7 @@ alone need not be.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,12 +103,16 @@ def begin_staged(
 
 
 def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
-    """See that the name is free. Where X is all there is, the row goes before the work, and X's prepare flushes it."""
+    """See that the name is free. Where X is all there is, the row goes before the work: it says that as well.
+
+    On PostgreSQL it goes in X's own session, unforced, and X's prepare flushes it; on MariaDB it is forced by itself.
+    """
     only = next(iter(ctx.participants.values())) if ctx.single else None
-    early = only is not None and only.holds_journal and only.resource.traits.unforced_rows
-    if reuse or not early or attempt.name in ctx.failed_begins:
+    if only is not None and not (only.holds_journal and not only.resource.traits.riders_on_prepare):
+        only = None
+    if reuse or only is None or attempt.name in ctx.failed_begins:
         attempt.replace = yield from _require_free(ctx, attempt.name, reuse)
-    if only is None or not early:
+    if only is None:
         return
     yield from start.admit(ctx, only)
     if attempt.timeout_s is None:
@@ -116,10 +120,27 @@ def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
         attempt.timeout_s = ctx.settings.begin_s
         attempt.until = ctx.clock.elapsed() + attempt.timeout_s
     attempt.early = _staging(ctx, attempt, (BranchRef(0, only.name, only.resource_id),), 0, working=True)
-    try:
-        yield from open_branch(ctx, attempt, only.name)
-    except Conflict:
-        raise DuplicateTransaction(attempt.name, state="live, or ended and still reserved") from None
+    if only.resource.traits.unforced_rows:
+        try:
+            yield from open_branch(ctx, attempt, only.name)
+        except Conflict:
+            raise _taken(attempt.name) from None
+    else:
+        yield from questions.ask(ctx, _listing(ctx, attempt, attempt.early), changes=True)
+
+
+def _listing(ctx: Context, attempt: Attempt, staging: Staging) -> Callable[[Session], Script[None]]:
+    def body(session: Session) -> Script[None]:
+        try:
+            yield from ctx.journal.stage(session, staging, replace=attempt.replace)
+        except Conflict:
+            raise _taken(attempt.name) from None
+
+    return body
+
+
+def _taken(name: str) -> DuplicateTransaction:
+    return DuplicateTransaction(name, state="live, or ended and still reserved")
 
 
 def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
@@ -336,7 +357,7 @@ def finish_named(
     check_name(name)
     if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
         return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
-    fresh = recent.take(ctx, name, attempt) if wanted is Verdict.COMMIT else None
+    fresh = recent.take(ctx, name, attempt)
     staging, seen, listed = (fresh, None, True) if fresh else (yield from questions.known(ctx, attempt or name))
     if staging is None or (attempt is not None and staging.name != name):
         # The name may have been given to another attempt since; what was decided for this one still stands.
