@@ -1,11 +1,11 @@
-"""What this process has staged a moment ago, for a commit or rollback by name that comes at once.
+"""What this process has staged a moment ago, for a commit by name that comes at once.
 
 It has the answers to its own PREPAREs, so it need ask neither the journal for the name nor the databases for the
 branches: a round trip for each. Whoever asks from elsewhere, or later, looks.
 
-Guarantees: nothing older than `TRUSTED_S` is believed, and nothing twice. That nobody has decided meanwhile is not
-believed at all: the decision is written once, and who finds another there asks for the name anew. Only a stranger can
-have ended such a branch; the older it is, the likelier.
+Guarantees: nothing older than `TRUSTED_S` is believed, and nothing twice. That nobody has decided meanwhile, or called
+a step, is not believed at all: the COMMIT itself is refused then, and whoever asked for it asks for the name anew. Only
+a stranger can have ended such a branch; the older it is, the likelier.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ def remember(ctx: Context, staging: Staging, since: float) -> None:
         ctx.recent[staging.name] = Recent(staging, since)
         while _is_old(ctx, oldest := next(iter(ctx.recent.values()))) and oldest.staging is not staging:
             del ctx.recent[oldest.staging.name]
+
+
+def forget(ctx: Context, name: str) -> None:
+    """Its commit shall look."""
+    with ctx.lock:
+        ctx.recent.pop(name, None)
 
 
 def take(ctx: Context, name: str, attempt: str | None) -> Staging | None:

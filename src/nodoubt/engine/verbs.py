@@ -357,7 +357,8 @@ def finish_named(
     check_name(name)
     if wanted is Verdict.ABORT and attempt is None and name in ctx.failed_begins:
         return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
-    fresh = recent.take(ctx, name, attempt)
+    # Steps may have been called for it since; a COMMIT then is refused, and asks; a rollback has to undo them.
+    fresh = recent.take(ctx, name, attempt) if wanted is Verdict.COMMIT else None
     staging, seen, listed = (fresh, None, True) if fresh else (yield from questions.known(ctx, attempt or name))
     if staging is None or (attempt is not None and staging.name != name):
         # The name may have been given to another attempt since; what was decided for this one still stands.

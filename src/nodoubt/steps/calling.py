@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine import questions
+from ..engine import questions, recent
 from ..engine.attempt import Attempt, left_s
 from ..engine.context import Context, check_seconds, log
 from ..errors import (
@@ -151,6 +151,7 @@ def call_named(ctx: Context, name: str, attempt: str | None, runner: Runner, use
     staging = yield from questions.find(ctx, attempt or name)
     if staging is None or staging.name != name:
         raise UnknownTransaction(name)
+    recent.forget(ctx, name)  # its commit waits for the step, so it will have to ask
     return (yield from _call(ctx, runner, use, _Site(staging.attempt, name, _timeout_s(ctx, use), staging.calls)))
 
 
