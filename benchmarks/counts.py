@@ -23,6 +23,7 @@ from .places import Places, proxied, statement
 from .rounds import label
 from .scenarios import (
     ALCHEMY,
+    BY_ANOTHER,
     ELSEWHERE,
     HAND,
     HAND_THREADS,
@@ -65,17 +66,23 @@ SCENARIOS = (
         contenders=(HAND, OURS, OURS_THREADS, MERGED, IN_BRANCH, HAND_THREADS, ALCHEMY, BUN, LOCAL, ELSEWHERE),
     ),
     Scenario(
-        name="PostgreSQL staged, then committed", kinds=(PG,), staged=True, contenders=(BUN, OURS, OURS_THREADS, HAND)
+        name="PostgreSQL staged, then committed",
+        kinds=(PG,),
+        staged=True,
+        contenders=(BUN, OURS, BY_ANOTHER, OURS_THREADS, HAND),
     ),
     Scenario(
-        name="PostgreSQL + PostgreSQL staged, then committed", kinds=(PG, PG), staged=True, contenders=(HAND, OURS, BUN)
+        name="PostgreSQL + PostgreSQL staged, then committed",
+        kinds=(PG, PG),
+        staged=True,
+        contenders=(HAND, OURS, BY_ANOTHER, BUN),
     ),
     Scenario(name="PostgreSQL + MariaDB at once", kinds=(PG, MARIA), contenders=(HAND, OURS, LOCAL)),
     Scenario(
         name="MariaDB staged, then committed",
         kinds=(MARIA,),
         staged=True,
-        contenders=(HAND, OURS, MERGED, "by hand, closed after prepare"),
+        contenders=(HAND, OURS, BY_ANOTHER, MERGED, "by hand, closed after prepare"),
     ),
     Scenario(name="SQLite, journal in the same file", kinds=(LITE,), contenders=(LOCAL_THREADS, OURS_THREADS)),
     Scenario(name="SQLite + SQLite at once", kinds=(LITE, LITE), contenders=(LOCAL_THREADS, OURS_THREADS)),

@@ -21,6 +21,7 @@ LOCAL, LOCAL_THREADS = "local", "local, threads"
 MERGED, IN_BRANCH = "by hand, merged", "by hand, merged, decision in a branch"
 CLOSED = "by hand, closed after prepare"
 ELSEWHERE = "nodoubt, journal elsewhere"
+BY_ANOTHER = "nodoubt, committed elsewhere"
 UVLOOP = ", uvloop"  # after a contender's name: on that event loop
 
 
@@ -83,14 +84,14 @@ STAGED = Scenario(
     name="PostgreSQL staged, then committed",
     kinds=(PG,),
     staged=True,
-    contenders=(BUN, OURS, OURS + UVLOOP, HAND, HAND + UVLOOP, MERGED),
+    contenders=(BUN, OURS, OURS + UVLOOP, BY_ANOTHER, HAND, HAND + UVLOOP, MERGED),
 )
 STAGED_PAIR = Scenario(
     name="PostgreSQL + PostgreSQL staged, then committed",
     kinds=(PG, PG),
     staged=True,
     clients=(8,),
-    contenders=(HAND, OURS, BUN),
+    contenders=(HAND, OURS, BY_ANOTHER, BUN),
 )
 ONE = Scenario(name="PostgreSQL alone, at once", kinds=(PG,), clients=(1, 8), contenders=(LOCAL, OURS))
 MIXED = Scenario(
@@ -113,7 +114,7 @@ MARIA_STAGED = Scenario(
     name="MariaDB staged, then committed",
     kinds=(MARIA,),
     staged=True,
-    contenders=(HAND, OURS, MERGED, CLOSED),
+    contenders=(HAND, OURS, BY_ANOTHER, MERGED, CLOSED),
 )
 MARIA_ONE = Scenario(name="MariaDB alone, at once", kinds=(MARIA,), clients=(1, 8), contenders=(LOCAL, OURS))
 FILE = Scenario(

@@ -66,6 +66,7 @@ PLACES = {
     "nodoubt": "ours:AtOnce",
     "nodoubt, in turn": "ours:InTurn",
     "nodoubt, wait=decided": "ours:Decided",
+    "nodoubt, committed elsewhere": "ours:CommittedElsewhere",
     "nodoubt, threads": "ours:Threads",
     "nodoubt, one sweep": "ours:Sweep",
     "by hand": "by_hand:ByHand",

@@ -49,10 +49,13 @@ class AtOnce(AsyncContender):
             name = self.name()
             async with self.db.begin_distributed(name) as tx:
                 await self.work(tx, client)
-            await self.db.commit_distributed(name, wait=self.wait)
+            await self.commit(name)
             return
         async with self.db.transaction(wait=self.wait) as tx:
             await self.work(tx, client)
+
+    async def commit(self, name: str) -> None:
+        await self.db.commit_distributed(name, wait=self.wait)
 
     async def work(self, tx: Any, client: int) -> None:
         if len(self.statements) == 1:
@@ -83,6 +86,29 @@ class Decided(AtOnce):
     """Answered when it is decided; phase two goes on behind."""
 
     wait = "decided"
+
+
+class CommittedElsewhere(AtOnce):
+    """Staged here, and committed by another coordinator, which knows of it what the journal knows."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.other = AsyncCoordinator(resources(task), journal=task.journal, settings=settings(task))
+
+    async def open(self) -> None:
+        await super().open()
+        await self.other.open()
+
+    async def commit(self, name: str) -> None:
+        await self.other.commit_distributed(name, wait=self.wait)
+
+    async def settle(self) -> None:
+        await super().settle()
+        await self.other.recover()
+
+    async def close(self) -> None:
+        await self.other.close()
+        await super().close()
 
 
 class Sweep(AtOnce):
