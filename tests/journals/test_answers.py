@@ -125,7 +125,7 @@ def test_every_transaction_is_one_message_that_begins_and_commits(dialect: Diale
         lambda j, s: j.insert(s, [decision(), abort()]),
         lambda j, s: j.confirm(s, [new_attempt(), new_attempt()]),
         lambda j, s: j.end(s, [new_attempt()]),
-        lambda j, s: j.stage(s, staging("order"), replace=new_attempt()),
+        lambda j, s: j.stage(s, staging("order"), replace=staging("order")),
     ]
     for script in scripts:
         answer = [Reply(count=1)] * 9 + [Reply(tag=dialect.commit_tag)]

@@ -32,7 +32,7 @@ def test_each_transaction_is_one_effect_so_that_a_world_can_end_between_any_two(
     for script in (
         journal.insert(session, [decision(), abort()]),
         journal.confirm(session, [new_attempt()]),
-        journal.stage(session, staging("order"), replace=new_attempt()),
+        journal.stage(session, staging("order"), replace=staging("order")),
         journal.raise_epoch(session, new_mark()),
     ):
         effect = next(script)

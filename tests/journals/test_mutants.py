@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from journals.places import Place
-from nodoubt.journals import rows
+from nodoubt.journals import rows, trail
 from nodoubt.journals.memory import MemoryJournal
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Reply, Session
-from nodoubt.protocol.records import Decision, Epoch, Staging, Standing
+from nodoubt.protocol.records import Decision, Epoch, Event, Staging, Standing
 from nodoubt.schema import Part, read, shipped
 from nodoubt.script import Do, Pause, Script
 from nodoubt.testing.bench import Bench
@@ -73,7 +73,7 @@ class DecidesBelowTheFloor(SqlJournal):
 class StagesAnything(SqlJournal):
     """A name for an attempt that may be fenced, or below the floor."""
 
-    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]:
         checked = rows.above_floor(self.dialect, staging.attempt, undecided=True)
         statements = super().staging_rows(staging, replace=replace)
         assert any(checked in one for one in statements)
@@ -83,14 +83,14 @@ class StagesAnything(SqlJournal):
 class ReplacesTheUndecided(SqlJournal):
     """Makes room for a second live attempt."""
 
-    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]:
         return tuple(one.split(" AND EXISTS")[0] for one in super().staging_rows(staging, replace=replace))
 
 
 class ReplacesByAttemptAlone(SqlJournal):
     """Removes a name that nobody asked it to."""
 
-    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]:
         name = f"name = {self.dialect.key(staging.name)} AND "
         return tuple(one.replace(name, "") for one in super().staging_rows(staging, replace=replace))
 
@@ -99,10 +99,27 @@ class ReplacesInTwoSteps(SqlJournal):
     """Removes the old name before it is sure of the new one."""
 
     def stage(
-        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+        self, session: Session, staging: Staging, *, replace: Staging | None = None, forced: bool = True
     ) -> Script[None]:
         for row in self.staging_rows(staging, replace=replace):
             yield from self._write(session, row)
+
+
+class ForgetsThatItWasStaged(SqlJournal):
+    """Makes room, and with the row goes its line."""
+
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]:
+        statements = super().staging_rows(staging, replace=replace)
+        return statements if replace is None else statements[:-1]
+
+
+class TellsTwice(SqlJournal):
+    """Tells from its row what an earlier release has stored."""
+
+    def events(self, session: Session, attempt: str) -> Script[list[Event]]:
+        told = yield from super().events(session, attempt)
+        staged = yield from self.staged(session, [attempt])
+        return [*map(trail.of_staging, staged.values()), *told]
 
 
 class DeletesFirst(SqlJournal):
@@ -242,6 +259,8 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (ReplacesTheUndecided, SUITE.test_only_an_attempt_that_is_decided_makes_room_for_another),
     (ReplacesByAttemptAlone, SUITE.test_replacing_one_name_never_removes_another),
     (ReplacesInTwoSteps, SUITE.test_what_is_replaced_comes_back_if_the_new_name_is_refused),
+    (ForgetsThatItWasStaged, SUITE.test_a_line_whose_row_makes_room_for_another_is_kept),
+    (TellsTwice, SUITE.test_a_line_that_was_stored_is_not_told_again_from_its_row),
     (DeletesFirst, SUITE.test_wherever_a_clean_up_dies_what_is_gone_lies_below_the_floor),
     (NeverRaisesTheFloor, SUITE.test_wherever_a_clean_up_dies_what_is_gone_lies_below_the_floor),
     (FloorAboveAll, SUITE.test_a_commit_that_has_not_ended_is_never_forgotten_and_holds_the_floor),

@@ -17,6 +17,7 @@ from nodoubt.ports import Prepared, Refused
 from nodoubt.protocol.commands import Prepare, Ready
 from nodoubt.protocol.commit import CommitMachine, Phase, Standing
 from nodoubt.protocol.events import Listed, NotListed, StageAsked, Voted
+from nodoubt.protocol.records import Staging
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script
 from nodoubt.testing.proxy import TcpProxy
@@ -369,7 +370,7 @@ def test_a_name_that_is_free_as_it_ends_is_committed_by_an_old_retry(
 ) -> None:
     sound = verbs._require_free
 
-    def free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
+    def free(ctx: Context, name: str, reuse: bool) -> Script[Staging | None]:
         return (yield from sound(ctx, name, True))
 
     monkeypatch.setattr(verbs, "_require_free", free)

@@ -203,7 +203,7 @@ def a_name_passes_on_while_it_lives(patch: Patch) -> Variant:
     """Whoever stages a name has it."""
     stage = MemoryStore._stage
 
-    def take(store: MemoryStore, staging: Staging, old: str | None) -> None:
+    def take(store: MemoryStore, staging: Staging, old: Staging | None) -> None:
         store.state.names.pop(staging.name, None)
         stage(store, staging, old)
 

@@ -82,7 +82,7 @@ class Attempt:
     until: float | None = None  # on the clock's `elapsed`: the work must be done by then
     timeout_s: float | None = None
     early: Staging | None = None  # the directory row, where it goes before the work
-    replace: str | None = None  # the ended attempt whose name row may be replaced
+    replace: Staging | None = None  # the row of an ended attempt, which may be replaced
     deadline: float = 0.0
     metadata: dict[str, str] = field(default_factory=dict)
     branches: dict[str, Branch] = field(default_factory=dict)

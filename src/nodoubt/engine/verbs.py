@@ -143,8 +143,8 @@ def _taken(name: str) -> DuplicateTransaction:
     return DuplicateTransaction(name, state="live, or ended and still reserved")
 
 
-def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
-    """The ended attempt to replace, if there is one and it may be. Advice: the row's key has the last word.
+def _require_free(ctx: Context, name: str, reuse: bool) -> Script[Staging | None]:
+    """The row of an ended attempt to replace, if there is one and it may be. Advice: the row's key has the last word.
 
     It may be if the caller says `reuse`, or if it is a begin of this very process that failed: that one never was.
     """
@@ -155,7 +155,7 @@ def _require_free(ctx: Context, name: str, reuse: bool) -> Script[str | None]:
     own = failed is not None and failed.attempt == found.attempt
     if stands is None or not (reuse or (own and stands.decision.verdict is Verdict.ABORT)):
         raise DuplicateTransaction(name, state="live" if stands is None else "ended, and its name still reserved")
-    return found.attempt
+    return found
 
 
 def _staging(

@@ -37,7 +37,7 @@ class Directory(Transactions):
     # ---- names ------------------------------------------------------------------------------------
 
     def stage(
-        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+        self, session: Session, staging: Staging, *, replace: Staging | None = None, forced: bool = True
     ) -> Script[None]:
         """Write the row. `Conflict`: the name or the attempt is taken, or the attempt was fenced."""
         try:
@@ -45,7 +45,7 @@ class Directory(Transactions):
         except BelowFloor as error:
             yield from self._tell_decided(session, [staging.attempt], error)
 
-    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]:
         """The statements of `stage`, for a transaction that somebody else begins and commits.
 
         An attempt that was fenced while it began must not come alive: there too the statement refuses, as it does
@@ -55,17 +55,16 @@ class Directory(Transactions):
         names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
         insert = self._insert_name(*rows.staging_values(self.dialect, staging).values())
         asked = self._asked_rows(staging)
-        event = self._event_row(trail.of_staging(staging))
         hold = self.dialect.hold_floor()
         if replace is None:
-            return *hold, insert, *asked, event
+            return *hold, insert, *asked
         # Only an attempt that has been decided makes room; if it has not, its row stays and the INSERT conflicts.
-        old = self.dialect.attempt(replace)
+        old = self.dialect.attempt(replace.attempt)
         make_room = (
             f"DELETE FROM {names} WHERE name = {self.dialect.key(staging.name)} AND attempt = {old} "
             f"AND EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = {old})"
         )
-        return *hold, make_room, insert, *asked, event
+        return *hold, make_room, insert, *asked, self._event_row(trail.of_staging(replace))
 
     def _asked_rows(self, staging: Staging) -> tuple[str, ...]:
         """Who must confirm. They are asked by the very transaction that lists the name, and by no other."""
@@ -312,13 +311,22 @@ class Directory(Transactions):
         return self.dialect.key(event.attempt), at, text(event.what), text(event.detail)
 
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
-        """The trail of one attempt, in the order in which it was recorded."""
-        reply = yield from self._read(
-            session,
-            f"SELECT {rows.columns(rows.EVENT)} FROM {self.dialect.table('events')} "
-            f"WHERE attempt = {self.dialect.key(attempt)} ORDER BY id",
+        """The trail of one attempt. What is stored is read last: there is the line of a name that has just gone."""
+        which = f"attempt = {self.dialect.key(attempt)}"
+        names = yield from self._stagings(session, which)
+        decided = yield from self._read(
+            session, f"SELECT {rows.standing_columns()}, ended_at FROM {self.dialect.table('decisions')} WHERE {which}"
         )
-        return [rows.event(row) for row in reply.rows]
+        stored = yield from self._read(
+            session, f"SELECT {rows.columns(rows.EVENT)} FROM {self.dialect.table('events')} WHERE {which} ORDER BY id"
+        )
+        *row, ended_at = decided.rows[0] if decided.rows else (None,)
+        return trail.told(
+            [rows.event(one) for one in stored.rows],
+            names[0] if names else None,
+            rows.standing(row) if row else None,
+            None if ended_at is None else rows.moment(ended_at),
+        )
 
 
 def _with_decision(row: rows.Row) -> tuple[Staging, Standing | None]:

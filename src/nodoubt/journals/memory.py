@@ -78,7 +78,7 @@ class Rider(msgspec.Struct, frozen=True):
 
     decision: Decision | None = None
     staging: Staging | None = None
-    replace: str | None = None
+    replace: Staging | None = None
 
 
 class MemoryStore(CallStore):
@@ -183,8 +183,6 @@ class MemoryStore(CallStore):
             if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
                 self._require_ready(decision.attempt, decision.gated)
             self.state.decisions[decision.attempt] = Row(decision.kept)
-            event = trail.of_decision(decision)
-            self.state.events += [] if event is None else [event]
 
     def _require_above_floor(self, attempt: str) -> None:
         if not is_attempt(attempt):
@@ -210,8 +208,6 @@ class MemoryStore(CallStore):
     def _end(self, attempts: Sequence[str]) -> None:
         for attempt in self._known(attempts):
             row = self.state.decisions[attempt]
-            if row.ended_at is None and row.decision.mode is Mode.STAGED:
-                self.state.events.append(Event(attempt, self.now(), trail.ENDED))
             row.ended_at = self.now() if row.ended_at is None else row.ended_at
             row.confirms += 1
             self.state.stand.add(attempt)
@@ -280,12 +276,14 @@ class MemoryStore(CallStore):
 
     # ---- names
 
-    def _stage(self, staging: Staging, old: str | None) -> None:
+    def _stage(self, staging: Staging, old: Staging | None) -> None:
         state = self.state
         check_name(staging.name)
         standing = state.names.get(staging.name)
-        if standing is not None and standing.attempt == old and old in state.decisions:
-            del state.names[staging.name]
+        if old is not None:
+            if standing is not None and standing.attempt == old.attempt and old.attempt in state.decisions:
+                del state.names[staging.name]
+            state.events.append(trail.of_staging(old))
         if staging.attempt in state.decisions:
             raise Conflict("the attempt has been decided already")
         if staging.name in state.names or staging.attempt in {one.attempt for one in state.names.values()}:
@@ -294,7 +292,6 @@ class MemoryStore(CallStore):
         state.names[staging.name] = staging
         for who in staging.confirmations:
             state.confirmations[staging.attempt, who] = Confirmation(staging.attempt, who)
-        state.events.append(trail.of_staging(staging))
 
     _stage_unforced = _stage
 
@@ -362,7 +359,10 @@ class MemoryStore(CallStore):
         self.state.events.extend(events)
 
     def _events(self, attempt: str) -> list[Event]:
-        return [event for event in self.state.events if event.attempt == attempt]
+        stored = [event for event in self.state.events if event.attempt == attempt]
+        row = self.state.decisions.get(attempt)
+        standing, ended_at = (None, None) if row is None else (row.standing, row.ended_at)
+        return trail.told(stored, self._staged([attempt]).get(attempt), standing, ended_at)
 
 
 def _over(row: Row, before: float) -> bool:
@@ -522,11 +522,11 @@ class MemoryJournal(CallJournal):
 
     # -- the directory of names
     def stage(
-        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+        self, session: Session, staging: Staging, *, replace: Staging | None = None, forced: bool = True
     ) -> Script[None]:
         return self._apply(session, "stage" if forced else "stage_unforced", staging, replace)
 
-    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]:
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]:
         """As `decision_rows`."""
         return (msgspec.json.encode(Rider(staging=staging, replace=replace)).decode(),)
 

@@ -18,7 +18,7 @@ from ..ports import BelowFloor, Session, StatementFailed, Unclear, require_none
 from ..protocol.records import Decision, Epoch, Mode, Standing, Verdict
 from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Script
-from . import rows, trail
+from . import rows
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 from .calls import Calls
 from .dialects import Dialect
@@ -146,13 +146,11 @@ class SqlJournal(Calls):
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
         insert = self._insert(decision)(*rows.decision_values(self.dialect, decision).values())
-        event = trail.of_decision(decision)
-        following = () if event is None else (self._event_row(event),)
         if decision.mode is Mode.ONCE:
-            return insert, *following
+            return (insert,)
         # The name's row first: this lock is what keeps an intent from coming between the look whether all are ready and
         # the COMMIT.
-        return self._name_is_decided(self.dialect.attempt(decision.attempt)), insert, *following
+        return self._name_is_decided(self.dialect.attempt(decision.attempt)), insert
 
     def _insert(self, decision: Decision) -> Kept:
         if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
@@ -236,18 +234,13 @@ class SqlJournal(Calls):
         nothing flushes nothing: so each row is confirmed, too, whoever has ended it.
         """
         for some in pieces(attempts):
-            which = f"attempt IN ({self.dialect.attempts(some)})"
-            decisions, events = self.dialect.table("decisions"), self.dialect.table("events")
+            which, table = f"attempt IN ({self.dialect.attempts(some)})", self.dialect.table
             yield from self._write(
                 session,
                 self._lock_decisions(which),
-                f"INSERT INTO {events} ({rows.columns(rows.EVENT)}) SELECT attempt, {self.dialect.now}, "
-                f"{self.dialect.key(trail.ENDED)}, '' FROM {decisions} "
-                f"WHERE {which} AND mode = '{Mode.STAGED}' AND ended_at IS NULL",
-                f"UPDATE {decisions} SET ended_at = COALESCE(ended_at, {self.dialect.now}), confirms = confirms + 1 "
-                f"WHERE {which}",
-                f"UPDATE {self.dialect.table('calls')} SET unfinished = NULL "
-                f"WHERE unfinished IN ({self.dialect.attempts(some)})",
+                f"UPDATE {table('decisions')} SET ended_at = COALESCE(ended_at, {self.dialect.now}), "
+                f"confirms = confirms + 1 WHERE {which}",
+                f"UPDATE {table('calls')} SET unfinished = NULL WHERE unfinished IN ({self.dialect.attempts(some)})",
             )
 
     def _lock_decisions(self, which: str) -> str:

@@ -1,16 +1,53 @@
 """The trail of an attempt: one line for what was staged, decided, ended or quarantined.
 
-Guarantees: a line is written in the transaction that does what it tells, so the trail never tells what did not happen
-and costs no flush of its own. A transaction at once that commits leaves none: its decision says it all.
+Guarantees: what a row of the journal tells (a name, its decision, the end of it) is told from that row and written
+nowhere else; every other line is stored by the transaction that does what it tells. So the trail never tells what did
+not happen, and costs no flush of its own. Where a name's row goes before its decision does, its line is stored then.
+A transaction at once that commits leaves none: its decision says it all.
+
+Lines that are stored come in the order in which they were; the others among them by their times. Each time is by the
+clock of whoever did it, so where clocks differ a line may stand as far off as they do.
 
 Must not: be acted on.
 """
 
 from __future__ import annotations
 
-from ..protocol.records import Call, CallState, Confirmation, Decision, Event, Mode, Quarantined, Staging, Verdict
+import heapq
+from collections.abc import Sequence
 
-ENDED = "ended"
+from ..protocol.records import (
+    Call,
+    CallState,
+    Confirmation,
+    Decision,
+    Event,
+    Mode,
+    Quarantined,
+    Staging,
+    Standing,
+    Verdict,
+)
+
+
+def told(
+    stored: Sequence[Event], staging: Staging | None, standing: Standing | None, ended_at: float | None
+) -> list[Event]:
+    """The whole trail. What an earlier release has stored of a row is not told again from it."""
+    derived = [] if staging is None else [of_staging(staging)]
+    if standing is not None:
+        derived += _of_standing(standing.decision, ended_at)
+    there = {event.what for event in stored}
+    return list(heapq.merge((one for one in derived if one.what not in there), stored, key=lambda event: event.at))
+
+
+def _of_standing(decision: Decision, ended_at: float | None) -> list[Event]:
+    if decision.mode is Mode.ONCE and decision.verdict is Verdict.COMMIT:
+        return []
+    found = [of_decision(decision)]
+    if ended_at is not None and decision.mode is Mode.STAGED:
+        found.append(Event(decision.attempt, ended_at, "ended"))
+    return found
 
 
 def of_staging(staging: Staging) -> Event:
@@ -19,10 +56,8 @@ def of_staging(staging: Staging) -> Event:
     return Event(staging.attempt, staging.created_at, "staged", f"by {staging.owner or 'unknown'}, on {where}")
 
 
-def of_decision(decision: Decision) -> Event | None:
+def of_decision(decision: Decision) -> Event:
     """A decision was written."""
-    if decision.mode is Mode.ONCE and decision.verdict is Verdict.COMMIT:
-        return None
     why = f": {decision.reason}" if decision.reason else ""
     what = f"decided {decision.verdict.value}"
     return Event(decision.attempt, decision.decided_at, what, f"by {decision.owner or 'unknown'}{why}")

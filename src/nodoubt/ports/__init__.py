@@ -440,15 +440,15 @@ class Journal(Protocol):
 
     # -- the directory of names
     def stage(
-        self, session: Session, staging: Staging, *, replace: str | None = None, forced: bool = True
+        self, session: Session, staging: Staging, *, replace: Staging | None = None, forced: bool = True
     ) -> Script[None]:
-        """Write the row. `Conflict`: the name is taken. `replace`: the ended attempt that may be replaced.
+        """Write the row. `Conflict`: the name is taken. `replace`: the row of an ended attempt that it may replace.
 
         Not `forced`: it may be lost in a crash until a later flush of the same log (`unforced_rows`) has been answered.
         """
         ...
 
-    def staging_rows(self, staging: Staging, *, replace: str | None = None) -> tuple[str, ...]: ...
+    def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]: ...
     def find(self, session: Session, name: str) -> Script[Staging | None]:
         """The row by name, or by attempt id."""
         ...
@@ -537,7 +537,9 @@ class Journal(Protocol):
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]: ...
     def record(self, session: Session, events: Sequence[Event]) -> Script[None]: ...
-    def events(self, session: Session, attempt: str) -> Script[list[Event]]: ...
+    def events(self, session: Session, attempt: str) -> Script[list[Event]]:
+        """The trail: what was recorded, and what the rows of the attempt tell themselves (`journals.trail`)."""
+        ...
 
 
 class Pool(Protocol):

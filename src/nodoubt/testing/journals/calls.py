@@ -337,7 +337,7 @@ class CallClaims:
         old, new = staging("order", confirmations=("a",)), staging("order", confirmations=("b",))
         bench.stage(old)
         bench.insert([abort(old.attempt, mode=Mode.STAGED)])
-        bench.stage(new, replace=old.attempt)
+        bench.stage(new, replace=old)
         assert bench.confirmations(new.attempt) == [Confirmation(new.attempt, "b")]
 
     def test_overdue_is_what_is_past_its_deadline_or_refused_and_undecided(self, bench: Bench) -> None:

@@ -91,15 +91,15 @@ class DirectoryClaims:
         old, new = staging("order"), staging("order")
         bench.stage(old)
         with pytest.raises(Conflict):
-            bench.stage(new, replace=old.attempt)
+            bench.stage(new, replace=old)
         assert bench.find("order") == old
         bench.insert([abort(old.attempt)])
         with pytest.raises(Conflict):
             bench.stage(new)
         with pytest.raises(Conflict):
-            bench.stage(new, replace=new_attempt())
+            bench.stage(new, replace=staging("order"))
         assert bench.find("order") == old
-        bench.stage(new, replace=old.attempt)
+        bench.stage(new, replace=old)
         assert bench.find("order") == new
         assert bench.find(old.attempt) is None
 
@@ -110,7 +110,7 @@ class DirectoryClaims:
         bench.stage(other)
         bench.insert([decision(attempt=old.attempt)])
         with pytest.raises(Conflict):
-            bench.stage(staging("order", other.attempt), replace=old.attempt)
+            bench.stage(staging("order", other.attempt), replace=old)
         assert bench.find("order") == old
 
     def test_replacing_one_name_never_removes_another(self, bench: Bench) -> None:
@@ -118,7 +118,7 @@ class DirectoryClaims:
         old = staging("order")
         bench.stage(old)
         bench.insert([abort(old.attempt)])
-        bench.stage(staging("other"), replace=old.attempt)
+        bench.stage(staging("other"), replace=old)
         assert bench.find("order") == old
 
     def test_an_attempt_that_was_fenced_is_not_staged(self, bench: Bench) -> None:
@@ -282,12 +282,14 @@ class DirectoryClaims:
         assert bench.events(attempt) == trail
         assert bench.events(new_attempt()) == []
 
-    def test_the_trail_tells_what_was_done_because_it_is_written_with_it(self, bench: Bench) -> None:
+    def test_the_trail_tells_what_was_done_and_nothing_that_was_refused(self, bench: Bench) -> None:
         kept, refused, quiet = staging("kept"), new_attempt(), new_attempt()
         bench.stage(kept)
         with pytest.raises(Conflict):
             bench.stage(staging("kept"))
-        bench.insert([decision(attempt=kept.attempt, mode=Mode.STAGED), abort(refused), decision(attempt=quiet)])
+        bench.insert(
+            [decision(attempt=kept.attempt, mode=Mode.STAGED), abort(refused, decided_at=NOW), decision(attempt=quiet)]
+        )
         bench.end([kept.attempt, quiet])
         bench.end([kept.attempt])
         for _ in range(2):
@@ -296,13 +298,60 @@ class DirectoryClaims:
         assert [event.what for event in bench.events(refused)] == ["decided abort", "quarantined"]
         assert bench.events(quiet) == []
 
+    def test_what_is_told_from_a_row_says_who_did_it_when_and_why(self, bench: Bench) -> None:
+        one = staging("told", owner="ada@host", created_at=NOW - 2)
+        bench.stage(one)
+        bench.insert([abort(one.attempt, mode=Mode.STAGED, owner="bob", reason="no stock 🦀", decided_at=NOW - 1)])
+        bench.end([one.attempt])
+        *first, ended = bench.events(one.attempt)
+        assert first == [
+            Event(one.attempt, NOW - 2, "staged", "by ada@host, on db-r0, db-r1"),
+            Event(one.attempt, NOW - 1, "decided abort", "by bob: no stock 🦀"),
+        ]
+        assert (ended.what, ended.detail) == ("ended", "") and ended.at > NOW - 1
+
+    def test_a_line_whose_row_makes_room_for_another_is_kept(self, bench: Bench) -> None:
+        old, new = staging("order", created_at=NOW - 9), staging("order")
+        bench.stage(old)
+        bench.insert([decision(attempt=old.attempt, mode=Mode.STAGED)])
+        bench.end([old.attempt])
+        before = bench.events(old.attempt)
+        bench.stage(new, replace=old)
+        assert bench.events(old.attempt) == before
+        assert [event.what for event in before] == ["staged", "decided commit", "ended"]
+        assert [event.what for event in bench.events(new.attempt)] == ["staged"]
+
+    def test_a_line_that_was_stored_is_not_told_again_from_its_row(self, bench: Bench) -> None:
+        """Releases before this one stored every line."""
+        one = staging("order")
+        bench.stage(one)
+        bench.insert([decision(attempt=one.attempt, mode=Mode.STAGED)])
+        bench.end([one.attempt])
+        stored = [
+            Event(one.attempt, NOW, what, "as it was told then") for what in ("staged", "decided commit", "ended")
+        ]
+        bench.record(stored[:2])
+        assert [event.what for event in bench.events(one.attempt)] == ["staged", "decided commit", "ended"]
+        bench.record(stored[2:])
+        assert bench.events(one.attempt) == stored
+
+    def test_what_is_told_from_rows_stands_by_its_time_among_what_was_stored(self, bench: Bench) -> None:
+        """Where clocks differ it stands elsewhere; neither the stored lines nor the others change their order."""
+        one = staging("order", created_at=NOW + 2)
+        bench.stage(one)
+        bench.insert([abort(one.attempt, mode=Mode.STAGED, decided_at=NOW)])
+        bench.record([Event(one.attempt, NOW + at, what) for at, what in ((1, "first"), (3, "second"), (2.5, "third"))])
+        assert [event.what for event in bench.events(one.attempt)] == [
+            "first", "staged", "decided abort", "second", "third",
+        ]  # fmt: skip
+
     def test_what_people_and_programs_say_is_stored_whatever_it_holds(self, bench: Bench) -> None:
-        one = abort(reason="x" * 100_000, owner="\0\ud800'; --")
+        one = abort(reason="x" * 100_000, owner="\0\ud800'; --", decided_at=NOW)
         bench.insert([one])
         stored = bench.confirm([one.attempt])[one.attempt].decision
         assert stored.reason.startswith("x" * 1000)
         assert stored.owner.endswith("'; --")
-        bench.quarantine(Quarantined(one.attempt, 0, "orders", "y" * 100_000 + "\0"))
+        bench.quarantine(Quarantined(one.attempt, 0, "orders", "y" * 100_000 + "\0", NOW))
         bench.record([Event(one.attempt, NOW, "what", "z" * 100_000 + "\ud800")])
         assert len(bench.quarantined()) == 1
         assert [event.what for event in bench.events(one.attempt)] == ["decided abort", "quarantined", "what"]
