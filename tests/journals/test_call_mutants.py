@@ -11,12 +11,12 @@ from journals.test_mutants import FAILED, OtherBench
 from journals.test_races import Broken, Stage
 from nodoubt.journals import rows
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import BelowFloor, Conflict, Session
+from nodoubt.ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, StatementFailed
 from nodoubt.protocol.records import Call, Confirmation, Decision, Mode, Readiness, Staging
 from nodoubt.script import Script
 from nodoubt.testing.bench import ANSWER_WITHIN_S, Bench
 from nodoubt.testing.journals import JournalSuite
-from nodoubt.testing.samples import NOW, call, decision, staging
+from nodoubt.testing.samples import NOW, abort, call, decision, staging
 
 SUITE = JournalSuite()
 Claim = Callable[[Bench], None]
@@ -125,25 +125,33 @@ def test_a_journal_without_the_rule_is_caught(
 # ---- the lock of the name's row: two sessions, one of them stopped before its COMMIT --------------
 
 
-def commit(staged: Staging) -> Decision:
-    return decision(attempt=staged.attempt, mode=Mode.STAGED, name=staged.name, gated=True)
+def commit(staged: Staging, *, gated: bool = True) -> Decision:
+    return decision(attempt=staged.attempt, mode=Mode.STAGED, name=staged.name, gated=gated)
 
 
-def a_commit_waits_for_an_intent_in_flight_and_is_then_refused(stage: Stage) -> None:
+def a_commit_waits_for_an_intent_in_flight_and_is_then_refused(stage: Stage, *, gated: bool = True) -> None:
     staged, journal = staging("order"), stage.journal
     stage.bench.stage(staged)
     half = stage.half(*journal._intent_rows(call(staged.attempt)))
-    deciding, _ = stage.begin(lambda session: journal.insert(session, [commit(staged)]))
+    deciding, _ = stage.begin(lambda session: journal.insert(session, [commit(staged, gated=gated)]))
     stage.send(half, "COMMIT")
     refused = not_done(deciding)
     if not refused:
         raise Broken("committed while a step was being begun")
 
 
-def an_intent_waits_for_a_commit_in_flight_and_is_then_refused(stage: Stage) -> None:
+def a_plain_commit_waits_for_an_intent_in_flight_and_is_then_refused(stage: Stage) -> None:
+    a_commit_waits_for_an_intent_in_flight_and_is_then_refused(stage, gated=False)
+
+
+def an_intent_waits_for_a_plain_commit_in_flight_and_is_then_refused(stage: Stage) -> None:
+    an_intent_waits_for_a_commit_in_flight_and_is_then_refused(stage, gated=False)
+
+
+def an_intent_waits_for_a_commit_in_flight_and_is_then_refused(stage: Stage, *, gated: bool = True) -> None:
     staged, journal = staging("order"), stage.journal
     stage.bench.stage(staged)
-    half = stage.half(*journal.decision_rows(commit(staged)))
+    half = stage.half(*journal.decision_rows(commit(staged, gated=gated)))
     calling, _ = stage.begin(lambda session: journal.intend(session, call(staged.attempt)))
     stage.send(half, "COMMIT")
     if not not_done(calling):
@@ -174,6 +182,24 @@ def a_refusal_waits_for_a_commit_in_flight_and_is_then_not_written(stage: Stage)
         raise Broken("refused what was committed")
 
 
+def a_late_decision_and_the_end_of_the_first_do_not_wait_in_a_circle(stage: Stage) -> None:
+    staged, journal = staging("order"), stage.journal
+    stage.bench.stage(staged)
+    stage.bench.insert([commit(staged, gated=False)])
+    names, attempt = journal.dialect.table("names"), journal.dialect.attempt(staged.attempt)
+    half = stage.half(f"SELECT 1 FROM {names} WHERE attempt = {attempt}{journal.dialect.row_lock}")
+    ending, _ = stage.begin(lambda session: journal.end(session, [staged.attempt]))
+    with pytest.raises(StatementFailed) as late:
+        stage.send(half, *journal._decision_rows(abort(staged.attempt)))
+    stage.send(half, "ROLLBACK")
+    try:
+        ending.result(ANSWER_WITHIN_S)
+    except Refused as error:
+        raise Broken("the end was in the circle") from error
+    if journal.dialect.failure(late.value.code) is not Failure.DUPLICATE:
+        raise Broken("the late decision was in the circle")
+
+
 def not_done(future: object) -> bool:
     try:
         future.result(ANSWER_WITHIN_S)  # type: ignore[attr-defined]
@@ -189,6 +215,15 @@ class NoLock(SqlJournal):
         return "SELECT 1"
 
 
+class LooksWithoutALock(SqlJournal):
+    """A plain COMMIT reads the name's row, and locks it not."""
+
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        (insert,) = super()._decision_rows(decision)
+        assert self.dialect.row_lock in insert
+        return (insert.replace(self.dialect.row_lock, ""),)
+
+
 class LocksLast(SqlJournal):
     """The decision looks whether all are ready, and only then locks the name's row."""
 
@@ -198,13 +233,27 @@ class LocksLast(SqlJournal):
         return insert, update, *more
 
 
+class EndsDecisionsFirst(SqlJournal):
+    """Locks what it ends, and then the names of it."""
+
+    def _write(self, session: Session, *statements: str, forced: bool = True) -> Script[Sequence[Reply]]:
+        if any("undecided = NULL" in one for one in statements[1:]):
+            statements = *statements[2:], *statements[:2]
+        return (yield from super()._write(session, *statements, forced=forced))
+
+
 SCHEDULES = (
+    a_late_decision_and_the_end_of_the_first_do_not_wait_in_a_circle,
+    a_plain_commit_waits_for_an_intent_in_flight_and_is_then_refused,
+    an_intent_waits_for_a_plain_commit_in_flight_and_is_then_refused,
     a_commit_waits_for_an_intent_in_flight_and_is_then_refused,
     an_intent_waits_for_a_commit_in_flight_and_is_then_refused,
     a_commit_waits_for_a_refusal_in_flight_and_is_then_refused,
     a_refusal_waits_for_a_commit_in_flight_and_is_then_not_written,
 )
 LOST = (
+    (LooksWithoutALock, a_plain_commit_waits_for_an_intent_in_flight_and_is_then_refused),
+    (LooksWithoutALock, an_intent_waits_for_a_plain_commit_in_flight_and_is_then_refused),
     (NoLock, a_commit_waits_for_an_intent_in_flight_and_is_then_refused),
     (NoLock, an_intent_waits_for_a_commit_in_flight_and_is_then_refused),
     (LocksLast, a_commit_waits_for_an_intent_in_flight_and_is_then_refused),
@@ -220,7 +269,16 @@ def test_a_step_or_an_answer_and_the_decision_do_not_pass_each_other(
     schedule(Stage(place, bench))
 
 
-# InnoDB locks what the subqueries of an INSERT read, so there the schedules hold twice.
+# InnoDB locks what the subqueries of an INSERT read, so there the other schedules hold twice.
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+@pytest.mark.parametrize("style", ["sync"])
+def test_in_another_order_the_end_waits_in_a_circle(place: Place, other_bench: OtherBench) -> None:
+    with pytest.raises(Broken):
+        a_late_decision_and_the_end_of_the_first_do_not_wait_in_a_circle(
+            Stage(place, other_bench(EndsDecisionsFirst(place.dialect())))
+        )
+
+
 @pytest.mark.parametrize("kind", ["postgres"])
 @pytest.mark.parametrize("style", ["sync"])
 @pytest.mark.parametrize(("mutant", "schedule"), LOST)

@@ -15,6 +15,7 @@ from journals.places import Place, query
 from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused
+from nodoubt.protocol.records import Mode
 from nodoubt.script import Do, Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.processes import wait_for
@@ -117,6 +118,18 @@ def test_the_open_commits_come_from_the_index_that_holds_nothing_else(place: Pla
         (sql,) = sent(script, bench)
         how = plan(place, bench, sql)
         assert (f"range nodoubt_{index} nodoubt_{index}" if place.kind == "mariadb" else index) in how
+
+
+def test_a_plain_commit_is_taken_out_of_the_index_of_the_undecided_as_it_ends_and_is_not_told_before(
+    bench: Bench,
+) -> None:
+    one, table = staging("order", attempt_at(LONG_AGO)), bench.journal.dialect.table("names")
+    bench.stage(one)
+    bench.insert([decision(attempt=one.attempt, mode=Mode.STAGED)])
+    marked = f"SELECT count(*) FROM {table} WHERE undecided IS NOT NULL"
+    assert int(query(bench, marked).scalar()) == 1 and bench.undecided("", 10) == []
+    bench.end([one.attempt])
+    assert int(query(bench, marked).scalar()) == 0
 
 
 @pytest.mark.parametrize("kind", ["postgres"])

@@ -145,10 +145,11 @@ def ready(dialect: Dialect, literal: str) -> str:
 def plain(dialect: Dialect, literal: str) -> str:
     """A condition likewise: nobody was asked and no step was called, so that nothing can be missing. A look at one row.
 
-    Most of what is staged is so, and should not pay for a look at two tables more.
+    Most of what is staged is so, and should not pay for a look at two tables more, nor for a change of that row. The
+    look locks it, as an intent does; if it has to wait for one, it sees what that has written.
     """
     nobody = f"calls = 0 AND confirmations = {dialect.text(json(()))}"
-    names = f"SELECT {nobody} FROM {dialect.table('names')} WHERE attempt = {literal}"
+    names = f"SELECT {nobody} FROM {dialect.table('names')} WHERE attempt = {literal}{dialect.row_lock}"
     return f"COALESCE(({names}), true)"
 
 

@@ -141,15 +141,16 @@ class SqlJournal(Calls):
         return *self.dialect.hold_floor(), *self._decision_rows(decision)
 
     def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        """The decision, and that its name is decided.
+        """The decision, and that its name is decided, which a plain COMMIT leaves to `end`.
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
-        insert = self._insert(decision)(*rows.decision_values(self.dialect, decision).values())
-        if decision.mode is Mode.ONCE:
+        statement = self._insert(decision)
+        insert = statement(*rows.decision_values(self.dialect, decision).values())
+        if decision.mode is Mode.ONCE or statement is self._insert_plain:
             return (insert,)
         # The name's row first: this lock is what keeps an intent from coming between the look whether all are ready and
-        # the COMMIT.
+        # the COMMIT. The plain one's look is the lock.
         return self._name_is_decided(self.dialect.attempt(decision.attempt)), insert
 
     def _insert(self, decision: Decision) -> Kept:
@@ -234,13 +235,17 @@ class SqlJournal(Calls):
         nothing flushes nothing: so each row is confirmed, too, whoever has ended it.
         """
         for some in pieces(attempts):
-            which, table = f"attempt IN ({self.dialect.attempts(some)})", self.dialect.table
+            listed, table = self.dialect.attempts(some), self.dialect.table
+            which, marked = f"attempt IN ({listed})", f"undecided IN ({listed})"
             yield from self._write(
                 session,
+                # Names before decisions, in order, as whoever decides takes them.
+                f"SELECT attempt FROM {table('names')} WHERE {marked} ORDER BY undecided{self.dialect.row_lock}",
+                f"UPDATE {table('names')} SET undecided = NULL WHERE {marked}",
                 self._lock_decisions(which),
                 f"UPDATE {table('decisions')} SET ended_at = COALESCE(ended_at, {self.dialect.now}), "
                 f"confirms = confirms + 1 WHERE {which}",
-                f"UPDATE {table('calls')} SET unfinished = NULL WHERE unfinished IN ({self.dialect.attempts(some)})",
+                f"UPDATE {table('calls')} SET unfinished = NULL WHERE unfinished IN ({listed})",
             )
 
     def _lock_decisions(self, which: str) -> str:

@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS {database}.nodoubt_names (
     begin_by DOUBLE NOT NULL,
     confirmations LONGTEXT NOT NULL, -- who must confirm: what they say is in the table of that name
     calls INT NOT NULL, -- how many steps have been called
-    undecided VARBINARY(32) NULL, -- the attempt, until its decision is written: what a sweep must look at
+    undecided VARBINARY(32) NULL, -- the attempt, until it is decided; of a COMMIT, at the latest until that has ended
     UNIQUE INDEX nodoubt_names_attempt (attempt),
     INDEX nodoubt_names_undecided (undecided),
     CHECK (length(attempt) = 32)

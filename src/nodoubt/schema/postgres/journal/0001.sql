@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS nodoubt.names (
     begin_by double precision NOT NULL,
     confirmations text NOT NULL, -- who must confirm: what they say is in the table of that name
     calls integer NOT NULL, -- how many steps have been called
-    undecided text COLLATE "C" -- the attempt, until its decision is written
+    undecided text COLLATE "C" -- the attempt, until it is decided; of a COMMIT, at the latest until that has ended
 );
 
 -- What a sweep must look at although no resource may list a branch of it.

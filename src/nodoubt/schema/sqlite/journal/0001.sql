@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_names (
     begin_by REAL NOT NULL,
     confirmations TEXT NOT NULL, -- who must confirm: what they say is in the table of that name
     calls INTEGER NOT NULL, -- how many steps have been called
-    undecided TEXT -- the attempt, until its decision is written
+    undecided TEXT -- the attempt, until it is decided; of a COMMIT, at the latest until that has ended
 ) STRICT, WITHOUT ROWID;
 
 -- What a sweep must look at although no resource may list a branch of it.
