@@ -56,6 +56,7 @@ from .postgres_sql import (
     mark,
     receipt_row,
     some_receipts,
+    those_receipts,
     unforced,
 )
 from .postgres_statements import shape
@@ -398,10 +399,7 @@ class PostgresResource:
         """Delete these receipts, and a batch each of what one-phase commits left before `older_than`, and of what two
         phases left `below` the floor.
         """
-        statements = []
-        if xids:
-            keys = ", ".join(f"('{xid.attempt}', {xid.branch})" for xid in xids)
-            statements.append(f"DELETE FROM nodoubt.receipts WHERE (attempt, branch) IN ({keys})")
+        statements = list(those_receipts(xids))
         if older_than is not None:
             statements.append(some_receipts(f"alone AND at < pg_catalog.to_timestamp({float(older_than)!r})"))
         if below:

@@ -8,7 +8,7 @@ Must not: hold a user's statement; those are in `postgres_statements`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..kept import Kept
 from ..ports import Session, Work
@@ -81,6 +81,15 @@ WROTE = """SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL
 def receipt_row(xid: Xid, verdict: Verdict, *, epoch: int, alone: bool) -> str:
     """A plain INSERT: never ON CONFLICT, which would commit the work against a fence that stands."""
     return RECEIPT(f"'{xid.attempt}'", str(xid.branch), f"'{verdict.value}'", str(int(epoch)), str(alone).lower())
+
+
+def those_receipts(xids: Sequence[Xid]) -> Iterator[str]:
+    """Deletes them, by the number of the branch: a list of pairs is planned pair by pair, for longer than it runs."""
+    attempts: dict[int, list[str]] = {}
+    for xid in xids:
+        attempts.setdefault(xid.branch, []).append(f"'{xid.attempt}'")
+    for branch, some in attempts.items():
+        yield f"DELETE FROM nodoubt.receipts WHERE branch = {branch} AND attempt IN ({', '.join(some)})"
 
 
 def some_receipts(where: str) -> str:
