@@ -84,8 +84,7 @@ def test_receipts_that_go_before_the_end_is_recorded_make_a_sound_commit_look_br
     sound = ends._flush_some
 
     def receipts_first(ctx: Context) -> Script[None]:
-        xids = [xid for _, branches in ctx.ended for xid in branches]
-        yield from every([ends._forget(ctx, participant, xids) for participant in ctx.participants.values()])
+        yield from every([ends._forget(ctx, participant, ctx.ended) for participant in ctx.participants.values()])
         yield from sound(ctx)
 
     monkeypatch.setattr(ends, "_flush_some", receipts_first)

@@ -251,8 +251,7 @@ def receipts_go_before_the_end(patch: Patch) -> Variant:
     flush_some = ends._flush_some
 
     def some(ctx: Context) -> Script[None]:
-        xids = [xid for _, branches in ctx.ended for xid in branches]
-        yield from every([ends._forget(ctx, participant, xids) for participant in ctx.participants.values()])
+        yield from every([ends._forget(ctx, participant, ctx.ended) for participant in ctx.participants.values()])
         yield from flush_some(ctx)
 
     patch.setattr(ends, "_flush_some", some)

@@ -28,7 +28,7 @@ from ..ports import (
     StatementFailed,
     Unclear,
 )
-from ..protocol.records import Epoch
+from ..protocol.records import BranchRef, Epoch
 from ..script import Do, Effect, Every, Pause, Script
 from ..xid import Xid
 
@@ -122,7 +122,7 @@ class Context:
     cluster: str = ""
     epoch: Epoch = field(default_factory=Epoch)
     live: set[str] = field(default_factory=set)  # attempts this process is at work on
-    ended: list[tuple[str, tuple[Xid, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
+    ended: list[tuple[str, tuple[BranchRef, ...]]] = field(default_factory=list)  # proved, their end not yet recorded
     first_seen: dict[Xid, float] = field(default_factory=dict)
     closing: bool = False
     failed_begins: OrderedDict[str, FailedBegin] = field(default_factory=OrderedDict)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..errors import NoDoubtError
 from ..ports import Session
-from ..protocol.records import Standing
+from ..protocol.records import BranchRef, Standing
 from ..script import Script, every
 from ..xid import Xid
 from .branches import alarm_if_committed, may_have_committed
@@ -58,17 +58,22 @@ def _flush_some(ctx: Context) -> Script[None]:
         with ctx.lock:
             ctx.ended = ended + ctx.ended
         raise
-    xids = [xid for _, branches in ended for xid in branches]
-    yield from every([_forget(ctx, participant, xids) for participant in ctx.participants.values()])
+    yield from every([_forget(ctx, participant, ended) for participant in ctx.participants.values()])
     for attempt, _ in ended:
         ctx.notice("P10", attempt, "ended")
 
 
-def _forget(ctx: Context, participant: Participant, xids: Sequence[Xid]) -> Script[int]:
+def _forget(ctx: Context, participant: Participant, ended: Sequence[tuple[str, Sequence[BranchRef]]]) -> Script[int]:
+    """Delete the receipts that are there: its own."""
+    own = participant.resource_id
+    xids = [Xid(ctx.cluster, attempt, ref.number) for attempt, refs in ended for ref in refs if ref.resource_id == own]
+    if not xids:
+        return 0
+
     def body(session: Session) -> Script[int]:
         return participant.resource.forget(session, xids)
 
-    return asked(ctx, participant.reserve, body)
+    return (yield from asked(ctx, participant.reserve, body))
 
 
 def retire(ctx: Context) -> Script[int]:

@@ -140,7 +140,7 @@ def _write(ctx: Context, course: Course, record: Record, *, forced: bool) -> Scr
         case Ended():
             ctx.notice("P9", course.attempt.id, "every branch proved")
             with ctx.lock:
-                ctx.ended.append((course.attempt.id, tuple(b.work.xid for b in course.branches.values())))
+                ctx.ended.append((course.attempt.id, tuple(branch.ref for branch in course.branches.values())))
             return None
 
 

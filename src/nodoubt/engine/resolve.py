@@ -95,9 +95,8 @@ def _agree(ctx: Context, case: _Case, standing: Standing) -> Script[Result]:
     complete = True
     if decision.verdict is Verdict.COMMIT and not standing.ended:
         yield from _require_proofs(ctx, decision, {entry.branch for entry in case.held})
-        xids = tuple(Xid(ctx.cluster, decision.attempt, ref.number) for ref in decision.branches)
         with ctx.lock:
-            ctx.ended.append((decision.attempt, xids))
+            ctx.ended.append((decision.attempt, decision.branches))
         yield from ends.flush(ctx)
     yield from _clear(ctx, case)
     state = State.COMMITTED if decision.verdict is Verdict.COMMIT else State.ABORTED

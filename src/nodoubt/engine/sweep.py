@@ -518,9 +518,7 @@ def _end(run: _Sweep, proved: Sequence[Decision]) -> Script[None]:
         return
     ctx = run.ctx
     with ctx.lock:
-        for decision in proved:
-            xids = tuple(Xid(ctx.cluster, decision.attempt, ref.number) for ref in decision.branches)
-            ctx.ended.append((decision.attempt, xids))
+        ctx.ended += [(decision.attempt, decision.branches) for decision in proved]
     yield from ends.flush(ctx)
     run.report.ended += len(proved)
 
