@@ -17,7 +17,8 @@ from .script import Script, do
 
 _WHO = "SELECT pg_catalog.pg_backend_pid()"
 _NO_SUCH_STATEMENT = "26000"
-_PLAIN = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch  # no quote, backslash, semicolon or placeholder
+# Text that a pair of quotes makes a literal of, on every database: no quote, backslash, semicolon or placeholder.
+plain = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch
 
 
 class Kept:
@@ -61,7 +62,7 @@ def literal(text: str) -> str:
 
     Plain ASCII stands as it is; all else as its hexadecimal digits, which the server decodes itself.
     """
-    if _PLAIN(text):
+    if plain(text):
         return f"'{text}'"
     # A lone surrogate comes from a program's broken output, and U+0000 can't be stored.
     digits = text.replace("\0", "\ufffd").encode("utf-8", "replace").hex()

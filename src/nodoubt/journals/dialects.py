@@ -114,7 +114,9 @@ class Dialect:
         return self.text(text)
 
     def text(self, text: str) -> str:
-        """A literal for any text, from its hexadecimal digits. U+0000, which PostgreSQL can't store, is replaced."""
+        """A literal for any text: as it stands, or from its hexadecimal digits. U+0000, which PostgreSQL can't store,
+        is replaced.
+        """
         raise NotImplementedError
 
     def free_text(self, text: str) -> str:
@@ -258,10 +260,10 @@ class MariaDBDialect(Dialect):
         self.prefix = f"`{name}`.nodoubt_"
 
     def text(self, text: str) -> str:
-        return f"CONVERT(x'{_hex(text)}' USING utf8mb4)"
+        return f"'{text}'" if kept.plain(text) else f"CONVERT(x'{_hex(text)}' USING utf8mb4)"
 
     def key(self, text: str) -> str:
-        return f"x'{_hex(text)}'"
+        return f"'{text}'" if kept.plain(text) else f"x'{_hex(text)}'"
 
     def upsert(self, table: str, keys: Sequence[str], row: Mapping[str, str], changes: Mapping[str, str]) -> str:
         # Assignments run from left to right here, and a later one sees what an earlier one has set.
@@ -303,7 +305,7 @@ class SqliteDialect(Dialect):
     no_table = frozenset({"1"})
 
     def text(self, text: str) -> str:
-        return f"CAST(x'{_hex(text)}' AS TEXT)"
+        return f"'{text}'" if kept.plain(text) else f"CAST(x'{_hex(text)}' AS TEXT)"
 
     def failure(self, code: str) -> Failure:
         if code in self.codes:
