@@ -107,6 +107,8 @@ class Connection:
         self.kept: Any = None
         self._database = database
         self._waiting_since = 0.0
+        self._on_access: OnAccess | None = None
+        database.authorizer = self._authorize  # for good: each time that it is set, SQLite compiles all statements anew
         database.set_busy_handler(self.wait)
         # SQLite forgets an interrupt that comes just before a statement begins. This asks again while it runs.
         database.set_progress_handler(lambda: self.killed, _STEPS_BETWEEN_LOOKS)
@@ -233,17 +235,17 @@ class Connection:
         """Call `on_access(action, first, second, database, trigger)` for all that a statement wants, and `on_change`
         before each row changes. What `on_access` raises stops the statement and comes out of `execute`.
         """
-
-        def authorize(action: int, *names: str | None) -> int:
-            on_access(_ACTIONS.get(action, str(action)), *names)
-            return apsw.SQLITE_OK
-
         self._database.preupdate_hook(on_change)
-        self._database.authorizer = authorize
+        self._on_access = on_access
 
     def unwatch(self) -> None:
-        self._database.authorizer = None
+        self._on_access = None
         self._database.preupdate_hook(None)
+
+    def _authorize(self, action: int, *names: str | None) -> int:
+        if self._on_access is not None:
+            self._on_access(_ACTIONS.get(action, str(action)), *names)
+        return apsw.SQLITE_OK
 
     def bare(self, on: bool) -> None:
         """Switch triggers, foreign keys and CHECKs off, so that rows are written as they are; or on again."""
