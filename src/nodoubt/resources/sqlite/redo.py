@@ -16,10 +16,7 @@ from ...ports import Failure, Refused, StatementFailed
 from .face import Connection, quoted
 from .failures import failure, refusal
 from .record import RawText, Record, Row, TableRedo, Value, digest
-from .tables import Table
-
-_REHEARSAL = "nodoubt_rehearsal"
-
+from .tables import Schema, Table
 
 def columns_of(table: Table) -> tuple[str, ...]:
     """The columns of an image: the key, then all that can be written."""
@@ -53,25 +50,33 @@ def _text(stored: bytes) -> Value:
         return RawText(stored)
 
 
-def sequences(connection: Connection) -> dict[str, int]:
+def sequences(connection: Connection, schema: Schema) -> dict[str, int]:
     """AUTOINCREMENT's counters. The hook is not told of them."""
-    if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'"):
-        return {}
-    return dict(connection.query("SELECT name, seq FROM main.sqlite_sequence"))
+    return dict(connection.query("SELECT name, seq FROM main.sqlite_sequence")) if schema.counts else {}
 
 
-def apply(connection: Connection, record: Record) -> None:
-    """Bring the rows into the state they had in the branch."""
+def apply(connection: Connection, record: Record, schema: Schema) -> None:
+    """Bring the rows into the state they had in the branch. Whatever locks their tables has been taken away.
+
+    To switch off what could act makes SQLite compile every statement anew, so it is not done where nothing could.
+    """
+    if all(schema.tables[table.name].inert for table in record.tables):
+        _write(connection, record)
+        return
     connection.bare(True)
     try:
-        for table in record.tables:
-            _erase(connection, table)
-        for table in record.tables:
-            _insert(connection, table)
-        for name, number in record.sequences:
-            _count(connection, name, number)
+        _write(connection, record)
     finally:
         connection.bare(False)
+
+
+def _write(connection: Connection, record: Record) -> None:
+    for table in record.tables:
+        _erase(connection, table)
+    for table in record.tables:
+        _insert(connection, table)
+    for name, number in record.sequences:
+        _count(connection, name, number)
 
 
 def _count(connection: Connection, name: str, number: int | None) -> None:
@@ -100,31 +105,33 @@ def _insert(connection: Connection, table: TableRedo) -> None:
             connection.query(f"{head}({marks})", values)
 
 
-def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]], numbers: dict[str, int]) -> None:
-    """Apply the record in a savepoint, compare with what the branch had, and take it back. `Refused` if it differs."""
-    connection.query(f"SAVEPOINT {_REHEARSAL}")
+def rehearse(
+    connection: Connection, record: Record, schema: Schema, after: dict[str, str], numbers: dict[str, int]
+) -> None:
+    """Apply the record and compare with what the branch had: `Refused` if it differs. The caller takes it back.
+
+    `after`: a digest of each table's rows.
+    """
     try:
-        apply(connection, record)
+        apply(connection, record, schema)
     except StatementFailed as error:
         if failure(error) is Failure.FULL:
             raise refusal(error, "prepare") from error
         raise Refused(f"the work cannot be replayed ({error}), so it cannot be prepared; nothing was done") from error
-    different = [
-        table.name
-        for table in record.tables
-        if digest(image(connection, table.name, table.key, table.columns, table.erase)) != digest(after[table.name])
-    ]
-    if sequences(connection) != numbers:
+    different = [table.name for table in record.tables if _standing(connection, table) != after[table.name]]
+    if sequences(connection, schema) != numbers:
         different.append("sqlite_sequence")
     if different:
         raise Refused(
             f"replaying the work does not give the same rows in {', '.join(different)}, so it cannot be prepared; "
             "nothing was done"
         )
-    connection.query(f"ROLLBACK TO {_REHEARSAL}; RELEASE {_REHEARSAL}")
 
 
 def changed_since(connection: Connection, table: TableRedo) -> bool:
     """Whether the rows that a prepared branch touches are not what they were when it was prepared."""
-    now = image(connection, table.name, table.key, table.columns, table.erase)
-    return digest(now) != table.before
+    return _standing(connection, table) != table.before
+
+
+def _standing(connection: Connection, table: TableRedo) -> str:
+    return digest(image(connection, table.name, table.key, table.columns, table.erase))
