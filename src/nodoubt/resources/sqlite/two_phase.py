@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import text_of
-from ...ports import Failure, Refused, Reply, SavepointStep, StatementFailed, UnknownXid
+from ...ports import Failure, Refused, Reply, SavepointStep, StatementFailed, UnknownXid, Work
 from ...xid import Xid
 from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
@@ -42,8 +42,9 @@ class Hazard(Refused):
 # ---- work -----------------------------------------------------------------------------------------
 
 
-def begin(connection: Connection, gid: str, alone: bool) -> None:
-    """Begin a branch. `alone`: it can only end in one phase, so its rows need no watching."""
+def begin(connection: Connection, work: Work) -> None:
+    """Begin a branch. Where it can only end in one phase its rows need no watching."""
+    gid, alone = work.xid.gid, work.alone and not work.staged
     here = kept(connection)
     if here.branch is not None:
         raise Refused(f"the session is at work on another branch, {here.branch.gid}")
@@ -68,30 +69,38 @@ def _locks(connection: Connection) -> Locks:
     return {table: (gid, mode) for table, gid, mode in rows}
 
 
-def execute(connection: Connection, gid: str, statement: str, params: Any) -> tuple[Reply, bool]:
+def execute(connection: Connection, work: Work, statement: str, params: Any) -> tuple[Reply, bool]:
     """The user's statement, and whether the branch has surely written by now."""
-    branch = _at_work(connection, gid)
+    branch = _begun(connection, work)
     try:
         reply = connection.execute(statement, params)
     except Exception as error:
         if LOCKED in text_of(error):  # a cascade or a trigger came upon a guard
             raise Refused(f"{LOCKED}; nothing was done", retry=True) from error
         raise
-    _at_work(connection, gid)
+    _at_work(connection, branch.gid)
     if branch.broken is not None:
         raise branch.broken
     return reply, branch.wrote(connection.total_changes())
 
 
-def savepoint(connection: Connection, gid: str, step: SavepointStep, name: str) -> None:
+def savepoint(connection: Connection, work: Work, step: SavepointStep, name: str) -> None:
     """A savepoint of the user's, inside ours. What `capture` has noted of undone work stays noted: a row too many."""
-    branch = _at_work(connection, gid)
+    branch = _begun(connection, work)
     branch.steps = True
     try:
         connection.query("; ".join(step.statements(name)))
     finally:
         branch.steps = False
-    _at_work(connection, gid)
+    _at_work(connection, branch.gid)
+
+
+def _begun(connection: Connection, work: Work) -> Branch:
+    """The branch, which its first call begins. While `work.opening` stands, nothing has begun."""
+    if work.opening:
+        begin(connection, work)
+        work.opening = ()
+    return _at_work(connection, work.xid.gid)
 
 
 def _at_work(connection: Connection, gid: str) -> Branch:
