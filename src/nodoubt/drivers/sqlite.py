@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -116,15 +116,18 @@ class Connection:
     # -- our own statements
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Our own statements; all rows. Raises `StatementFailed` or `SessionLost`."""
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
-            return cast("list[tuple[Any, ...]]", self._database.execute(sql, values).fetchall())
+            rows: list[Any] = self._database.execute(sql, values).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from error
+        return rows
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """One statement of our own, for each of the rows."""
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
             self._database.executemany(sql, rows).fetchall()
         except apsw.Error as error:
@@ -132,7 +135,8 @@ class Connection:
 
     def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements, a reply for each. Raises `StatementFailed` or `SessionLost`."""
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
             return tuple(self._replies(sql, None))
         except apsw.Error as error:
@@ -145,7 +149,8 @@ class Connection:
         It is always compiled anew: one compiled without the authorizer would skip it, and one compiled before the hook
         was there deletes a whole table without telling it. (SQLite expires what is cached; we do not rely on that.)
         """
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
             if isinstance(params, Bound):
                 return self._in_full(statement, params)
@@ -165,7 +170,7 @@ class Connection:
 
     def _replies(self, sql: str, params: Any) -> list[Reply]:
         database, replies = self._database, list[Reply]()
-        tag, columns, rows, before = "", tuple[str, ...](), list[tuple[Any, ...]](), 0
+        tag, columns, rows, before = "", tuple[str, ...](), list[Any](), 0
         started = False
 
         def finish() -> None:
@@ -189,7 +194,7 @@ class Connection:
         cursor = database.cursor()
         cursor.exec_trace = next_one  # called as each statement begins
         for row in cursor.execute(sql, params, can_cache=False):
-            rows.append(cast("tuple[Any, ...]", row))
+            rows.append(row)
         finish()
         return replies
 
@@ -244,7 +249,7 @@ class Connection:
 
     def _authorize(self, action: int, *names: str | None) -> int:
         if self._on_access is not None:
-            self._on_access(_ACTIONS.get(action, str(action)), *names)
+            self._on_access(_ACTIONS.get(action) or str(action), *names)
         return apsw.SQLITE_OK
 
     def bare(self, on: bool) -> None:
@@ -275,9 +280,8 @@ class Connection:
         """Rolls back what is open."""
         self._database.close(force=True)
 
-    def _stop_if_killed(self) -> None:
-        if self.killed:
-            raise SessionLost(f"the connection to {self.path} was ended in the middle of a call")
+    def _ended(self) -> SessionLost:
+        return SessionLost(f"the connection to {self.path} was ended in the middle of a call")
 
     def _translated(self, error: apsw.Error) -> StatementFailed | SessionLost:
         if self.lost(error):

@@ -9,6 +9,7 @@ Must not: begin or end a transaction.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from .face import Connection, quoted
 from .failures import failure, refusal
 from .record import RawText, Record, Row, TableRedo, Value, digest
 from .tables import Schema, Table
+
+TEXTS_MAX = 1000  # of each form of statement: one for a table
+
 
 def columns_of(table: Table) -> tuple[str, ...]:
     """The columns of an image: the key, then all that can be written."""
@@ -31,12 +35,27 @@ def image(
     Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key
     must not be read twice, under both its spellings.
     """
+    sql = _select(name, tuple(key), tuple(columns))
+    return [_values(row) for one in keys for row in connection.query(sql, one)]
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _select(name: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
     fields = ", ".join(
         f"typeof({c}), CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in map(quoted, columns)
     )
     where = " AND ".join(f"{k} = ?{n} AND {k} COLLATE BINARY = ?{n}" for n, k in enumerate(map(quoted, key), 1))
-    sql = f"SELECT {fields} FROM main.{quoted(name)} WHERE {where}"
-    return [_values(row) for one in keys for row in connection.query(sql, one)]
+    return f"SELECT {fields} FROM main.{quoted(name)} WHERE {where}"
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _delete(name: str, key: tuple[str, ...]) -> str:
+    return f"DELETE FROM main.{quoted(name)} WHERE {' AND '.join(f'{k} = ?' for k in map(quoted, key))}"
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _into(name: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT OR ABORT INTO main.{quoted(name)} ({', '.join(map(quoted, columns))}) VALUES "
 
 
 def _values(row: tuple[Any, ...]) -> Row:
@@ -90,12 +109,11 @@ def _count(connection: Connection, name: str, number: int | None) -> None:
 
 
 def _erase(connection: Connection, table: TableRedo) -> None:
-    where = " AND ".join(f"{k} = ?" for k in map(quoted, table.key))
-    connection.many(f"DELETE FROM main.{quoted(table.name)} WHERE {where}", table.erase)
+    connection.many(_delete(table.name, table.key), table.erase)
 
 
 def _insert(connection: Connection, table: TableRedo) -> None:
-    head = f"INSERT OR ABORT INTO main.{quoted(table.name)} ({', '.join(map(quoted, table.columns))}) VALUES "
+    head = _into(table.name, table.columns)
     plain = [row for row in table.insert if not any(isinstance(value, RawText) for value in row)]
     connection.many(head + f"({', '.join('?' * len(table.columns))})", plain)
     for row in table.insert:
