@@ -10,13 +10,12 @@ import time
 
 import pytest
 
+from kit import until
 from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
 from nodoubt.ports import Reply, SessionLost
 from nodoubt.script import Do, Script, every
-
-from kit import until
 
 
 class Fake:

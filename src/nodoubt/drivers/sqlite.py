@@ -343,17 +343,14 @@ class SqliteSession:
 
     def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements, `;` between them: a reply for each."""
-        return self._alone(Connection.run, sql)
+        return self.call(Connection.run, sql)
 
     def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`. Raises apsw's own errors."""
-        return self._alone(Connection.execute, statement, params)
+        return self.call(Connection.execute, statement, params)
 
     def call(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(connection, *args)`: many statements, one effect."""
-        return self._alone(function, *args)
-
-    def _alone(self, function: Callable[..., R], *args: Any) -> R:
         self.refuse_inherited()
         with self._mutex:
             if self._closed or self.connection.killed:

@@ -36,8 +36,8 @@ CLOSE_WAIT_S = 60.0
 class Watchdog(Watch):
     """Cuts off blocking calls that take too long: a thread looks at all of them every `TICK_S`, while there are any.
 
-    To make a call takes no lock. Whoever takes its number out of `_open` has ended it: the call itself, or the watchdog;
-    then the call waits until its target has been killed, so that whoever gets the target next is not met by that.
+    To make a call takes no lock. Whoever takes its number out of `_open` has ended it: the call, or the watchdog; then
+    the call waits until its target has been killed, so that whoever gets the target next is not met by that.
     """
 
     def __init__(self) -> None:
