@@ -24,7 +24,7 @@ import msgspec
 
 R = TypeVar("R")
 
-TICK_S = 0.1  # how late a call on asyncio may be cut off
+TICK_S = 0.1  # how late a call may be cut off
 
 
 class Do(msgspec.Struct, frozen=True):

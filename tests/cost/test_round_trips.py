@@ -67,13 +67,13 @@ class Meter:
         return self.proxies[name].url_for(url)
 
     def watch_sqlite(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        plain = SqliteSession._alone
+        plain = SqliteSession.call
 
         def counted(session: SqliteSession, function: Callable[..., Any], *args: Any) -> Any:
             self.calls[self.files[session.connection.path]] += 1
             return plain(session, function, *args)
 
-        monkeypatch.setattr(SqliteSession, "_alone", counted)
+        monkeypatch.setattr(SqliteSession, "call", counted)
 
     def take(self) -> Counter[str]:
         """What has been counted since it was last taken."""

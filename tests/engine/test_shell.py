@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
 
 import pytest
 
+from kit import until
 from nodoubt.engine.pool import AsyncPool, ThreadPool
-from nodoubt.engine.shell import AsyncShell, ThreadShell
+from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
 from nodoubt.ports import Reply, SessionLost
 from nodoubt.script import Do, Script, every
@@ -250,6 +252,43 @@ def test_a_blocking_call_that_takes_too_long_is_cut_off_by_the_watchdog() -> Non
     with pytest.raises(ResourceUnavailable):
         shell.run(script(session))
     assert session.killed
+
+
+def test_a_watchdog_that_has_gone_to_sleep_wakes_for_the_next_call() -> None:
+    dog, session = Watchdog(), Fake()
+    for _ in range(2):
+        dog.call(Do(session, "run", ("",), 30.0))
+        until(lambda: not dog._awake.is_set())
+    with pytest.raises(SessionLost):
+        dog.call(Do(session, "hang", (), 0.05))
+    assert session.killed
+
+
+class Slow(Fake):
+    """Its call is answered at the moment at which it is cut off, and its end takes a while."""
+
+    def __init__(self, waits_s: float) -> None:
+        super().__init__()
+        self.waits_s, self.returned, self.over = waits_s, threading.Event(), False
+
+    def hang(self) -> None:
+        self.stuck.wait(30)
+
+    def kill(self) -> None:
+        super().kill()
+        self.returned.wait(self.waits_s)
+        self.over = True
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_call_that_is_answered_as_it_is_cut_off_returns_when_its_target_is_dead(*, sound: bool) -> None:
+    """Who is given the target next must not be met by the end of somebody else's call. The mutant does not wait."""
+    dog, session = Watchdog(), Slow(0.1 if sound else 10.0)
+    if not sound:
+        dog._killing = contextlib.nullcontext()  # type: ignore[assignment]
+    dog.call(Do(session, "hang", (), 0.05))
+    assert session.over is sound
+    session.returned.set()
 
 
 def test_an_async_call_that_takes_too_long_is_cut_off() -> None:

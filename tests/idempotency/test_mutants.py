@@ -112,7 +112,7 @@ def test_mutant_a_rollback_that_keeps_the_row_on_sqlite_tells_of_an_effect_that_
 ) -> None:
     def keeps_the_row(connection: Any, xid: Xid) -> None:
         failures.lock(connection, "rollback")
-        two_phase._release(connection, xid.gid)
+        two_phase._released(connection, xid.gid)
         failures.commit(connection, "rollback")
 
     monkeypatch.setattr(two_phase, "rollback_prepared", keeps_the_row)

@@ -139,6 +139,13 @@ CASES: dict[str, Case] = {
         ),
         ["insert into t values (1)", "insert into t values (2)"],
     ),
+    "triggers that spell their table otherwise": (
+        (
+            "create table log(x); create table t(a);"
+            "create trigger g after insert on T begin insert into log values (new.a); update t set a = a + 1; end"
+        ),
+        ["insert into t values (1)", "insert into t values (2)"],
+    ),
     "a view with a trigger": (
         (
             "create table t(a); create view w as select a from t;"

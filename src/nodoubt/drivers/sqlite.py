@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -107,6 +107,8 @@ class Connection:
         self.kept: Any = None
         self._database = database
         self._waiting_since = 0.0
+        self._on_access: OnAccess | None = None
+        database.authorizer = self._authorize  # for good: each time that it is set, SQLite compiles all statements anew
         database.set_busy_handler(self.wait)
         # SQLite forgets an interrupt that comes just before a statement begins. This asks again while it runs.
         database.set_progress_handler(lambda: self.killed, _STEPS_BETWEEN_LOOKS)
@@ -114,15 +116,18 @@ class Connection:
     # -- our own statements
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Our own statements; all rows. Raises `StatementFailed` or `SessionLost`."""
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
-            return cast("list[tuple[Any, ...]]", self._database.execute(sql, values).fetchall())
+            rows: list[Any] = self._database.execute(sql, values).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from error
+        return rows
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """One statement of our own, for each of the rows."""
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
             self._database.executemany(sql, rows).fetchall()
         except apsw.Error as error:
@@ -130,7 +135,8 @@ class Connection:
 
     def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements, a reply for each. Raises `StatementFailed` or `SessionLost`."""
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
             return tuple(self._replies(sql, None))
         except apsw.Error as error:
@@ -143,7 +149,8 @@ class Connection:
         It is always compiled anew: one compiled without the authorizer would skip it, and one compiled before the hook
         was there deletes a whole table without telling it. (SQLite expires what is cached; we do not rely on that.)
         """
-        self._stop_if_killed()
+        if self.killed:
+            raise self._ended()
         try:
             if isinstance(params, Bound):
                 return self._in_full(statement, params)
@@ -163,7 +170,7 @@ class Connection:
 
     def _replies(self, sql: str, params: Any) -> list[Reply]:
         database, replies = self._database, list[Reply]()
-        tag, columns, rows, before = "", tuple[str, ...](), list[tuple[Any, ...]](), 0
+        tag, columns, rows, before = "", tuple[str, ...](), list[Any](), 0
         started = False
 
         def finish() -> None:
@@ -187,7 +194,7 @@ class Connection:
         cursor = database.cursor()
         cursor.exec_trace = next_one  # called as each statement begins
         for row in cursor.execute(sql, params, can_cache=False):
-            rows.append(cast("tuple[Any, ...]", row))
+            rows.append(row)
         finish()
         return replies
 
@@ -233,17 +240,17 @@ class Connection:
         """Call `on_access(action, first, second, database, trigger)` for all that a statement wants, and `on_change`
         before each row changes. What `on_access` raises stops the statement and comes out of `execute`.
         """
-
-        def authorize(action: int, *names: str | None) -> int:
-            on_access(_ACTIONS.get(action, str(action)), *names)
-            return apsw.SQLITE_OK
-
         self._database.preupdate_hook(on_change)
-        self._database.authorizer = authorize
+        self._on_access = on_access
 
     def unwatch(self) -> None:
-        self._database.authorizer = None
+        self._on_access = None
         self._database.preupdate_hook(None)
+
+    def _authorize(self, action: int, *names: str | None) -> int:
+        if self._on_access is not None:
+            self._on_access(_ACTIONS.get(action) or str(action), *names)
+        return apsw.SQLITE_OK
 
     def bare(self, on: bool) -> None:
         """Switch triggers, foreign keys and CHECKs off, so that rows are written as they are; or on again."""
@@ -273,9 +280,8 @@ class Connection:
         """Rolls back what is open."""
         self._database.close(force=True)
 
-    def _stop_if_killed(self) -> None:
-        if self.killed:
-            raise SessionLost(f"the connection to {self.path} was ended in the middle of a call")
+    def _ended(self) -> SessionLost:
+        return SessionLost(f"the connection to {self.path} was ended in the middle of a call")
 
     def _translated(self, error: apsw.Error) -> StatementFailed | SessionLost:
         if self.lost(error):
@@ -337,17 +343,14 @@ class SqliteSession:
 
     def run(self, sql: str) -> tuple[Reply, ...]:
         """Our own literal statements, `;` between them: a reply for each."""
-        return self._alone(Connection.run, sql)
+        return self.call(Connection.run, sql)
 
     def execute(self, statement: str, params: Params) -> Reply:
         """The user's statement, `?` or `:name`. Raises apsw's own errors."""
-        return self._alone(Connection.execute, statement, params)
+        return self.call(Connection.execute, statement, params)
 
     def call(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(connection, *args)`: many statements, one effect."""
-        return self._alone(function, *args)
-
-    def _alone(self, function: Callable[..., R], *args: Any) -> R:
         self.refuse_inherited()
         with self._mutex:
             if self._closed or self.connection.killed:

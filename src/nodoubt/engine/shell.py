@@ -10,7 +10,6 @@ cancelled asyncio tasks pass through any cancel scope, so the phases run in a ta
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import os
 import threading
@@ -22,7 +21,7 @@ from concurrent.futures import wait as wait_for
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ..ports import Unclear
-from ..script import Do, Script, Watch, adrive, drive
+from ..script import TICK_S, Do, Script, Watch, adrive, drive
 from .context import log, plainly
 
 R = TypeVar("R")
@@ -31,18 +30,22 @@ P = ParamSpec("P")
 
 THREADS_MAX = 1024  # a bound against a leak, not a size: threads are made as they are needed
 BATCH_MAX = 64
-DEADLINES_SPARE = 1000
 CLOSE_WAIT_S = 60.0
 
 
 class Watchdog(Watch):
-    """Cuts off blocking calls that take too long, from one thread that sleeps until the next deadline."""
+    """Cuts off blocking calls that take too long: a thread looks at all of them every `TICK_S`, while there are any.
+
+    To make a call takes no lock. Whoever takes its number out of `_open` has ended it: the call, or the watchdog; then
+    the call waits until its target has been killed, so that whoever gets the target next is not met by that.
+    """
 
     def __init__(self) -> None:
-        self._wake = threading.Condition()
-        self._deadlines: list[tuple[float, int, Do]] = []
-        self._open: dict[int, bool] = {}  # call number -> whether it was cut off
+        self._open: dict[int, tuple[float, Do]] = {}  # by number: when to cut it off
         self._numbers = itertools.count()
+        self._awake = threading.Event()
+        self._starting = threading.Lock()
+        self._killing = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def call(self, do: Do) -> Any:
@@ -51,46 +54,44 @@ class Watchdog(Watch):
         if do.within_s is None:
             return method(*do.args)
         number = next(self._numbers)
-        self._watch(number, time.monotonic() + do.within_s, do)
         try:
+            self._open[number] = (time.monotonic() + do.within_s, do)
+            if not self._awake.is_set():
+                self._wake()
             return method(*do.args)
         except Exception as error:
-            if self._open.get(number):
+            if number not in self._open:
                 raise do.target.timed_out(do.within_s) from error
             raise
         finally:
-            with self._wake:
-                self._open.pop(number, None)
+            if self._open.pop(number, None) is None:
+                with self._killing:
+                    pass
 
-    def _watch(self, number: int, deadline: float, do: Do) -> None:
-        with self._wake:
-            self._open[number] = False
-            if len(self._deadlines) > 2 * len(self._open) + DEADLINES_SPARE:
-                # Calls that are over lie below one that is not; each would keep its session alive.
-                self._deadlines = [one for one in self._deadlines if one[1] in self._open]
-                heapq.heapify(self._deadlines)
-            heapq.heappush(self._deadlines, (deadline, number, do))
+    def _wake(self) -> None:
+        with self._starting:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._sleep, name="nodoubt-watchdog", daemon=True)
+                self._thread = threading.Thread(target=self._look, name="nodoubt-watchdog", daemon=True)
                 self._thread.start()
-            if self._deadlines[0][1] == number:
-                self._wake.notify()
+        self._awake.set()
 
-    def _sleep(self) -> None:
+    def _look(self) -> None:
         while True:
-            with self._wake:
-                while self._deadlines and self._deadlines[0][1] not in self._open:
-                    heapq.heappop(self._deadlines)
-                if not self._deadlines:
-                    self._wake.wait()
-                    continue
-                deadline, number, do = self._deadlines[0]
-                if deadline > time.monotonic():
-                    self._wake.wait(deadline - time.monotonic())
-                    continue
-                heapq.heappop(self._deadlines)
-                self._open[number] = True
-                do.target.kill()
+            self._awake.clear()
+            if not self._open:  # a call that comes after this look finds that it has to wake us
+                self._awake.wait()
+            self._awake.set()
+            self._cut_off(time.monotonic())
+            time.sleep(TICK_S)
+
+    def _cut_off(self, now: float) -> None:
+        with self._killing:
+            for number, (deadline, do) in self._open.copy().items():
+                if deadline <= now and self._open.pop(number, None) is not None:
+                    try:
+                        do.target.kill()
+                    except Exception:
+                        log.exception("a call that took too long could not be cut off")
 
 
 _SHELLS: weakref.WeakSet[ThreadShell] = weakref.WeakSet()

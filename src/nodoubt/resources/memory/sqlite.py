@@ -3,7 +3,8 @@ its table in the file, journal rows that ride inside a prepare or phase two, cal
 
 All the user's rows are in one table, so a prepared branch that wrote refuses every other writer until it ends.
 
-The scripts mirror `resources.sqlite`, call by call; each call raises what `two_phase` and `receipts` raise.
+The scripts mirror `resources.sqlite`, call by call; each call raises what `two_phase` and `receipts` raise. Only to
+begin is a call of its own here, with one more moment to crash at: there it goes with the first statement.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
                tables     the tables whose rows change, each a `TableRedo`
                sequences  [table, number] pairs to set in sqlite_sequence; nil: no number is to stand there
     TableRedo  name       the table
-               shape      `tables.shape` at prepare time, in hex
+               shape      `tables.Table.shape` at prepare time, in hex
                before     `digest` of the rows under `erase` as they were before the branch, in hex
                key        the columns that name a row: the rowid's name, or the primary key
                columns    the columns of a row under `insert`: the key, then all that can be written

@@ -9,6 +9,7 @@ Must not: begin or end a transaction.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,9 @@ from ...ports import Failure, Refused, StatementFailed
 from .face import Connection, quoted
 from .failures import failure, refusal
 from .record import RawText, Record, Row, TableRedo, Value, digest
-from .tables import Table
+from .tables import Schema, Table
 
-_REHEARSAL = "nodoubt_rehearsal"
+TEXTS_MAX = 1000  # of each form of statement: one for a table
 
 
 def columns_of(table: Table) -> tuple[str, ...]:
@@ -34,12 +35,27 @@ def image(
     Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key
     must not be read twice, under both its spellings.
     """
+    sql = _select(name, tuple(key), tuple(columns))
+    return [_values(row) for one in keys for row in connection.query(sql, one)]
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _select(name: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
     fields = ", ".join(
         f"typeof({c}), CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in map(quoted, columns)
     )
     where = " AND ".join(f"{k} = ?{n} AND {k} COLLATE BINARY = ?{n}" for n, k in enumerate(map(quoted, key), 1))
-    sql = f"SELECT {fields} FROM main.{quoted(name)} WHERE {where}"
-    return [_values(row) for one in keys for row in connection.query(sql, one)]
+    return f"SELECT {fields} FROM main.{quoted(name)} WHERE {where}"
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _delete(name: str, key: tuple[str, ...]) -> str:
+    return f"DELETE FROM main.{quoted(name)} WHERE {' AND '.join(f'{k} = ?' for k in map(quoted, key))}"
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _into(name: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT OR ABORT INTO main.{quoted(name)} ({', '.join(map(quoted, columns))}) VALUES "
 
 
 def _values(row: tuple[Any, ...]) -> Row:
@@ -53,25 +69,33 @@ def _text(stored: bytes) -> Value:
         return RawText(stored)
 
 
-def sequences(connection: Connection) -> dict[str, int]:
+def sequences(connection: Connection, schema: Schema) -> dict[str, int]:
     """AUTOINCREMENT's counters. The hook is not told of them."""
-    if not connection.query("SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'"):
-        return {}
-    return dict(connection.query("SELECT name, seq FROM main.sqlite_sequence"))
+    return dict(connection.query("SELECT name, seq FROM main.sqlite_sequence")) if schema.counts else {}
 
 
-def apply(connection: Connection, record: Record) -> None:
-    """Bring the rows into the state they had in the branch."""
+def apply(connection: Connection, record: Record, schema: Schema) -> None:
+    """Bring the rows into the state they had in the branch. Whatever locks their tables has been taken away.
+
+    To switch off what could act makes SQLite compile every statement anew, so it is not done where nothing could.
+    """
+    if all(schema.tables[table.name].inert for table in record.tables):
+        _write(connection, record)
+        return
     connection.bare(True)
     try:
-        for table in record.tables:
-            _erase(connection, table)
-        for table in record.tables:
-            _insert(connection, table)
-        for name, number in record.sequences:
-            _count(connection, name, number)
+        _write(connection, record)
     finally:
         connection.bare(False)
+
+
+def _write(connection: Connection, record: Record) -> None:
+    for table in record.tables:
+        _erase(connection, table)
+    for table in record.tables:
+        _insert(connection, table)
+    for name, number in record.sequences:
+        _count(connection, name, number)
 
 
 def _count(connection: Connection, name: str, number: int | None) -> None:
@@ -85,12 +109,11 @@ def _count(connection: Connection, name: str, number: int | None) -> None:
 
 
 def _erase(connection: Connection, table: TableRedo) -> None:
-    where = " AND ".join(f"{k} = ?" for k in map(quoted, table.key))
-    connection.many(f"DELETE FROM main.{quoted(table.name)} WHERE {where}", table.erase)
+    connection.many(_delete(table.name, table.key), table.erase)
 
 
 def _insert(connection: Connection, table: TableRedo) -> None:
-    head = f"INSERT OR ABORT INTO main.{quoted(table.name)} ({', '.join(map(quoted, table.columns))}) VALUES "
+    head = _into(table.name, table.columns)
     plain = [row for row in table.insert if not any(isinstance(value, RawText) for value in row)]
     connection.many(head + f"({', '.join('?' * len(table.columns))})", plain)
     for row in table.insert:
@@ -100,31 +123,33 @@ def _insert(connection: Connection, table: TableRedo) -> None:
             connection.query(f"{head}({marks})", values)
 
 
-def rehearse(connection: Connection, record: Record, after: dict[str, list[Row]], numbers: dict[str, int]) -> None:
-    """Apply the record in a savepoint, compare with what the branch had, and take it back. `Refused` if it differs."""
-    connection.query(f"SAVEPOINT {_REHEARSAL}")
+def rehearse(
+    connection: Connection, record: Record, schema: Schema, after: dict[str, str], numbers: dict[str, int]
+) -> None:
+    """Apply the record and compare with what the branch had: `Refused` if it differs. The caller takes it back.
+
+    `after`: a digest of each table's rows.
+    """
     try:
-        apply(connection, record)
+        apply(connection, record, schema)
     except StatementFailed as error:
         if failure(error) is Failure.FULL:
             raise refusal(error, "prepare") from error
         raise Refused(f"the work cannot be replayed ({error}), so it cannot be prepared; nothing was done") from error
-    different = [
-        table.name
-        for table in record.tables
-        if digest(image(connection, table.name, table.key, table.columns, table.erase)) != digest(after[table.name])
-    ]
-    if sequences(connection) != numbers:
+    different = [table.name for table in record.tables if _standing(connection, table) != after[table.name]]
+    if sequences(connection, schema) != numbers:
         different.append("sqlite_sequence")
     if different:
         raise Refused(
             f"replaying the work does not give the same rows in {', '.join(different)}, so it cannot be prepared; "
             "nothing was done"
         )
-    connection.query(f"ROLLBACK TO {_REHEARSAL}; RELEASE {_REHEARSAL}")
 
 
 def changed_since(connection: Connection, table: TableRedo) -> bool:
     """Whether the rows that a prepared branch touches are not what they were when it was prepared."""
-    now = image(connection, table.name, table.key, table.columns, table.erase)
-    return digest(now) != table.before
+    return _standing(connection, table) != table.before
+
+
+def _standing(connection: Connection, table: TableRedo) -> str:
+    return digest(image(connection, table.name, table.key, table.columns, table.erase))

@@ -81,9 +81,12 @@ class SqliteResource:
 
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
-        """BEGIN IMMEDIATE. `Refused` names who holds the file, if it stays locked."""
+        """BEGIN IMMEDIATE. `Refused` names who holds the file, if it stays locked. A `lazy` one goes with `execute`."""
         self._refuse_unforced(before)
-        yield from self._ask(session, two_phase.begin, work.xid.gid, work.alone and not work.staged)
+        if work.lazy:
+            work.opening = ("BEGIN IMMEDIATE",)
+            return
+        yield from self._ask(session, two_phase.begin, work)
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:
         """The user's statement, `?` or `:name`."""
@@ -93,7 +96,7 @@ class SqliteResource:
                 "back"
             ) from work.doomed
         try:
-            reply, wrote = yield from do(session, "call", two_phase.execute, work.xid.gid, statement, params)
+            reply, wrote = yield from do(session, "call", two_phase.execute, work, statement, params)
         except BaseException as error:
             work.doomed = error
             raise
@@ -103,14 +106,14 @@ class SqliteResource:
     def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
         """`Refused` where SQLite has undone the whole transaction, as after an error of the disk."""
         try:
-            yield from do(session, "call", two_phase.savepoint, work.xid.gid, step, name)
+            yield from do(session, "call", two_phase.savepoint, work, step, name)
         except StatementFailed as error:
             raise refusal(error, f"savepoint {name} on {self.name}") from error
 
     def wrote(self, session: Session, work: Work) -> Script[bool]:
         """False only if the branch surely wrote nothing."""
-        if work.wrote:
-            return True
+        if work.wrote or work.opening:
+            return work.wrote
         try:
             return (yield from do(session, "call", two_phase.wrote, work.xid.gid))  # type: ignore[no-any-return]
         except SessionLost as error:
@@ -119,7 +122,8 @@ class SqliteResource:
 
     def end_reader(self, session: Session, work: Work) -> Script[None]:
         """Commit a branch that wrote nothing."""
-        return self._ask(session, two_phase.end_reader, work.xid.gid)
+        if not work.opening:
+            yield from self._ask(session, two_phase.end_reader, work.xid.gid)
 
     def rollback(self, session: Session, work: Work) -> Script[None]:
         """Undo the work. Never raises: a session that could not be cleaned is ended, and SQLite rolls back."""

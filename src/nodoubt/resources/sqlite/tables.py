@@ -40,6 +40,9 @@ class Table:
     key: tuple[str, ...]
     key_places: tuple[int, ...]  # where the key stands in a row; () for a rowid
     counted: bool  # AUTOINCREMENT: even an insert that is ignored uses up a number
+    shape: str  # a digest of its definition and its indexes': it changes with everything that could move a row
+    guarded: bool  # its guards are there, as this release writes them
+    inert: bool  # nothing else acts when a row is written: no other trigger, no CHECK, no foreign key from or to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Schema:
     tables: dict[str, Table]
     barred: dict[str, str]
     kin: dict[str, frozenset[str]]  # by foreign keys, in both directions
+    counts: bool  # AUTOINCREMENT's counters are there
 
 
 def load(connection: Connection) -> Schema:
@@ -61,62 +65,87 @@ def load(connection: Connection) -> Schema:
     return here.schema
 
 
+Entry = tuple[str, str, str | None]  # of sqlite_schema: type, name, sql
+Column = tuple[str, int, int]  # name, its place in the primary key, `hidden`
+Key = tuple[tuple[str, ...], tuple[int, ...]]
+
+
 def _read(connection: Connection, version: int) -> Schema:
-    tables: dict[str, Table] = {}
     barred = {
         name: f"{name} is a virtual table, or the storage of one: SQLite has no triggers there, so it cannot be locked"
         for (name,) in connection.query(
             "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('virtual', 'shadow')"
         )
     }
-    sql = dict(connection.query("SELECT name, sql FROM main.sqlite_schema WHERE type = 'table'"))
-    columns: dict[str, list[tuple[str, int, int]]] = {}
+    entries: dict[str, list[Entry]] = {}
+    for table, kind, name, sql in connection.query(
+        "SELECT tbl_name, type, name, sql FROM main.sqlite_schema ORDER BY type, name"
+    ):
+        entries.setdefault(_folded(table), []).append((kind, name, sql))  # a trigger names its table as it likes
+    columns: dict[str, list[Column]] = {}
     keyed: dict[str, bool] = {}
     for name, without_rowid, column, place, hidden in connection.query(_COLUMNS):
         if not name.startswith("sqlite_") and not is_ours(name):
             columns.setdefault(name, []).append((column, place, hidden))
             keyed[name] = bool(without_rowid)
+    parents = {name: _parents(connection, name) for name in columns}
+    tied = {_folded(name) for name, found in parents.items() if found}.union(*parents.values())
+    tables: dict[str, Table] = {}
     for name, found in columns.items():
-        counted = "AUTOINCREMENT" in (sql.get(name) or "").upper()
-        table = _keyed(name, found, counted) if keyed[name] else _rowid(name, found, counted)
-        if isinstance(table, Table):
-            tables[name] = table
+        key = _primary(name, found) if keyed[name] else _rowid(name, found)
+        if isinstance(key, str):
+            barred[name] = key
         else:
-            barred[name] = table
-    return Schema(version, tables, barred, _kin(connection, tables))
+            tables[name] = _table(name, found, key, entries[_folded(name)], tied=_folded(name) in tied)
+    return Schema(version, tables, barred, _kin(parents, tables), "sqlite_sequence" in entries)
 
 
-def _writable(columns: list[tuple[str, int, int]]) -> tuple[str, ...]:
-    return tuple(column for column, _, hidden in columns if hidden not in (_VIRTUAL, _STORED))
+def _table(name: str, columns: list[Column], key: Key, entries: list[Entry], *, tied: bool) -> Table:
+    made = [entry for entry in entries if entry[0] in ("table", "index")]
+    triggers = {(trigger, sql) for kind, trigger, sql in entries if kind == "trigger"}
+    guards = {_guard(name, operation) for operation in OPERATIONS}
+    words = "".join(sql or "" for kind, _, sql in made if kind == "table").upper()
+    return Table(
+        name,
+        tuple(column for column, _, hidden in columns if hidden not in (_VIRTUAL, _STORED)),
+        *key,
+        counted="AUTOINCREMENT" in words,
+        shape=hashlib.sha256(json.dumps(made).encode()).hexdigest(),
+        guarded=guards <= triggers,
+        inert=triggers <= guards and not tied and "CHECK" not in words,
+    )
 
 
-def _rowid(name: str, columns: list[tuple[str, int, int]], counted: bool) -> Table | str:
+def _rowid(name: str, columns: list[Column]) -> Key | str:
     taken = {_folded(column) for column, _, _ in columns}
     free = next((alias for alias in ROWID_NAMES if alias not in taken), None)
     if free is None:
         return f"{name} has columns called rowid, oid and _rowid_: its rows cannot be named. Rename one of them"
-    return Table(name, _writable(columns), (free,), (), counted)
+    return (free,), ()
 
 
-def _keyed(name: str, columns: list[tuple[str, int, int]], counted: bool) -> Table | str:
+def _primary(name: str, columns: list[Column]) -> Key | str:
     if any(hidden == _VIRTUAL for _, _, hidden in columns):
         return (
             f"{name} is WITHOUT ROWID and has a VIRTUAL generated column: SQLite's hook cannot tell its rows apart. "
             "Make the column STORED"
         )
     key = sorted((place, at, column) for at, (column, place, _) in enumerate(columns) if place)
-    return Table(
-        name, _writable(columns), tuple(column for _, _, column in key), tuple(at for _, at, _ in key), counted
-    )
+    return tuple(column for _, _, column in key), tuple(at for _, at, _ in key)
 
 
-def _kin(connection: Connection, tables: dict[str, Table]) -> dict[str, frozenset[str]]:
+def _parents(connection: Connection, name: str) -> set[str]:
     """A foreign key names its parent as somebody wrote it: SQLite folds ASCII letters, and so do we."""
+    found = connection.query("SELECT \"table\" FROM pragma_foreign_key_list(?, 'main')", (name,))
+    return {_folded(parent) for (parent,) in found}
+
+
+def _kin(parents: dict[str, set[str]], tables: dict[str, Table]) -> dict[str, frozenset[str]]:
     by_folded = {_folded(name): name for name in tables}
     kin: dict[str, set[str]] = {}
     for name in tables:
-        for (parent,) in connection.query("SELECT \"table\" FROM pragma_foreign_key_list(?, 'main')", (name,)):
-            other = by_folded.get(_folded(parent))
+        for parent in parents[name]:
+            other = by_folded.get(parent)
             if other is not None:
                 kin.setdefault(name, set()).add(other)
                 kin.setdefault(other, set()).add(name)
@@ -127,25 +156,18 @@ def _folded(name: str) -> str:
     return name.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")  # bytes fold ASCII only
 
 
-def shape(connection: Connection, name: str) -> str:
-    """A digest of the table's definition and its indexes'. It changes with everything that could move a row."""
-    rows = connection.query(
-        "SELECT type, name, sql FROM main.sqlite_schema "
-        "WHERE tbl_name = ? AND type IN ('table', 'index') ORDER BY 1, 2",
-        (name,),
-    )
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def guard(connection: Connection, names: Iterable[str]) -> None:
+def guard(connection: Connection, tables: Iterable[Table]) -> None:
     """Make sure that these tables have their guards, as this release writes them."""
+    missing = sorted(table.name for table in tables if not table.guarded)
+    if not missing:
+        return
     found = {
         name: (table, sql)
         for name, table, sql in connection.query(
             "SELECT name, tbl_name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND name GLOB ?", (GUARD + "*",)
         )
     }
-    for name in sorted(names):
+    for name in missing:
         for operation in OPERATIONS:
             trigger, sql = _guard(name, operation)
             if found.get(trigger) == (name, sql):

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import text_of
-from ...ports import Failure, Refused, Reply, SavepointStep, StatementFailed, UnknownXid
+from ...ports import Failure, Refused, Reply, SavepointStep, StatementFailed, UnknownXid, Work
 from ...xid import Xid
 from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
@@ -30,7 +30,7 @@ from .failures import commit, failure, lock, refusal, ride, undo
 from .receipts import refuse_fenced, write_receipt
 from .record import Record, Row, TableRedo, decode, digest, encode, order
 from .redo import apply, changed_since, columns_of, image, rehearse, sequences
-from .tables import LOCKED, Schema, guard, load, shape
+from .tables import LOCKED, Schema, guard, load
 
 PREPARED_MAX = 10_000  # branches listed at once
 
@@ -42,8 +42,9 @@ class Hazard(Refused):
 # ---- work -----------------------------------------------------------------------------------------
 
 
-def begin(connection: Connection, gid: str, alone: bool) -> None:
-    """Begin a branch. `alone`: it can only end in one phase, so its rows need no watching."""
+def begin(connection: Connection, work: Work) -> None:
+    """Begin a branch. Where it can only end in one phase its rows need no watching."""
+    gid, alone = work.xid.gid, work.alone and not work.staged
     here = kept(connection)
     if here.branch is not None:
         raise Refused(f"the session is at work on another branch, {here.branch.gid}")
@@ -68,30 +69,38 @@ def _locks(connection: Connection) -> Locks:
     return {table: (gid, mode) for table, gid, mode in rows}
 
 
-def execute(connection: Connection, gid: str, statement: str, params: Any) -> tuple[Reply, bool]:
+def execute(connection: Connection, work: Work, statement: str, params: Any) -> tuple[Reply, bool]:
     """The user's statement, and whether the branch has surely written by now."""
-    branch = _at_work(connection, gid)
+    branch = _begun(connection, work)
     try:
         reply = connection.execute(statement, params)
     except Exception as error:
         if LOCKED in text_of(error):  # a cascade or a trigger came upon a guard
             raise Refused(f"{LOCKED}; nothing was done", retry=True) from error
         raise
-    _at_work(connection, gid)
+    _at_work(connection, branch.gid)
     if branch.broken is not None:
         raise branch.broken
     return reply, branch.wrote(connection.total_changes())
 
 
-def savepoint(connection: Connection, gid: str, step: SavepointStep, name: str) -> None:
+def savepoint(connection: Connection, work: Work, step: SavepointStep, name: str) -> None:
     """A savepoint of the user's, inside ours. What `capture` has noted of undone work stays noted: a row too many."""
-    branch = _at_work(connection, gid)
+    branch = _begun(connection, work)
     branch.steps = True
     try:
         connection.query("; ".join(step.statements(name)))
     finally:
         branch.steps = False
-    _at_work(connection, gid)
+    _at_work(connection, branch.gid)
+
+
+def _begun(connection: Connection, work: Work) -> Branch:
+    """The branch, which its first call begins. While `work.opening` stands, nothing has begun."""
+    if work.opening:
+        begin(connection, work)
+        work.opening = ()
+    return _at_work(connection, work.xid.gid)
 
 
 def _at_work(connection: Connection, gid: str) -> Branch:
@@ -180,9 +189,8 @@ def prepare(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str])
         connection.unwatch()
         refuse_fenced(connection, xid)
         _refuse_locked(branch)
-        record, after, numbers = _captured(connection, branch, branch.schema)
-        rehearse(connection, record, after, numbers)
-        _promise(connection, record, branch, epoch)
+        record = _captured(connection, branch, branch.schema)
+        _promise(connection, record, branch, branch.schema, epoch)
         ride(connection, riders, what)
         _forget(connection)
         commit(connection, what)
@@ -206,43 +214,44 @@ def _refuse_locked(branch: Branch) -> None:
             )
 
 
-def _captured(
-    connection: Connection, branch: Branch, schema: Schema
-) -> tuple[Record, dict[str, list[Row]], dict[str, int]]:
-    """Read the after-images, roll the work back, read the same rows as they were before."""
+def _captured(connection: Connection, branch: Branch, schema: Schema) -> Record:
+    """Read the after-images, take the work back, read the same rows as they were before; then rehearse."""
     keys = {name: sorted(found, key=order) for name, found in branch.keys().items()}
     columns = {name: columns_of(schema.tables[name]) for name in keys}
 
-    def images() -> dict[str, list[Row]]:
-        return {
+    def images() -> tuple[dict[str, list[Row]], dict[str, str]]:
+        rows = {
             name: image(connection, name, schema.tables[name].key, columns[name], found) for name, found in keys.items()
         }
+        return rows, {name: digest(found) for name, found in rows.items()}
 
-    after, numbers = images(), sequences(connection)
-    connection.query(f"ROLLBACK TO {SAVEPOINT}; RELEASE {SAVEPOINT}")
-    before, old_numbers = images(), sequences(connection)
+    (rows, after), numbers = images(), sequences(connection, schema)
+    connection.query(f"ROLLBACK TO {SAVEPOINT}")
+    (_, before), old_numbers = images(), sequences(connection, schema)
     tables = tuple(
         TableRedo(
             name=name,
-            shape=shape(connection, name),
-            before=digest(before[name]),
+            shape=schema.tables[name].shape,
+            before=before[name],
             key=schema.tables[name].key,
             columns=columns[name],
             erase=tuple(keys[name]),
-            insert=tuple(after[name]),
+            insert=tuple(rows[name]),
         )
         for name in keys
-        if digest(before[name]) != digest(after[name])
+        if before[name] != after[name]
     )
     counted = {table.name for table in tables if schema.tables[table.name].counted}
     counted |= {name for name in numbers.keys() | old_numbers.keys() if numbers.get(name) != old_numbers.get(name)}
     record = Record(branch.gid, tables, tuple((name, numbers.get(name)) for name in sorted(counted)))
-    return record, after, numbers
+    rehearse(connection, record, schema, after, numbers)
+    connection.query(f"ROLLBACK TO {SAVEPOINT}; RELEASE {SAVEPOINT}")
+    return record
 
 
-def _promise(connection: Connection, record: Record, branch: Branch, epoch: int) -> None:
+def _promise(connection: Connection, record: Record, branch: Branch, schema: Schema, epoch: int) -> None:
     exclusive, shared = branch.locked()
-    guard(connection, exclusive | shared)
+    guard(connection, (schema.tables[name] for name in exclusive | shared))
     connection.query(
         "INSERT INTO main.nodoubt_prepared (xid, epoch, at, record) VALUES (?, ?, unixepoch('subsec'), ?)",
         (record.gid, epoch, encode(record)),
@@ -259,16 +268,15 @@ def commit_prepared(connection: Connection, xid: Xid, riders: Sequence[str]) -> 
     what = f"commit of the prepared branch {xid.gid}"
     lock(connection, what)
     try:
-        stored, epoch = _stored(connection, xid.gid)
-        record = decode(stored, xid.gid)
-        _refuse_changed(connection, record)
+        stored, epoch = _released(connection, xid.gid)
+        record, schema = decode(stored, xid.gid), load(connection)
+        _refuse_changed(connection, record, schema)
         try:
-            apply(connection, record)
+            apply(connection, record, schema)
         except StatementFailed as error:
             if failure(error) is Failure.FULL:
                 raise
             raise Hazard(_hazard(record.gid, "rows", f"they cannot be written any more ({error})")) from error
-        _release(connection, xid.gid)
         write_receipt(connection, xid, epoch, alone=False)
         ride(connection, riders, what)
         commit(connection, what)
@@ -285,8 +293,7 @@ def rollback_prepared(connection: Connection, xid: Xid) -> None:
     what = f"rollback of the prepared branch {xid.gid}"
     lock(connection, what)
     try:
-        _stored(connection, xid.gid)
-        _release(connection, xid.gid)
+        _released(connection, xid.gid)
         connection.query("DELETE FROM main.nodoubt_keys WHERE xid = ?", (xid.gid,))  # free again
         commit(connection, what)
     except StatementFailed as error:
@@ -297,22 +304,20 @@ def rollback_prepared(connection: Connection, xid: Xid) -> None:
         raise
 
 
-def _stored(connection: Connection, gid: str) -> tuple[Any, int]:
-    rows = connection.query("SELECT record, epoch FROM main.nodoubt_prepared WHERE xid = ?", (gid,))
+def _released(connection: Connection, gid: str) -> tuple[Any, int]:
+    """Its record and epoch, which are gone with this transaction, and so are its locks."""
+    rows = connection.query("DELETE FROM main.nodoubt_prepared WHERE xid = ? RETURNING record, epoch", (gid,))
     if not rows:
         raise UnknownXid(f"no prepared branch {gid} in {connection.path}")
+    connection.query("DELETE FROM main.nodoubt_locks WHERE xid = ?", (gid,))
     return rows[0][0], rows[0][1]
 
 
-def _release(connection: Connection, gid: str) -> None:
-    connection.query("DELETE FROM main.nodoubt_locks WHERE xid = ?", (gid,))
-    connection.query("DELETE FROM main.nodoubt_prepared WHERE xid = ?", (gid,))
-
-
-def _refuse_changed(connection: Connection, record: Record) -> None:
+def _refuse_changed(connection: Connection, record: Record, schema: Schema) -> None:
     """The guards can be passed by: by DDL, by VACUUM (which may renumber rows), with triggers switched off."""
     for table in record.tables:
-        if shape(connection, table.name) != table.shape:
+        known = schema.tables.get(table.name)
+        if known is None or known.shape != table.shape:
             raise Hazard(_hazard(record.gid, table.name, "its definition, or an index of it, is another now"))
         if changed_since(connection, table):
             raise Hazard(_hazard(record.gid, table.name, "rows that this branch has locked are not what they were"))
