@@ -327,7 +327,10 @@ def text_of(error: BaseException) -> str:
         return f"<no text: its __str__ raises {type(worse).__name__}>"
 
 
-def invariant(condition: object, number: str, message: str) -> None:
-    """Stop unless `condition` holds. `number` is the invariant's in PROTOCOL.md. Survives `python -O`."""
+def invariant(condition: object, number: str, message: str, *facts: object) -> None:
+    """Stop unless `condition` holds. `number` is the invariant's in PROTOCOL.md. Survives `python -O`.
+
+    `facts` are what goes into the places of the message (`{}`), which is made only if it is needed.
+    """
     if not condition:
-        raise InvariantViolated(f"{number} violated: {message}")
+        raise InvariantViolated(f"{number} violated: {message.format(*facts) if facts else message}")

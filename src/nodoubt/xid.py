@@ -74,7 +74,7 @@ class XaXid(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         # A branch that is prepared under an id that `parse_xa` does not know is nobody's: no sweep would ever end it.
         numbers = 0 <= self.connection < NUMBER_MAX and 0 <= self.server_started < NUMBER_MAX
-        invariant(numbers, "I8", f"{self.connection} and {self.server_started} make no id that recovery would find")
+        invariant(numbers, "I8", "{} and {} make no id that recovery finds", self.connection, self.server_started)
 
     @property
     def bqual(self) -> str:

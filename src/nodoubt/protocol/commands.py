@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
@@ -68,7 +68,7 @@ class Undo(msgspec.Struct, frozen=True):
 Command = EndReader | Prepare | CommitAlone | Settle | CommitPoint | Fence | Commit | Rollback | Undo
 
 
-class Answer(Enum):
+class Answer(StrEnum):
     """What may honestly be told to the caller (I5)."""
 
     COMMITTED = "committed"

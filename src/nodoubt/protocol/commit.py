@@ -15,9 +15,10 @@ Must not: do anything. No clock, no randomness, no I/O.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from ..errors import invariant
 from .commands import (
@@ -53,7 +54,7 @@ from .events import (
 from .records import Decision, Staging, Verdict
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """Where an attempt stands, as far as this process knows."""
 
     WORKING = "working"
@@ -73,7 +74,7 @@ class Phase(Enum):
     DOUBT = "in doubt"
 
 
-class Standing(Enum):
+class Standing(StrEnum):
     """One branch, as far as this process knows."""
 
     WORKING = "working"
@@ -83,16 +84,22 @@ class Standing(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+AFTER_VOTE = {
+    Vote.YES: Standing.PREPARED,
+    Vote.READ_ONLY: Standing.GONE,
+    Vote.NO: Standing.GONE,  # a resource that refuses has rolled back
+    Vote.UNKNOWN: Standing.UNKNOWN,
+}
+
+
+class Share(msgspec.Struct, frozen=True):
     """One branch of the plan."""
 
     number: int
     wrote: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What is known when the work is done. `decision` and `staging` are the rows to write, should it come to that."""
 
     shares: tuple[Share, ...]
@@ -106,7 +113,7 @@ class Plan:
 
     @property
     def writers(self) -> tuple[int, ...]:
-        return tuple(share.number for share in self.shares if share.wrote)
+        return tuple([share.number for share in self.shares if share.wrote])
 
 
 class IllegalEvent(Exception):
@@ -128,16 +135,16 @@ class CommitMachine:
         self.stands: Verdict | None = None  # what the register has answered
         self.fencing = False  # it is being asked for ABORT while the branches are taken back already
         if phase not in (Phase.WORKING, Phase.STAGED):
-            raise IllegalEvent(f"a machine starts working or staged, not {phase.value}")
+            raise IllegalEvent(f"a machine starts working or staged, not {phase}")
 
     def step(self, event: Event) -> Ready:
         """Take one reported event; return what is to be written, then done, and what may be told."""
         rule = TABLE.get((self.phase, type(event)))
         if rule is None:
-            raise IllegalEvent(f"{type(event).__name__} while {self.phase.value}")
+            raise IllegalEvent(f"{type(event).__name__} while {self.phase}")
         before = self.phase
         ready: Ready = rule.act(self, event)
-        invariant(self.phase in rule.leads_to, "I3", f"{before.value} led to {self.phase.value} by {event}")
+        invariant(self.phase in rule.leads_to, "I3", "{} led to {} by {}", before, self.phase, event)
         return ready
 
     # ---- voting
@@ -161,19 +168,14 @@ class CommitMachine:
     def _count_vote(self, event: Voted) -> Ready:
         self._note_vote(event)
         if event.vote in (Vote.NO, Vote.UNKNOWN):
-            self.why = event.why or f"branch {event.branch} voted {event.vote.value}"
+            self.why = event.why or f"branch {event.branch} voted {event.vote}"
             return self._abort()
         return self._all_voted() if not self.pending else Ready()
 
     def _note_vote(self, event: Voted) -> None:
-        invariant(event.branch in self.pending, "I2", f"branch {event.branch} was not asked")
+        invariant(event.branch in self.pending, "I2", "branch {} was not asked", event.branch)
         self.pending.discard(event.branch)
-        self.branches[event.branch] = {
-            Vote.YES: Standing.PREPARED,
-            Vote.READ_ONLY: Standing.GONE,
-            Vote.NO: Standing.GONE,  # a resource that refuses has rolled back
-            Vote.UNKNOWN: Standing.UNKNOWN,
-        }[event.vote]
+        self.branches[event.branch] = AFTER_VOTE[event.vote]
 
     def _all_voted(self) -> Ready:
         writers, point = self.plan.writers, self.point
@@ -205,7 +207,7 @@ class CommitMachine:
         for number in self.plan.writers:
             if number != self.point or self.plan.staging is not None:
                 ready = self.branches[number] is Standing.PREPARED
-                invariant(ready, "I2", f"branch {number} did not prove itself prepared")
+                invariant(ready, "I2", "branch {} did not prove itself prepared", number)
 
     # ---- staging
 
@@ -222,7 +224,7 @@ class CommitMachine:
         self._note_vote(event)
         if event.vote is Vote.YES:
             return self._staged()
-        self.why = event.why or f"branch {event.branch} voted {event.vote.value}"
+        self.why = event.why or f"branch {event.branch} voted {event.vote}"
         return self._fence_own_begin()
 
     def _staged(self) -> Ready:
@@ -390,8 +392,7 @@ class CommitMachine:
         return Ready(records=() if self.unfinished else (Ended(),))
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """What an event does in a phase, and where it may lead."""
 
     act: Callable[[CommitMachine, Any], Ready]

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
 from .records import Verdict
 
 
-class Vote(Enum):
+class Vote(StrEnum):
     """A branch's answer to prepare."""
 
     YES = "yes"

@@ -548,7 +548,7 @@ class MariaDBResource:
     def _run(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
         """One message, and proof that each of its statements was answered: this protocol has no command tags (I2)."""
         replies: tuple[Reply, ...] = yield from do(session, "run", "; ".join(statements))
-        invariant(len(replies) == len(statements), "I2", f"{len(statements)} statements, {len(replies)} answers")
+        invariant(len(replies) == len(statements), "I2", "{} statements, {} answers", len(statements), len(replies))
         return replies
 
     def _forced(self, session: Session, *statements: str) -> Script[tuple[Reply, ...]]:
@@ -596,5 +596,5 @@ class MariaDBResource:
 
 
 def _handle(work: Work) -> XaXid:
-    invariant(isinstance(work.handle, XaXid), "I2", f"branch {work.xid.gid} was not begun, or has ended")
+    invariant(isinstance(work.handle, XaXid), "I2", "branch {} was not begun, or has ended", work.xid)
     return work.handle  # type: ignore[no-any-return]

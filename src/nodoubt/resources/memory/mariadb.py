@@ -502,7 +502,7 @@ class MemoryMariaDBResource:
 
 
 def _handle(work: Work) -> XaXid:
-    invariant(isinstance(work.handle, XaXid), "I2", f"branch {work.xid.gid} was not begun, or has ended")
+    invariant(isinstance(work.handle, XaXid), "I2", "branch {} was not begun, or has ended", work.xid)
     return work.handle  # type: ignore[no-any-return]
 
 
