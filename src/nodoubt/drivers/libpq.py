@@ -47,11 +47,13 @@ ROWS_AT_ONCE = 1000
 
 _Diag = pq.DiagnosticField
 _Status = pq.ExecStatus
-_Transaction = pq.TransactionStatus
-_ROWS = (_Status.TUPLES_OK, _Status.SINGLE_TUPLE)  # a tuple is searched by identity; an Enum's hash is its name's
-_FINE = (_Status.COMMAND_OK, _Status.EMPTY_QUERY, *_ROWS)
+# Plain numbers, as libpq gives them: to compare one with a member of an Enum costs several times as much.
+_SYNC = int(_Status.PIPELINE_SYNC)
+_ROWS = frozenset(map(int, (_Status.TUPLES_OK, _Status.SINGLE_TUPLE)))
+_FINE = _ROWS | set(map(int, (_Status.COMMAND_OK, _Status.EMPTY_QUERY)))
+_COPY = frozenset(map(int, (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)))
+_IDLE = int(pq.TransactionStatus.IDLE)
 _OUTDATED = ("0A", "26", "42", "XX")  # what a plan answers whose tables or types have changed, or that is gone
-_COPY = (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)
 
 Message = tuple[Callable[[], None], bool]  # what sends it, and whether as a pipeline
 Talk = Generator[Message, list[Any], R]
@@ -66,17 +68,19 @@ class Answer:
 
     def take(self) -> bool:
         """Take what has come; whether it is whole. Raises `psycopg.Error` where the connection is lost."""
-        while not self._pg.is_busy():
-            result = self._pg.get_result()
+        pg, results = self._pg, self.results
+        while not pg.is_busy():
+            result = pg.get_result()
             if result is None:
                 if self._pipeline:
                     continue  # the end of one command among several
                 return True
-            if result.status == _Status.PIPELINE_SYNC:
-                self._pg.exit_pipeline_mode()
+            status = result.status
+            if status == _SYNC:
+                pg.exit_pipeline_mode()
                 return True
-            self.results.append(result)
-            if result.status in _COPY:
+            results.append(result)
+            if status in _COPY:
                 return True
         return False
 
@@ -120,7 +124,7 @@ class LibpqSession:
     @property
     def in_transaction(self) -> bool:
         """Whether the server's last word was that a transaction is open, sound or failed."""
-        return bool(self._pg.transaction_status != _Transaction.IDLE)
+        return bool(self._pg.transaction_status != _IDLE)
 
     def lost(self, error: BaseException) -> bool:
         """Whether the connection is gone with this error: the server ended it, or the socket did."""
@@ -146,8 +150,7 @@ class LibpqSession:
 
     def _run(self, sql: str) -> Talk[tuple[Reply, ...]]:
         text = self._bytes(sql)
-        results = yield (lambda: self._pg.send_query(text)), False
-        return self._replies(results)
+        return self._replies((yield (lambda: self._pg.send_query(text)), False))
 
     def _run_each(self, statements: Sequence[str]) -> Talk[tuple[Reply, ...]]:
         texts = [self._bytes(one) for one in statements]
@@ -233,7 +236,11 @@ class LibpqSession:
         return "utf-8" if encoding == "ascii" else encoding  # of SQL_ASCII, the server looks at no byte
 
     def _bytes(self, text: str) -> bytes:
-        return text.encode(self._encoding)
+        # ASCII is itself in each of them, and to ask libpq for the encoding costs more than the rest.
+        return text.encode() if text.isascii() else text.encode(self._encoding)
+
+    def _text(self, data: bytes) -> str:
+        return data.decode() if data.isascii() else data.decode(self._encoding)
 
     def _query(self, statement: str, values: Any) -> PostgresQuery:
         query = PostgresQuery(self._values)
@@ -267,7 +274,7 @@ class LibpqSession:
         for at, result in enumerate(results):
             if result.status not in _FINE:
                 self._raise_ours(result, at)
-        return tuple(map(self._reply, results))
+        return tuple([self._reply(result) for result in results])
 
     def _raise_ours(self, result: Any, after: int) -> NoReturn:
         code, primary = _field(result, _Diag.SQLSTATE), _field(result, _Diag.MESSAGE_PRIMARY)
@@ -293,13 +300,14 @@ class LibpqSession:
 
     def _reply(self, result: Any, *, in_full: bool = False) -> Reply:
         tag = (result.command_status or b"").decode()
-        count = -1 if result.command_tuples is None else result.command_tuples
+        count = result.command_tuples
+        if count is None:
+            count = -1
         if result.status not in _ROWS:
             return Reply(tag, count)
         self._values.set_pgresult(result)
         fields = range(result.nfields)
-        encoding = self._encoding
-        columns = tuple([result.fname(at).decode(encoding) for at in fields])
+        columns = tuple([self._text(result.fname(at)) for at in fields])
         rows = tuple(self._values.load_rows(0, result.ntuples, tuple))
         return Reply(tag, count, columns, rows, tuple([result.ftype(at) for at in fields]) if in_full else ())
 

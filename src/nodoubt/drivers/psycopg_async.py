@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
@@ -29,27 +29,27 @@ class AsyncPsycopgSession(LibpqSession):
         super().__init__(connection, prepares=prepares)
         self._wire = _Wire(self._pg, self._ended)
 
-    async def run(self, sql: str) -> tuple[Reply, ...]:
+    def run(self, sql: str) -> Coroutine[Any, Any, tuple[Reply, ...]]:
         """Our own literal statements in one message (a simple query): a reply for each, in order."""
-        return await self._converse(self._run(sql))
+        return self._converse(self._run(sql))
 
-    async def run_each(self, statements: Sequence[str]) -> tuple[Reply, ...]:
+    def run_each(self, statements: Sequence[str]) -> Coroutine[Any, Any, tuple[Reply, ...]]:
         """The same in one round trip, each a message of its own: also what may not stand beside others in one.
 
         Raises `StatementFailed`, with the number of those before it in `after`: what is behind it was not run.
         """
-        return await self._converse(self._run_each(statements))
+        return self._converse(self._run_each(statements))
 
-    async def execute(self, statement: str, params: Params) -> Reply:
+    def execute(self, statement: str, params: Params) -> Coroutine[Any, Any, Reply]:
         """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
-        return await self._converse(self._execute(statement, params))
+        return self._converse(self._execute(statement, params))
 
-    async def execute_after(self, before: Sequence[str], statement: str, params: Params) -> tuple[Reply, ...]:
+    def execute_after(self, before: Sequence[str], statement: str, params: Params) -> Coroutine[Any, Any, tuple[Reply, ...]]:
         """Statements of ours, and then the user's, in one round trip; the replies of all of them.
 
         Raises `StatementFailed` where one of ours failed: the user's was not run.
         """
-        return await self._converse(self._execute_after(before, statement, params))
+        return self._converse(self._execute_after(before, statement, params))
 
     async def _converse(self, talk: Talk[R]) -> R:
         results: list[Any] | None = None
@@ -65,7 +65,9 @@ class AsyncPsycopgSession(LibpqSession):
             except psycopg.Error as error:
                 raise self._gone(error, answer, before=results is not None) from error
             except BaseException:
-                self.usable = False  # cancelled in the middle of a call: nobody knows what is still to be read
+                # Cancelled in the middle of a call: nobody knows what is still to be read.
+                self.usable = False
+                self._wire.give_up()
                 raise
             results = self._whole(answer.results)
 
@@ -134,21 +136,25 @@ class _Wire:
         self._writing = False
         self._over = False
 
-    async def exchange(self, send: Callable[[], None], answer: Answer) -> None:
-        """Raises `psycopg.Error` when the connection is lost, or has been."""
+    def exchange(self, send: Callable[[], None], answer: Answer) -> asyncio.Future[None]:
+        """Send; what is returned is done when the answer is whole.
+
+        This, and that, raise `psycopg.Error` when the connection is lost, or has been.
+        """
         if self._over:
             raise psycopg.OperationalError("the connection has ended")
         if not self._watching:
             self._watching = True
             self._loop.add_reader(self._socket, self._readable)
         self._answer = answer
-        self._waiting = waiting = self._loop.create_future()
-        try:
-            send()
-            self._flush()
-            await waiting
-        finally:
-            self._waiting = None
+        send()
+        self._flush()
+        self._waiting = self._loop.create_future()
+        return self._waiting
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._waiting = None
 
     def rest(self) -> None:
         """Look at the socket no more, until the next exchange: psycopg may."""
