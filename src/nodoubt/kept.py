@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .ports import Reply, Session, StatementFailed
-from .script import Script, do
+from .script import Do, Script, do
 
 _WHO = "SELECT pg_catalog.pg_backend_pid()"
 _NO_SUCH_STATEMENT = "26000"
@@ -24,7 +24,7 @@ plain = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch
 class Kept:
     """A statement with places for literals; called with them it gives its text."""
 
-    __slots__ = ("_at", "_pieces", "declared", "name")
+    __slots__ = ("_template", "declared", "name")
 
     def __init__(self, name: str, count: int, build: Callable[..., str]) -> None:
         """`build` makes the text from what stands in its `count` places; the server shows `nodoubt_` and `name`."""
@@ -32,13 +32,12 @@ class Kept:
         self.declared = build(*(f"${place + 1}" for place in range(count)))
         # No name of a database or table has a NUL in it.
         pieces = build(*(f"\0{place}\0" for place in range(count))).split("\0")
-        self._pieces, self._at = pieces, [(at, int(pieces[at])) for at in range(1, len(pieces), 2)]
+        pieces[::2] = [piece.replace("{", "{{").replace("}", "}}") for piece in pieces[::2]]
+        pieces[1::2] = [f"{{{place}}}" for place in pieces[1::2]]
+        self._template = "".join(pieces)
 
     def __call__(self, *values: str) -> str:
-        pieces = self._pieces.copy()
-        for at, place in self._at:
-            pieces[at] = values[place]
-        text = _Text("".join(pieces))
+        text = _Text(self._template.format(*values))
         text.kept, text.values = self, values
         return text
 
@@ -84,7 +83,7 @@ def run_each(session: Session, statements: Sequence[str]) -> Script[tuple[Reply,
 
 def _sent(session: Session, verb: str, said: str | Sequence[str]) -> Script[tuple[Reply, ...]]:
     try:
-        return (yield from do(session, verb, said))  # type: ignore[no-any-return]
+        return (yield Do(session, verb, (said,)))  # type: ignore[no-any-return]
     except StatementFailed as error:
         if error.code == _NO_SUCH_STATEMENT:
             # Somebody has deallocated them behind our back: that has cost this message, and shall cost no other.
@@ -93,13 +92,21 @@ def _sent(session: Session, verb: str, said: str | Sequence[str]) -> Script[tupl
 
 
 def _said(session: Session, statements: Sequence[str]) -> Script[Sequence[str]]:
-    kept = [one.kept for one in statements if isinstance(one, _Text)]
-    if not kept or getattr(session, "kept", None) is None or getattr(session, "stained", False):
+    holds = getattr(session, "kept", None)
+    if holds is None or getattr(session, "stained", False):
         return statements
-    new = [one for one in dict.fromkeys(kept) if one.name not in session.kept]  # type: ignore[attr-defined]
-    if new and not (yield from _keep(session, new)):
+    said: list[str] = []
+    new: dict[Kept, None] = {}
+    for one in statements:
+        if isinstance(one, _Text):
+            said.append(one.execute)
+            if one.kept.name not in holds:
+                new[one.kept] = None
+        else:
+            said.append(one)
+    if new and not (yield from _keep(session, list(new))):
         return statements
-    return [one.execute if isinstance(one, _Text) else one for one in statements]
+    return said
 
 
 def _keep(session: Any, new: Sequence[Kept]) -> Script[bool]:

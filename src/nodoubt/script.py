@@ -166,8 +166,9 @@ async def adrive(script: Script[R]) -> R:
 
 async def _aperform(effect: Effect) -> Any:
     match effect:
-        case Do(target, verb, args, within_s):
-            call: Awaitable[Any] = getattr(target, verb)(*args)
+        case Do():
+            target, within_s = effect.target, effect.within_s
+            call: Awaitable[Any] = getattr(target, effect.verb)(*effect.args)
             if within_s is None:
                 return await call
             try:
@@ -175,10 +176,10 @@ async def _aperform(effect: Effect) -> Any:
             except TimeoutError as error:
                 target.kill()
                 raise target.timed_out(within_s) from error
-        case Every(scripts):
-            return tuple(await asyncio.gather(*map(_aoutcome, scripts)))
-        case Pause(seconds):
-            await asyncio.sleep(seconds)
+        case Every():
+            return tuple(await asyncio.gather(*map(_aoutcome, effect.scripts)))
+        case Pause():
+            await asyncio.sleep(effect.seconds)
             return None
 
 

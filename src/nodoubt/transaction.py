@@ -90,12 +90,11 @@ def _finish(hand: Hand, shell: ThreadShell | AsyncShell, attempt: Attempt, wait:
     ctx = hand.ctx
     try:
         course = yield from verbs.finish_work(ctx, attempt)
-        result = verbs.result_of(course)
-        if wait == "applied" or (attempt.calls and result.state is State.ABORTED):
+        if wait == "applied" or (attempt.calls and verbs.result_of(course).state is State.ABORTED):
             return (yield from verbs.complete(ctx, course))
         shell.behind(to_end(ctx, course))
         raise_for(course)
-        return result
+        return verbs.result_of(course)
     except Exception as error:
         if attempt.calls:
             yield from _undo(hand, attempt, error)
@@ -331,10 +330,10 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
     def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
         return self[self._only()]._runner()
 
-    async def _execute(self, name: str, statement: Any, params: Any) -> Reply:
+    def _execute(self, name: str, statement: Any, params: Any) -> Coroutine[Any, Any, Reply]:
         if isinstance(statement, str):
-            return await self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
-        return await self._parts().execute(name, statement, params)
+            return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
+        return self._parts().execute(name, statement, params)
 
     def _parts(self) -> AsyncParts:
         if self._alchemy is None:

@@ -21,7 +21,7 @@ from .engine.context import Context, Participant, Settings
 from .engine.pool import AsyncPool, ThreadPool
 from .engine.shell import AsyncShell, ThreadShell
 from .errors import UsageError
-from .ports import Backend, Clock, Journal, Notice, Observer, Resource, Session
+from .ports import Backend, Clock, Journal, Observer, Resource, Session
 from .url import Url, parse_url
 from .xid import new_attempt, new_cluster, new_mark
 
@@ -86,13 +86,6 @@ class RandomIds:
         return new_mark()
 
 
-class NoObserver:
-    """Watches nothing."""
-
-    def notice(self, notice: Notice) -> None:
-        return
-
-
 def context(
     resources: Resources,
     *,
@@ -123,7 +116,7 @@ def context(
         settings=settings,
         clock=clock or SystemClock(),
         ids=RandomIds(),
-        observer=observer or NoObserver(),
+        observer=observer,
         owner=f"{socket.gethostname()}/{os.getpid()}",
     )
     wired.register_batch = register_batch(wired, shell)

@@ -16,7 +16,6 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -39,8 +38,7 @@ _GTRID = re.compile(rf"nd1\.({_CLUSTER})\.({_ATTEMPT})")
 _BQUAL = re.compile(rf"({_BRANCH})\.({_NUMBER})\.({_NUMBER})")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Xid:
+class Xid(msgspec.Struct, frozen=True, order=True):
     """What a resource knows a branch by. `attempt` carries the nonce, so a reused name has other xids (I10)."""
 
     cluster: str

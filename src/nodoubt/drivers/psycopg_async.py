@@ -44,7 +44,9 @@ class AsyncPsycopgSession(LibpqSession):
         """The user's statement, `%s` or `%(name)s`; of several, without parameters, the last one's reply."""
         return self._converse(self._execute(statement, params))
 
-    def execute_after(self, before: Sequence[str], statement: str, params: Params) -> Coroutine[Any, Any, tuple[Reply, ...]]:
+    def execute_after(
+        self, before: Sequence[str], statement: str, params: Params
+    ) -> Coroutine[Any, Any, tuple[Reply, ...]]:
         """Statements of ours, and then the user's, in one round trip; the replies of all of them.
 
         Raises `StatementFailed` where one of ours failed: the user's was not run.

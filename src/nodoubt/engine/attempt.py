@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from ..errors import (
     BranchDoomed,
@@ -45,8 +46,7 @@ DEAD_WITHIN_S = 1.0  # a session that had died in the pool says so at once; one 
 _SAVEPOINT = re.compile(r"(?!nodoubt)[a-z_][a-z0-9_]{0,62}")
 
 
-@dataclass(slots=True)
-class Branch:
+class Branch(msgspec.Struct):
     """One branch: at work on a session of its own, or, in a process that finishes it by name, only prepared."""
 
     number: int
@@ -55,7 +55,7 @@ class Branch:
     session: Session | None = None
     prepared: Prepared | None = None
     busy: bool = False
-    savepoints: list[str] = field(default_factory=list)  # those that stand, the newest last
+    savepoints: list[str] = msgspec.field(default_factory=list)  # those that stand, the newest last
     curable: bool = False  # it was a statement's error that doomed the branch, and a savepoint stands before it
 
     @property
@@ -72,8 +72,7 @@ class Branch:
         self.participant.pool.release(session)
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One life of a name."""
 
     id: str
@@ -84,10 +83,10 @@ class Attempt:
     early: Staging | None = None  # the directory row, where it goes before the work
     replace: Staging | None = None  # the row of an ended attempt, which may be replaced
     deadline: float = 0.0
-    metadata: dict[str, str] = field(default_factory=dict)
-    branches: dict[str, Branch] = field(default_factory=dict)
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    branches: dict[str, Branch] = msgspec.field(default_factory=dict)
     closed: bool = False
-    pid: int = field(default_factory=os.getpid)
+    pid: int = msgspec.field(default_factory=os.getpid)
     cause: BaseException | None = None  # what made it fail, for the caller's traceback
     confirmations: tuple[str, ...] = ()  # who must confirm before it may be committed
     calls: int = 0  # steps that were called, or may have been: then only the register can end it
@@ -107,7 +106,7 @@ class Attempt:
             branch.let_go()
 
     def require_open(self) -> None:
-        if self.inherited:
+        if self.pid != os.getpid():
             raise ClosedTransaction("this transaction belongs to the parent process: begin another one here")
         if self.closed:
             raise ClosedTransaction(f"the block of {self.name or self.id!r} has ended; begin another transaction")
@@ -264,7 +263,6 @@ def _free(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> S
     branch = attempt.branches.get(name)
     if branch is None:
         branch = yield from open_branch(ctx, attempt, name, lazy=lazy)
-        attempt.require_open()
     if branch.busy:
         raise UsageError(f"a branch takes one statement at a time: await the one on {name} first")
     if branch.session is None and branch.work.doomed is None:

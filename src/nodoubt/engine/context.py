@@ -117,7 +117,7 @@ class Context:
     settings: Settings
     clock: Clock
     ids: Ids
-    observer: Observer
+    observer: Observer | None
     owner: str  # who we are, for people: host and process
     cluster: str = ""
     epoch: Epoch = field(default_factory=Epoch)
@@ -152,6 +152,8 @@ class Context:
 
     def notice(self, point: str, attempt: str, what: str, branch: int | None = None, **fields: object) -> None:
         """Tell the observer. What it raises is logged: an observer can watch, and even kill, but not steer."""
+        if self.observer is None:
+            return
         try:
             self.observer.notice(Notice(point, attempt, what, branch, fields))
         except Exception:
@@ -232,13 +234,14 @@ def bounded(script: Script[R], within_s: float, clock: Clock) -> Script[R]:
         while True:
             effect = send(result)
             left = max(until - clock.elapsed(), 0.001)
-            match effect:
-                case Do(target, verb, args, limit):
-                    effect = Do(target, verb, args, left if limit is None else min(left, limit))
-                case Every(scripts):
-                    effect = Every(tuple(bounded(one, left, clock) for one in scripts))
-                case Pause(seconds):
-                    effect = Pause(min(seconds, left))
+            match effect:  # by kind alone: to take one apart in the pattern costs three times as much
+                case Do():
+                    limit = left if effect.within_s is None else min(left, effect.within_s)
+                    effect = Do(effect.target, effect.verb, effect.args, limit)
+                case Every():
+                    effect = Every(tuple(bounded(one, left, clock) for one in effect.scripts))
+                case Pause():
+                    effect = Pause(min(effect.seconds, left))
             try:
                 result = yield effect
                 send = script.send

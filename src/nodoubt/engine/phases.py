@@ -7,7 +7,8 @@ nothing raised by a database changes what the machine is told. Runs shielded fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ..errors import DuplicateTransaction, InDoubt, JournalUnavailable, NoDoubtError, TransactionAborted
 from ..ports import BelowFloor, Conflict, Prepared, Refused, Session, SessionLost
@@ -21,7 +22,6 @@ from ..protocol.commands import (
     EndReader,
     Fence,
     Prepare,
-    Ready,
     Record,
     Rollback,
     Settle,
@@ -48,14 +48,13 @@ from .branches import End, carry_out
 from .context import ENDED_MAX, Context, asked, backoff, bounded, log, using
 
 
-@dataclass(slots=True)
-class Course:
+class Course(msgspec.Struct):
     """One attempt under way: the machine, its branches by number, and what is still to be done after the answer."""
 
     attempt: Attempt
     machine: CommitMachine
     branches: dict[int, Branch]
-    commands: list[Command] = field(default_factory=list)
+    commands: list[Command] = msgspec.field(default_factory=list)
     answer: Answer | None = None
     overtaken: bool = False  # somebody else has decided
 
@@ -109,15 +108,16 @@ def _advance(ctx: Context, course: Course, events: Sequence[Event]) -> Script[No
         course.attempt.aborted = course.machine.stands is Verdict.ABORT
         course.commands += ready.commands
         course.answer = course.answer or ready.answer
-        _notice_answer(ctx, course, ready)
+        if ready.answer is not None:
+            _notice_answer(ctx, course, ready.answer)
         for record in ready.records:
             event = yield from _write(ctx, course, record, forced=ready.must_sync)
             if event is not None:
                 queue.append(event)
 
 
-def _notice_answer(ctx: Context, course: Course, ready: Ready) -> None:
-    match ready.answer:
+def _notice_answer(ctx: Context, course: Course, answer: Answer) -> None:
+    match answer:
         case Answer.COMMITTED:
             ctx.notice("P6", course.attempt.id, "committed")
         case Answer.ABORTED:
@@ -214,7 +214,7 @@ def _prepare(ctx: Context, course: Course, branch: Branch, row: Staging | None) 
     ctx.notice("P3", attempt.id, "prepare", branch.number, resource=branch.participant.name)
     try:
         yield from bounded(resource.prepare(session, branch.work, riders=riders), ctx.settings.prepare_s, ctx.clock)
-        if attempt.mode is attempt.mode.STAGED and not lingering.stay(ctx, branch):
+        if attempt.mode is Mode.STAGED and not lingering.stay(ctx, branch):
             yield from bounded(resource.detach(session), ctx.settings.prepare_s, ctx.clock)
             branch.let_go()
     except Refused as error:
@@ -269,7 +269,7 @@ def _commit_here(ctx: Context, course: Course, branch: Branch, riders: Sequence[
 
 def _commit_point(ctx: Context, course: Course, branch: Branch, row: Decision) -> Script[Event]:
     rows = ctx.journal.decision_rows(row)
-    if course.attempt.mode is not course.attempt.mode.STAGED:
+    if course.attempt.mode is Mode.ONCE:
         ctx.notice("P4", course.attempt.id, "all prepared")
         return (yield from _commit_here(ctx, course, branch, rows))
     # Staged, X is prepared: its phase two carries the decision, in the same server session.

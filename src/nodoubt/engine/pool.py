@@ -88,6 +88,14 @@ class _Pool:
             self._ours.add(id(session))
             return session
 
+    def _take_free_place(self) -> bool:
+        """Whether there was one that nobody waits for. Raises `ClosedTransaction`."""
+        if self._closed:
+            raise self._shut()
+        free = self._count < self.size and not self._waiting
+        self._count += free
+        return free
+
     @property
     def crowded(self) -> bool:
         """Whether somebody waits for a session."""
@@ -98,23 +106,22 @@ class _Pool:
 
     def release(self, session: Any) -> None:
         """Take a session back. Never raises, never waits."""
+        which = id(session)
         with self._lock:
-            borrowed = id(session) in self._borrowed
-            self._borrowed.discard(id(session))
-        if borrowed and self._beside is not None:
-            self._beside.release(session)
-            return
-        with self._lock:
-            if id(session) not in self._ours:
-                PARENTS.append(session)
-                return
-            self._ours.discard(id(session))
-            keep = session.usable and not self._closed
+            borrowed, ours = which in self._borrowed, which in self._ours
+            self._borrowed.discard(which)
+            self._ours.discard(which)
+            keep = ours and session.usable and not self._closed
             if keep:
                 self._idle.append((session, time.monotonic()))
-        if not keep:
-            session.kill()
-        self._leave_place()
+        if ours:
+            if not keep:
+                session.kill()
+            self._leave_place()
+        elif borrowed and self._beside is not None:
+            self._beside.release(session)
+        else:
+            PARENTS.append(session)
 
     def _all_idle(self) -> list[Any]:
         """Those that nobody has, which are from now on in nobody's pool."""
@@ -191,10 +198,7 @@ class ThreadPool(_Pool):
     def _take_place(self) -> None:
         until = time.monotonic() + self.acquire_s
         with self._lock:
-            if self._closed:
-                raise self._shut()
-            if self._count < self.size and not self._waiting:
-                self._count += 1
+            if self._take_free_place():
                 return
             turn = threading.Event()
             self._waiting.append(turn)
@@ -264,7 +268,8 @@ class AsyncPool(_Pool):
         borrowed = self._borrow()
         if borrowed is not None:
             return borrowed
-        await self._take_place()
+        if not self._take_free_place():
+            await self._wait_for_place()
         try:
             while True:
                 session, idle_since = self._idle.pop() if self._idle else (None, 0.0)
@@ -278,12 +283,7 @@ class AsyncPool(_Pool):
             self._leave_place()
             raise
 
-    async def _take_place(self) -> None:
-        if self._closed:
-            raise self._shut()
-        if self._count < self.size and not self._waiting:
-            self._count += 1
-            return
+    async def _wait_for_place(self) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:

@@ -318,9 +318,9 @@ class AsyncShell:
         self._behind: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
 
-    async def run(self, script: Script[R]) -> R:
+    def run(self, script: Script[R]) -> Coroutine[Any, Any, R]:
         """Run it for the caller, who may be cancelled in it."""
-        return await adrive(plainly(script))
+        return adrive(plainly(script))
 
     async def shielded(self, script: Script[R]) -> R:
         """In a task of its own: whoever cancels the caller does not reach it, and `stop` waits for it."""

@@ -8,8 +8,9 @@ alone need not be.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from ..errors import (
     ClosedTransaction,
@@ -41,8 +42,7 @@ from .questions import State
 Wait = Literal["applied", "decided"]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """How a verb ended. `complete`: every branch has proved itself; otherwise recovery will finish them.
 
     `undoing`: steps of an aborted transaction that are not undone yet; recovery goes on with them, too.
@@ -283,6 +283,9 @@ def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
     )
 
 
+_TOLD: dict[Answer | None, State] = {Answer.COMMITTED: State.COMMITTED, Answer.STAGED: State.PREPARED}
+
+
 def complete(ctx: Context, course: Course) -> Script[Result]:
     """Do what is left after the answer, then report it."""
     yield from to_end(ctx, course)
@@ -292,9 +295,7 @@ def complete(ctx: Context, course: Course) -> Script[Result]:
 
 def result_of(course: Course) -> Result:
     """What the caller is told now; `complete` only if phase two is over."""
-    state = {Answer.COMMITTED: State.COMMITTED, Answer.STAGED: State.PREPARED}.get(
-        course.answer or Answer.ABORTED, State.ABORTED
-    )
+    state = _TOLD.get(course.answer, State.ABORTED)
     return Result(course.attempt.name, course.attempt.id, state, course.complete)
 
 

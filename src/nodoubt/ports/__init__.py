@@ -146,8 +146,7 @@ class SavepointStep(Enum):
         return tuple(statement.format(name) for statement in self.value)
 
 
-@dataclass(slots=True)
-class Work:
+class Work(msgspec.Struct):
     """One branch while it is being worked on. The engine owns it; the resource's scripts update it."""
 
     xid: Xid

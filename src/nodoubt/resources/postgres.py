@@ -40,7 +40,7 @@ from ..ports import (
 )
 from ..protocol.records import Epoch, Verdict
 from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
-from ..script import Script, do
+from ..script import Do, Script, do
 from ..xid import Xid, parse_gid
 from .postgres_answers import PREPARE_ADVICE, refusal, require_durable, require_rows, warnings
 from .postgres_settings import SETTINGS, UNREADABLE, shortcomings
@@ -195,12 +195,11 @@ class PostgresResource:
         `before` is committed unforced in the same message; `Conflict` and `BelowFloor` mean that it surely was not.
         After any other failure with `before` nobody knows: `Unclear`.
         """
-        rows = unforced(session, before) if before else []
         opening = ("BEGIN", f"SET LOCAL nodoubt.attempt = '{mark(work)}'")
         if work.lazy and not before and hasattr(session, "execute_after"):
             work.opening = opening
             return
-        statements = [*rows, *opening]
+        statements = [*(unforced(session, before) if before else ()), *opening]
         doing = f"begin on {self.name}"
         try:
             replies = yield from kept.run(session, statements)
@@ -239,7 +238,7 @@ class PostgresResource:
             if work.opening:
                 reply = yield from self._execute_first(session, work, statement, params)
             else:
-                reply = yield from do(session, "execute", statement, params)
+                reply = yield Do(session, "execute", (statement, params))
         except BaseException as error:
             # Swallowed by the user, a refused ROLLBACK would otherwise be followed by our commit.
             work.doomed = error
@@ -255,7 +254,7 @@ class PostgresResource:
             session.kill()
             raise SessionLost(f"{doing}: the session was not clean")
         try:
-            *ours, reply = yield from do(session, "execute_after", work.opening, statement, params)
+            *ours, reply = yield Do(session, "execute_after", (work.opening, statement, params))
         except StatementFailed as error:
             yield from self._undo(session)
             raise refusal(error, doing) from error
@@ -482,7 +481,7 @@ class PostgresResource:
                 yield from do(session, "run", FORCED)
                 if hasattr(session, "forced"):
                     session.forced = True
-            replies = yield from do(session, "run", f"{verb} '{xid.gid}'")
+            replies = yield Do(session, "run", (f"{verb} '{xid.gid}'",))
         except SessionLost as error:
             raise Unclear(f"{doing}: {error}") from error
         except StatementFailed as error:

@@ -71,7 +71,7 @@ def refusal(
 
 def require_rows(session: Session, replies: Sequence[Reply]) -> None:
     """A row of the protocol that was written zero times would be a decision that nobody took (I4)."""
-    if any(reply.tag == "INSERT 0 0" for reply in replies):
+    if "INSERT 0 0" in [reply.tag for reply in replies]:
         session.usable = False  # a rule did that, and what is prepared here follows it after it has been dropped, too
         invariant(condition=False, number="I4", message="a row of the protocol wrote nothing")
 

@@ -159,7 +159,7 @@ def _context(
         settings=settings,
         clock=wiring.SystemClock(),
         ids=wiring.RandomIds(),
-        observer=observer or wiring.NoObserver(),
+        observer=observer,
         owner="a fake coordinator",
     )
     ctx.register_batch = wiring.register_batch(ctx, shell)
