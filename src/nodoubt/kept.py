@@ -8,6 +8,7 @@ Must not: take a text that is not our own, or a value that is not a literal.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ plain = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch
 class Kept:
     """A statement with places for literals; called with them it gives its text."""
 
-    __slots__ = ("_template", "declared", "name")
+    __slots__ = ("_order", "_pieces", "declared", "name")
 
     def __init__(self, name: str, count: int, build: Callable[..., str]) -> None:
         """`build` makes the text from what stands in its `count` places; the server shows `nodoubt_` and `name`."""
@@ -32,12 +33,13 @@ class Kept:
         self.declared = build(*(f"${place + 1}" for place in range(count)))
         # No name of a database or table has a NUL in it.
         pieces = build(*(f"\0{place}\0" for place in range(count))).split("\0")
-        pieces[::2] = [piece.replace("{", "{{").replace("}", "}}") for piece in pieces[::2]]
-        pieces[1::2] = [f"{{{place}}}" for place in pieces[1::2]]
-        self._template = "".join(pieces)
+        self._pieces = pieces[::2]
+        # How the values come to stand between the text's own pieces, in a row of those pieces and then the values.
+        own = len(self._pieces)
+        self._order = operator.itemgetter(*(own + int(p) if at % 2 else at // 2 for at, p in enumerate(pieces)))
 
     def __call__(self, *values: str) -> str:
-        text = _Text(self._template.format(*values))
+        text = _Text("".join(self._order((*self._pieces, *values))))
         text.kept, text.values = self, values
         return text
 

@@ -141,6 +141,8 @@ def check_name(name: object) -> str:
         raise InvalidName("a transaction name must not be empty")
     if len(name) > NAME_LENGTH_MAX:
         raise InvalidName(f"a transaction name has at most {NAME_LENGTH_MAX} characters; this one has {len(name)}")
+    if name.isprintable():
+        return name
     bad = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     if bad is not None:
         raise InvalidName(f"a transaction name holds no control characters; this one has U+{ord(bad):04X}")

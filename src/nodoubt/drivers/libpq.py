@@ -239,9 +239,6 @@ class LibpqSession:
         # ASCII is itself in each of them, and to ask libpq for the encoding costs more than the rest.
         return text.encode() if text.isascii() else text.encode(self._encoding)
 
-    def _text(self, data: bytes) -> str:
-        return data.decode() if data.isascii() else data.decode(self._encoding)
-
     def _query(self, statement: str, values: Any) -> PostgresQuery:
         query = PostgresQuery(self._values)
         query.convert(statement, values)
@@ -271,10 +268,12 @@ class LibpqSession:
 
     def _replies(self, results: Sequence[Any]) -> tuple[Reply, ...]:
         """Those of our own statements."""
-        for at, result in enumerate(results):
+        replies: list[Reply] = []
+        for result in results:
             if result.status not in _FINE:
-                self._raise_ours(result, at)
-        return tuple([self._reply(result) for result in results])
+                self._raise_ours(result, len(replies))
+            replies.append(self._reply(result))
+        return tuple(replies)
 
     def _raise_ours(self, result: Any, after: int) -> NoReturn:
         code, primary = _field(result, _Diag.SQLSTATE), _field(result, _Diag.MESSAGE_PRIMARY)
@@ -307,7 +306,8 @@ class LibpqSession:
             return Reply(tag, count)
         self._values.set_pgresult(result)
         fields = range(result.nfields)
-        columns = tuple([self._text(result.fname(at)) for at in fields])
+        encoding = self._encoding
+        columns = tuple([result.fname(at).decode(encoding) for at in fields])
         rows = tuple(self._values.load_rows(0, result.ntuples, tuple))
         return Reply(tag, count, columns, rows, tuple([result.ftype(at) for at in fields]) if in_full else ())
 

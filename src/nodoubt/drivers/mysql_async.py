@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
+from ..script import within
 from . import mysql_wire as wire
 
 
@@ -87,12 +88,7 @@ class AsyncMySQLSession:
         replies = [] if replies is None else replies
         # Not through a cursor: asyncmy's follows every statement that warns with a SHOW WARNINGS, and logs the answer.
         try:
-            async with asyncio.timeout(self._read_timeout_s):
-                await self._connection.query(sql)
-                replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
-                while self._connection._result.has_next:
-                    await self._connection.next_result()
-                    replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
+            await within(self._answered(sql, replies, each), self._read_timeout_s)
             return tuple(replies)
         except TimeoutError as error:
             self.kill()
@@ -101,6 +97,13 @@ class AsyncMySQLSession:
             if not isinstance(error, self.errors) or self.lost(error):
                 self.kill()
             raise
+
+    async def _answered(self, sql: str, replies: list[Reply], each: Sequence[str]) -> None:
+        await self._connection.query(sql)
+        replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
+        while self._connection._result.has_next:
+            await self._connection.next_result()
+            replies.append(wire.reply(self._connection._result, wire.which(each, len(replies), sql)))
 
     def lost(self, error: BaseException) -> bool:
         """Whether the connection went with this error."""

@@ -188,20 +188,20 @@ def _answered(ctx: Context, course: Course, command: Command) -> Script[Event]:
     match command:
         case Prepare(number, row):
             return (yield from _prepare(ctx, course, course.branches[number], row))
-        case EndReader(number):
-            return (yield from _end_reader(ctx, course, course.branches[number]))
-        case CommitAlone(number):
-            return (yield from _commit_here(ctx, course, course.branches[number], ()))
         case CommitPoint(number, row):
             return (yield from _commit_point(ctx, course, course.branches[number], row))
-        case Settle(number):
-            return (yield from _settle(ctx, course.branches[number]))
-        case Fence(why):
-            return (yield from _fence(ctx, course, why))
         case Commit(number):
             return (yield from _second_phase(ctx, course, course.branches[number], Verdict.COMMIT))
         case Rollback(number):
             return (yield from _second_phase(ctx, course, course.branches[number], Verdict.ABORT))
+        case CommitAlone(number):
+            return (yield from _commit_here(ctx, course, course.branches[number], ()))
+        case EndReader(number):
+            return (yield from _end_reader(ctx, course, course.branches[number]))
+        case Settle(number):
+            return (yield from _settle(ctx, course.branches[number]))
+        case Fence(why):
+            return (yield from _fence(ctx, course, why))
         case Undo(number):
             yield from bounded(undo(course.branches[number]), ctx.settings.prepare_s, ctx.clock)
             return Finished(number)
