@@ -164,23 +164,27 @@ async def adrive(script: Script[R]) -> R:
         script.close()
 
 
-async def _aperform(effect: Effect) -> Any:
+def _aperform(effect: Effect) -> Awaitable[Any]:
     match effect:
         case Do():
-            target, within_s = effect.target, effect.within_s
-            call: Awaitable[Any] = getattr(target, effect.verb)(*effect.args)
-            if within_s is None:
-                return await call
-            try:
-                return await within(call, within_s)
-            except TimeoutError as error:
-                target.kill()
-                raise target.timed_out(within_s) from error
+            call: Awaitable[Any] = getattr(effect.target, effect.verb)(*effect.args)
+            return call if effect.within_s is None else _in_time(call, effect.target, effect.within_s)
         case Every():
-            return tuple(await asyncio.gather(*map(_aoutcome, effect.scripts)))
+            return _all_outcomes(effect.scripts)
         case Pause():
-            await asyncio.sleep(effect.seconds)
-            return None
+            return asyncio.sleep(effect.seconds)
+
+
+async def _in_time(call: Awaitable[Any], target: Any, within_s: float) -> Any:
+    try:
+        return await within(call, within_s)
+    except TimeoutError as error:
+        target.kill()
+        raise target.timed_out(within_s) from error
+
+
+async def _all_outcomes(scripts: Sequence[Script[Any]]) -> tuple[Outcome[Any], ...]:
+    return tuple(await asyncio.gather(*map(_aoutcome, scripts)))
 
 
 async def within(call: Awaitable[R], seconds: float) -> R:
@@ -206,13 +210,13 @@ async def within(call: Awaitable[R], seconds: float) -> R:
     return result
 
 
-class _Guard:
-    """One call."""
+class _Guard(msgspec.Struct, eq=False):
+    """One call. `cancelling`: how many others had asked for its task to be cancelled before."""
 
-    __slots__ = ("cancelling", "deadline", "fired", "task")
-
-    def __init__(self, deadline: float, task: asyncio.Task[Any]) -> None:
-        self.deadline, self.task, self.cancelling, self.fired = deadline, task, task.cancelling(), False
+    deadline: float
+    task: asyncio.Task[Any]
+    cancelling: int
+    fired: bool = False
 
 
 class _Guards:
@@ -225,10 +229,10 @@ class _Guards:
     def begin(self, loop: asyncio.AbstractEventLoop, seconds: float) -> _Guard:
         task = asyncio.current_task(loop)
         assert task is not None, "scripts run in tasks"
-        guard = _Guard(loop.time() + seconds, task)
+        guard = _Guard(time.monotonic() + seconds, task, task.cancelling())
         self._open.add(guard)
         if seconds < TICK_S:
-            loop.call_later(seconds, self._cut_off, loop)
+            loop.call_later(seconds, self._cut_off)
         if not self._ticking:
             self._ticking = True
             loop.call_later(TICK_S, self._tick, loop)
@@ -240,13 +244,13 @@ class _Guards:
         return guard.fired
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._cut_off(loop)
+        self._cut_off()
         self._ticking = bool(self._open)
         if self._ticking:
             loop.call_later(TICK_S, self._tick, loop)
 
-    def _cut_off(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+    def _cut_off(self) -> None:
+        now = time.monotonic()
         for guard in [one for one in self._open if one.deadline <= now and not one.fired]:
             guard.fired = True
             guard.task.cancel()

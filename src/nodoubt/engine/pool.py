@@ -106,22 +106,25 @@ class _Pool:
 
     def release(self, session: Any) -> None:
         """Take a session back. Never raises, never waits."""
-        which = id(session)
+        which, lender, keep = id(session), None, False
         with self._lock:
-            borrowed, ours = which in self._borrowed, which in self._ours
-            self._borrowed.discard(which)
-            self._ours.discard(which)
-            keep = ours and session.usable and not self._closed
-            if keep:
-                self._idle.append((session, time.monotonic()))
-        if ours:
-            if not keep:
-                session.kill()
-            self._leave_place()
-        elif borrowed and self._beside is not None:
-            self._beside.release(session)
-        else:
-            PARENTS.append(session)
+            if which in self._borrowed:
+                self._borrowed.discard(which)
+                lender = self._beside
+            elif which in self._ours:
+                self._ours.discard(which)
+                keep = session.usable and not self._closed
+                if keep:
+                    self._idle.append((session, time.monotonic()))
+            else:
+                PARENTS.append(session)
+                return
+        if lender is not None:
+            lender.release(session)
+            return
+        if not keep:
+            session.kill()
+        self._leave_place()
 
     def _all_idle(self) -> list[Any]:
         """Those that nobody has, which are from now on in nobody's pool."""
