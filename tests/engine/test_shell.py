@@ -7,12 +7,13 @@ import contextlib
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from kit import until
 from nodoubt.engine.pool import AsyncPool, ThreadPool
-from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog
+from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog, _Threads
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
 from nodoubt.ports import Reply, SessionLost
 from nodoubt.script import Do, Script, every
@@ -384,6 +385,37 @@ def test_async_submits_share_a_write_even_when_the_first_caller_is_cancelled() -
         assert len(writes) <= 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupt_as_a_script_is_handed_over_finds_it_done_all_the_same(begun: bool) -> None:
+    shell, done = ThreadShell(), list[str]()
+    at_work, may_end = threading.Event(), threading.Event()
+
+    def script() -> Script[None]:
+        at_work.set()
+        assert may_end.wait(10)
+        done.append("yes")
+        return
+        yield
+
+    class Interrupted(_Threads):
+        """Ctrl-C comes in the middle of `submit`."""
+
+        def submit(self, *args: Any, **named: Any) -> Any:
+            if begun:
+                super().submit(*args, **named)
+                assert at_work.wait(10)
+                threading.Timer(0.05, may_end.set).start()
+            else:
+                may_end.set()
+            raise KeyboardInterrupt
+
+    shell._parents = Interrupted(1)
+    with pytest.raises(KeyboardInterrupt):
+        shell.shielded(script())
+    assert done == ["yes"]
+    shell.close()
 
 
 def test_a_shielded_script_outlives_the_caller_who_is_cancelled_in_it() -> None:

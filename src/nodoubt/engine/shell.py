@@ -132,6 +132,15 @@ class _Threads(ThreadPoolExecutor):
         return done
 
 
+def _fulfil(future: Future[R], run: Callable[[Script[R]], R], script: Script[R]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(run(script))
+    except BaseException as error:
+        future.set_exception(error)
+
+
 class ThreadShell:
     """Runs scripts with blocking calls; what runs at the same time runs in threads."""
 
@@ -164,11 +173,14 @@ class ThreadShell:
         """Only the main thread is interrupted by Ctrl-C: there the script runs in another, and is waited for."""
         if threading.current_thread() is not threading.main_thread():
             return self.run(script)
-        future: Future[R] = self._parents.submit(self.run, script)
+        future: Future[R] = Future()
         try:
+            self._parents.submit(_fulfil, future, self.run, script)
             return future.result()
         except KeyboardInterrupt:
-            if not future.done():
+            if future.cancel():  # interrupted as it was handed over: nobody has begun it, or will
+                self.run(script)
+            elif not future.done():
                 log.warning("interrupted in the middle of a commit: finishing it first; interrupt again to leave now")
                 wait_for([future], timeout=CLOSE_WAIT_S)
             raise
