@@ -7,7 +7,7 @@
  *   SQLite:     the row rides inside X's prepare, the decision inside its commit;
  *   MariaDB:    both are forced.
  * HERE=0: no X; the row is forced when all have prepared.
- * N=1 with EARLY: the row is committed before the work, on PostgreSQL unforced, in X's own session.
+ * N=1 with EARLY: the row is committed, unforced, before the work, in X's own session.
  */
 
 #ifndef F
@@ -38,7 +38,7 @@ bool same[F];		/* the server session in which a decision was written unforced st
 
 /* directory.py `staging_rows`: refused where a decision is seen. */
 #ifdef EARLY
-#define arrived (wire == ASKED && (maria(0) || mem[0] == WORK))	/* PostgreSQL: in X's own session */
+#define arrived (wire == ASKED && mem[0] == WORK)	/* in X's own session */
 #else
 #define arrived (wire == ASKED && journal_free)
 #endif

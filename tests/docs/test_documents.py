@@ -32,6 +32,8 @@ COSTS = {
     "three PostgreSQL, at once": ("postgres+postgres+postgres", "first", ("once",)),
     "PostgreSQL + PostgreSQL, the journal elsewhere": ("postgres+postgres", "own postgres", ("once",)),
     "one PostgreSQL, staged, then committed": ("postgres", "first", ("begin", "commit")),
+    "PostgreSQL + PostgreSQL, staged, then committed": ("postgres+postgres", "first", ("begin", "commit")),
+    "one MariaDB, staged, then committed": ("mariadb", "first", ("begin", "commit")),
 }
 
 

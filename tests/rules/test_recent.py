@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit import Database
-from nodoubt import Heuristic, NotReady, OutcomeConflict, State
-from nodoubt.engine import phases, questions, recent
+from nodoubt import Coordinator, Heuristic, NotReady, OutcomeConflict, State
+from nodoubt.engine import phases, questions, recent, verbs
 from nodoubt.engine.context import Context
+from nodoubt.engine.phases import Course
+from nodoubt.ports import Unclear
 from rules.mutants import COMMITTED, context, coordinator, staged, told
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, databases
 
@@ -117,29 +120,71 @@ def test_what_was_staged_longer_ago_is_looked_for(
 # ---- who else has decided meanwhile ---------------------------------------------------------------
 
 
-def the_name_is_another_attempts_by_now(pair: list[Database]) -> tuple[State, list[int]]:
-    """Somebody else has committed it and staged the next one, and knows of that; what is that when it is committed?"""
+def the_name_is_another_attempts_by_now(
+    pair: list[Database], lost: bool, patch: pytest.MonkeyPatch
+) -> tuple[bool, State]:
+    """Committed by another process, or here and the answer is lost; then the name begins another life.
+
+    Whether the commit is told of the attempt that was staged here, and what is the other one then.
+    """
     with coordinator(pair) as db:
         db.setup()
         with coordinator(pair) as other:
-            staged(db)
-            other.commit_distributed("pay")
-            staged(other, reuse=True)
-            assert told(lambda: db.commit_distributed("pay")) == COMMITTED
-            return other.status("pay").state, balances(pair)
+            first = staged(db)
+
+            def and_then_another() -> None:
+                other.recover(grace=0)
+                staged(other, reuse=True)
+
+            if lost:
+                lose_the_answer(db, patch, and_then_another)
+            else:
+                other.commit_distributed("pay")
+                and_then_another()
+            told_of = db.commit_distributed("pay").attempt
+            state = other.status("pay").state
+            if state is State.PREPARED:
+                other.rollback_distributed("pay")
+            return told_of == first, state
 
 
-def test_who_finds_another_decision_asks_for_the_name_anew(pair: list[Database]) -> None:
-    assert the_name_is_another_attempts_by_now(pair) == (State.COMMITTED, [40, 160])
+def lose_the_answer(db: Coordinator, patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """That to the commit of the branch beside the journal, which carries the decision."""
+    resource: Any = context(db).participants["a"].resource
+    sound = resource.commit_prepared
+    done: list[bool] = []
+
+    def commit_prepared(session: Any, prepared: Any, **more: Any) -> Any:
+        yield from sound(session, prepared, **more)
+        if not done:
+            done.append(True)
+            act()
+            raise Unclear("the answer was lost")
+
+    patch.setattr(resource, "commit_prepared", commit_prepared)
 
 
-def test_who_takes_it_for_his_own_tells_of_the_attempt_before(
-    pair: list[Database], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_name_that_was_staged_here_is_no_other_life_of_it(
+    lost: bool, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phases.Course, "overtaken", property(lambda _: False, lambda *_: None))
-    assert the_name_is_another_attempts_by_now(pair)[0] is State.PREPARED
-    with coordinator(pair) as db:
-        db.rollback_distributed("pay")
+    assert the_name_is_another_attempts_by_now(pair, lost, monkeypatch) == (True, State.PREPARED)
+    assert balances(pair) == MOVED and at_rest(pair)
+
+
+def test_who_asks_for_the_name_once_more_commits_two(pair: list[Database], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: where the decision was not plainly ours, the name is asked for anew."""
+    sound = verbs.finish_named
+
+    def once_more(ctx: Context, name: str, wanted: Any, **more: Any) -> Any:
+        course = yield from sound(ctx, name, wanted, **more)
+        if isinstance(course, Course) and course.attempt.cause is not None:
+            yield from phases.to_end(ctx, course)
+            return (yield from sound(ctx, name, wanted, **more))
+        return course
+
+    monkeypatch.setattr(verbs, "finish_named", once_more)
+    assert the_name_is_another_attempts_by_now(pair, True, monkeypatch) == (False, State.COMMITTED)
 
 
 @pytest.mark.parametrize("contrary", [True, False])

@@ -10,8 +10,17 @@ from typing import Any
 import pytest
 
 from kit import Database, until
-from nodoubt import Coordinator, DuplicateTransaction, Heuristic, State, StillBeginning, UnknownTransaction
+from nodoubt import (
+    Coordinator,
+    DuplicateTransaction,
+    Heuristic,
+    ResourceUnavailable,
+    State,
+    StillBeginning,
+    UnknownTransaction,
+)
 from nodoubt.engine import phases, verbs
+from nodoubt.engine.attempt import Attempt
 from nodoubt.engine.context import Context, using
 from nodoubt.ports import Prepared, Refused
 from nodoubt.protocol.commands import Prepare, Ready
@@ -332,6 +341,35 @@ def test_a_rollback_is_quiet_where_the_begin_failed_and_the_name_unknown_elsewhe
     request: Any, tmp_path: Path
 ) -> None:
     assert a_failed_begin_is_rolled_back(request, tmp_path) == (COMMITTED, "unknown")
+
+
+def a_begin_finds_its_server_gone(request: Any, tmp_path: Path) -> str:
+    """It is the only one, and no session to it was open: so nothing was sent. What the rollback answers."""
+    (some,) = databases("postgres", request, tmp_path)
+    with TcpProxy.to(some.url) as proxy:
+        db = coordinator([replace(some, url=proxy.url_for(some.url))], settings=replace(SHORT, decide_s=0.3))
+        db.open()
+        db.setup()
+        context(db).drop_idle()
+    try:
+        with pytest.raises(ResourceUnavailable), db.begin_distributed("pay"):
+            pass
+        return asked(lambda: db.rollback_distributed("pay"))
+    finally:
+        db.close()
+
+
+def test_a_rollback_is_quiet_where_nothing_of_the_begin_was_sent(request: Any, tmp_path: Path) -> None:
+    assert a_begin_finds_its_server_gone(request, tmp_path) == COMMITTED
+
+
+def test_a_begin_that_fences_what_it_never_sent_asks_a_server_that_is_gone(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Attempt, "listed", property(lambda attempt: attempt.early is not None, lambda *_: None))
+    assert (
+        a_begin_finds_its_server_gone(request, tmp_path) == ABORTED
+    )  # which is how `told` hears "the journal is away"
 
 
 def test_without_its_memory_an_except_block_that_rolls_back_hides_the_error(

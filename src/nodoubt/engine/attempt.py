@@ -80,7 +80,8 @@ class Attempt(msgspec.Struct):
     mode: Mode
     until: float | None = None  # on the clock's `elapsed`: the work must be done by then
     timeout_s: float | None = None
-    early: Staging | None = None  # the directory row, where it goes before the work
+    early: Staging | None = None  # the directory row that goes before the work, in X's own session
+    listed: bool = False  # that row has been sent: it may stand
     replace: Staging | None = None  # the row of an ended attempt, which may be replaced
     deadline: float = 0.0
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
@@ -172,7 +173,7 @@ def _claim(ctx: Context, attempt: Attempt, name: str) -> Branch:
 def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
     participant = branch.participant
     before: tuple[str, ...] = ()
-    if attempt.early is not None and participant.resource.traits.unforced_rows:
+    if attempt.early is not None:
         before = ctx.journal.staging_rows(attempt.early, replace=attempt.replace)
     for tries_left in reversed(range(BEGIN_TRIES_MAX)):
         branch.session = yield Do(participant.pool, "acquire")
@@ -181,6 +182,7 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
             attempt.require_open()
             within_s = min(left_s(ctx, attempt), ctx.settings.prepare_s)
             script = participant.resource.begin(branch.session, branch.work, before=before)
+            attempt.listed = bool(before)
             yield from bounded(script, within_s, ctx.clock)
             attempt.require_open()
             return

@@ -56,7 +56,6 @@ class Course(msgspec.Struct):
     branches: dict[int, Branch]
     commands: list[Command] = msgspec.field(default_factory=list)
     answer: Answer | None = None
-    overtaken: bool = False  # somebody else has decided
 
     @property
     def complete(self) -> bool:
@@ -153,7 +152,6 @@ def _decide(ctx: Context, course: Course, wanted: Decision) -> Script[Event]:
     except NoDoubtError as error:
         course.attempt.cause = error
         return Undecided(str(error))
-    course.overtaken = stands is not wanted
     return Decided(stands.verdict, stands.reason)
 
 

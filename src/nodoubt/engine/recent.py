@@ -4,8 +4,9 @@ It has the answers to its own PREPAREs, so it need ask neither the journal for t
 branches: a round trip for each. Whoever asks from elsewhere, or later, looks.
 
 Guarantees: nothing older than `TRUSTED_S` is believed, and nothing twice. That nobody has decided meanwhile, or called
-a step, is not believed at all: the COMMIT itself is refused then, and whoever asked for it asks for the name anew. Only
-a stranger can have ended such a branch; the older it is, the likelier.
+a step, is not believed at all: the decision is written once, and carries its conditions. What is committed, or told, is
+the attempt that was staged here, never another life of its name. Only a stranger, or a database that was set back,
+can have ended such a branch; the older it is, the likelier.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..protocol.records import Staging
+from .attempt import Attempt
 from .context import Context
 
 TRUSTED_S = 1.0  # so long after its prepare was asked for, a branch is taken for prepared
@@ -26,9 +28,9 @@ class Recent:
     since: float
 
 
-def remember(ctx: Context, staging: Staging, since: float) -> None:
+def remember(ctx: Context, attempt: Attempt, staging: Staging | None, since: float) -> None:
     """It is staged. One that depends on what others say, or that has called steps, is looked at where that is known."""
-    if staging.confirmations or staging.calls:
+    if staging is None or staging.confirmations or attempt.calls:
         return
     with ctx.lock:
         ctx.recent.pop(staging.name, None)

@@ -2,12 +2,12 @@
 
 Guarantees: the verbs are idempotent (I12): repeating one returns the first outcome, the contrary one raises
 `OutcomeConflict`. A commit by name requires the last branch to be *listed* as prepared: listed is flushed, a row
-alone need not be.
+alone need not be. The process that has just prepared it knows without a look (`recent`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -93,7 +93,7 @@ def begin_staged(
     try:
         yield from _list_early(ctx, attempt, reuse=reuse)
     except BaseException as error:
-        if attempt.early is None or isinstance(error, DuplicateTransaction):
+        if not attempt.listed or isinstance(error, DuplicateTransaction):
             ctx.remember_failed_begin(name, attempt.id, harmless=True)
         else:
             # Cancelled, too: one bounded write more, or the name would look alive until its begin were overdue.
@@ -103,16 +103,12 @@ def begin_staged(
 
 
 def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
-    """See that the name is free. Where X is all there is, the row goes before the work: it says that as well.
-
-    On PostgreSQL it goes in X's own session, unforced, and X's prepare flushes it; on MariaDB it is forced by itself.
-    """
+    """See that the name is free. Where X is all there is, the row goes before the work, and X's prepare flushes it."""
     only = next(iter(ctx.participants.values())) if ctx.single else None
-    if only is not None and not (only.holds_journal and not only.resource.traits.riders_on_prepare):
-        only = None
-    if reuse or only is None or attempt.name in ctx.failed_begins:
+    early = only is not None and only.holds_journal and only.resource.traits.unforced_rows
+    if reuse or not early or attempt.name in ctx.failed_begins:
         attempt.replace = yield from _require_free(ctx, attempt.name, reuse)
-    if only is None:
+    if only is None or not early:
         return
     yield from start.admit(ctx, only)
     if attempt.timeout_s is None:
@@ -120,27 +116,10 @@ def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
         attempt.timeout_s = ctx.settings.begin_s
         attempt.until = ctx.clock.elapsed() + attempt.timeout_s
     attempt.early = _staging(ctx, attempt, (BranchRef(0, only.name, only.resource_id),), 0, working=True)
-    if only.resource.traits.unforced_rows:
-        try:
-            yield from open_branch(ctx, attempt, only.name)
-        except Conflict:
-            raise _taken(attempt.name) from None
-    else:
-        yield from questions.ask(ctx, _listing(ctx, attempt, attempt.early), changes=True)
-
-
-def _listing(ctx: Context, attempt: Attempt, staging: Staging) -> Callable[[Session], Script[None]]:
-    def body(session: Session) -> Script[None]:
-        try:
-            yield from ctx.journal.stage(session, staging, replace=attempt.replace)
-        except Conflict:
-            raise _taken(attempt.name) from None
-
-    return body
-
-
-def _taken(name: str) -> DuplicateTransaction:
-    return DuplicateTransaction(name, state="live, or ended and still reserved")
+    try:
+        yield from open_branch(ctx, attempt, only.name)
+    except Conflict:
+        raise DuplicateTransaction(attempt.name, state="live, or ended and still reserved") from None
 
 
 def _require_free(ctx: Context, name: str, reuse: bool) -> Script[Staging | None]:
@@ -210,8 +189,7 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
     yield from to_answer(ctx, course, StageAsked() if staged else CommitAsked())
     if course.answer is Answer.STAGED:
         ctx.failed_begins.pop(attempt.name, None)
-        assert course.machine.plan.staging is not None
-        recent.remember(ctx, course.machine.plan.staging, since)
+        recent.remember(ctx, attempt, course.machine.plan.staging, since)
     elif staged and course.answer is not Answer.COMMITTED:
         ctx.remember_failed_begin(attempt.name, attempt.id, harmless=course.answer is Answer.ABORTED)
     return course
@@ -353,6 +331,8 @@ def finish_named(
 ) -> Script[Course | Result]:
     """Decide a staged transaction, as far as the answer; a `Result` if it was decided before.
 
+    In the process that has staged it a moment ago the name means what was staged then, whoever has it by now.
+
     Raises `UnknownTransaction`, `StillBeginning`, `NotReady`, `OutcomeConflict`, `InDoubt`, `JournalUnavailable`.
     """
     check_name(name)
@@ -360,7 +340,7 @@ def finish_named(
         return (yield from _roll_back_failed_begin(ctx, name, ctx.failed_begins[name]))
     # Steps may have been called for it since; a COMMIT then is refused, and asks; a rollback has to undo them.
     fresh = recent.take(ctx, name, attempt) if wanted is Verdict.COMMIT else None
-    staging, seen, listed = (fresh, None, True) if fresh else (yield from questions.known(ctx, attempt or name))
+    staging, seen, listed = (fresh, None, False) if fresh else (yield from questions.known(ctx, attempt or name))
     if staging is None or (attempt is not None and staging.name != name):
         # The name may have been given to another attempt since; what was decided for this one still stands.
         told = None if attempt is None else (yield from _decided_before(ctx, name, attempt, wanted))
@@ -388,10 +368,6 @@ def finish_named(
     ctx.live.add(staging.attempt)
     event = CommitAsked() if wanted is Verdict.COMMIT else AbortAsked(why)
     answer = yield from to_answer(ctx, course, event)
-    if fresh and course.overtaken:
-        # Somebody else has decided it meanwhile, and the name may be another attempt's by now: ask for it.
-        yield from to_end(ctx, course)
-        return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
     if answer is not Answer.STAGED:
         return course
     ctx.live.discard(staging.attempt)

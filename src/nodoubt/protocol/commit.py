@@ -105,7 +105,7 @@ class Plan(msgspec.Struct, frozen=True):
     shares: tuple[Share, ...]
     decision: Decision  # verdict COMMIT; its `point` is the branch in the journal's database, if that wrote
     staging: Staging | None = None
-    listed_early: bool = False  # the directory row was committed before the work: in X's own session, or forced
+    listed_early: bool = False  # the directory row was committed before the work, in X's own session
     row_inside: bool = False  # X's prepare takes the directory row inside (SQLite)
     covered: bool = False  # X's prepare makes the directory row durable, which is committed before it (PostgreSQL)
     rides: bool = False  # the decision rides on X's phase two (PostgreSQL, SQLite)
