@@ -52,6 +52,13 @@ class NobodyIsAsked(SqlJournal):
         return statements
 
 
+class NoRowIsPlain(SqlJournal):
+    """Takes a name whose row is gone for one that nobody has to confirm."""
+
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        return tuple(one.replace("), false)", "), true)") for one in super()._decision_rows(decision))
+
+
 class TheLastAnswerStands(SqlJournal):
     """Lets everybody change their mind, even after the decision."""
 
@@ -103,6 +110,7 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (NobodyIsAsked, SUITE.test_what_was_staged_is_not_committed_until_all_who_were_asked_have_confirmed),
     (NobodyIsAsked, SUITE.test_what_somebody_has_refused_is_never_committed),
     (NobodyIsAsked, SUITE.test_whoever_has_not_seen_that_there_are_conditions_does_not_commit),
+    (NoRowIsPlain, SUITE.test_a_name_that_is_not_there_is_not_committed),
     (TheLastAnswerStands, SUITE.test_the_first_answer_of_each_stands),
     (TheLastAnswerStands, SUITE.test_after_the_decision_no_answer_is_written_any_more),
     (ForgetsWhatIsNotUndone, SUITE.test_an_abort_whose_steps_are_not_undone_is_kept_and_holds_up_no_other),

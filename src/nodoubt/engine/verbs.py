@@ -371,7 +371,7 @@ def finish_named(
     if answer is not Answer.STAGED:
         return course
     ctx.live.discard(staging.attempt)
-    if (yield from _is_gated_now(ctx, staging.attempt)) and not gated:
+    if (yield from _is_gated_now(ctx, staging)) and not gated:
         return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
     raise JournalUnavailable(
         f"the journal cannot be reached: {name!r} stays prepared, undecided; try again ({course.machine.why})"
@@ -400,13 +400,16 @@ def _resumed(ctx: Context, staging: Staging, branches: dict[int, Branch], *, gat
     return Course(attempt, CommitMachine(plan, phase=Phase.STAGED), branches)
 
 
-def _is_gated_now(ctx: Context, attempt: str) -> Script[bool]:
+def _is_gated_now(ctx: Context, staging: Staging) -> Script[bool]:
     """Whether its COMMIT was refused because it has conditions, all of which hold now; raises `NotReady` if not all do.
 
-    The COMMIT carries its conditions with it, and they may have failed since they were looked at.
+    The COMMIT carries its conditions with it, and they may have failed since they were looked at. Raises
+    `UnknownTransaction` if the name is not there any more.
     """
-    fresh = yield from questions.find(ctx, attempt)
-    if fresh is None or not (fresh.calls or fresh.confirmations):
+    fresh = yield from questions.find(ctx, staging.attempt)
+    if fresh is None:
+        raise UnknownTransaction(staging.name)
+    if not (fresh.calls or fresh.confirmations):
         return False
     yield from readiness.require(ctx, fresh)
     return True

@@ -96,6 +96,8 @@ class Dialect:
     commit_tag: str  # what the server answers to a COMMIT that committed
     share_lock: str  # locks what a SELECT returns against change
     row_lock: str  # locks what a SELECT returns for this transaction alone
+    by_undecided = ""  # behind the table of names: goes by this index, however many are asked for
+    by_unfinished = ""  # behind that of calls, likewise
     is_open: str  # a condition: the COMMIT has not ended; served by an index
     open_key: str  # the attempt, under the name that this index is ordered by
     now: str  # the server's clock, in seconds since the epoch
@@ -245,6 +247,9 @@ class MariaDBDialect(Dialect):
     commit_tag = ""
     share_lock = " LOCK IN SHARE MODE"
     row_lock = " FOR UPDATE"
+    # Beyond 200 values MariaDB guesses, by statistics, and would walk the whole table, and lock it.
+    by_undecided = " FORCE INDEX (nodoubt_names_undecided)"
+    by_unfinished = " FORCE INDEX (nodoubt_calls_unfinished)"
     is_open = "open_commit IS NOT NULL"
     open_key = "open_commit"
     now = "(UNIX_TIMESTAMP(NOW(6)) + 0e0)"
@@ -260,10 +265,11 @@ class MariaDBDialect(Dialect):
         self.prefix = f"`{name}`.nodoubt_"
 
     def text(self, text: str) -> str:
-        return f"'{text}'" if kept.plain(text) else f"CONVERT(x'{_hex(text)}' USING utf8mb4)"
+        # Never as it stands: a session's character set and sql_mode, which are the user's, would have a say in it.
+        return f"CONVERT(x'{_hex(text)}' USING utf8mb4)"
 
     def key(self, text: str) -> str:
-        return f"'{text}'" if kept.plain(text) else f"x'{_hex(text)}'"
+        return f"x'{_hex(text)}'"
 
     def upsert(self, table: str, keys: Sequence[str], row: Mapping[str, str], changes: Mapping[str, str]) -> str:
         # Assignments run from left to right here, and a later one sees what an earlier one has set.

@@ -181,6 +181,8 @@ class MemoryStore(CallStore):
                 raise Conflict("a decision for this attempt stands already")
             self._require_above_floor(decision.attempt)
             if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
+                if not decision.gated and not self._staged([decision.attempt]):
+                    raise BelowFloor("the name is not there")
                 self._require_ready(decision.attempt, decision.gated)
             self.state.decisions[decision.attempt] = Row(decision.kept)
 

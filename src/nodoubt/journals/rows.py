@@ -146,11 +146,12 @@ def plain(dialect: Dialect, literal: str) -> str:
     """A condition likewise: nobody was asked and no step was called, so that nothing can be missing. A look at one row.
 
     Most of what is staged is so, and should not pay for a look at two tables more, nor for a change of that row. The
-    look locks it, as an intent does; if it has to wait for one, it sees what that has written.
+    look locks it, as an intent does; if it has to wait for one, it sees what that has written. Nor is a name committed
+    whose row is gone: nothing but a decision lets it go.
     """
     nobody = f"calls = 0 AND confirmations = {dialect.text(json(()))}"
     names = f"SELECT {nobody} FROM {dialect.table('names')} WHERE attempt = {literal}{dialect.row_lock}"
-    return f"COALESCE(({names}), true)"
+    return f"COALESCE(({names}), false)"
 
 
 def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:

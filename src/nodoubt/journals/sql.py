@@ -236,16 +236,17 @@ class SqlJournal(Calls):
         """
         for some in pieces(attempts):
             listed, table = self.dialect.attempts(some), self.dialect.table
+            names, calls = f"{table('names')}{self.dialect.by_undecided}", f"{table('calls')}{self.dialect.by_unfinished}"
             which, marked = f"attempt IN ({listed})", f"undecided IN ({listed})"
             yield from self._write(
                 session,
                 # Names before decisions, in order, as whoever decides takes them.
-                f"SELECT attempt FROM {table('names')} WHERE {marked} ORDER BY undecided{self.dialect.row_lock}",
-                f"UPDATE {table('names')} SET undecided = NULL WHERE {marked}",
+                f"SELECT attempt FROM {names} WHERE {marked} ORDER BY undecided{self.dialect.row_lock}",
+                f"UPDATE {names} SET undecided = NULL WHERE {marked}",
                 self._lock_decisions(which),
                 f"UPDATE {table('decisions')} SET ended_at = COALESCE(ended_at, {self.dialect.now}), "
                 f"confirms = confirms + 1 WHERE {which}",
-                f"UPDATE {table('calls')} SET unfinished = NULL WHERE unfinished IN ({listed})",
+                f"UPDATE {calls} SET unfinished = NULL WHERE unfinished IN ({listed})",
             )
 
     def _lock_decisions(self, which: str) -> str:

@@ -252,6 +252,13 @@ class CallClaims:
             bench.insert([commit(one)])
         bench.insert([commit(plain, gated=False)])
 
+    def test_a_name_that_is_not_there_is_not_committed(self, bench: Bench) -> None:
+        """Its server may have been set back, and the branches with it."""
+        for gone in (staging("gone"), staging("gone")):
+            with pytest.raises(BelowFloor):
+                bench.insert([commit(gone, gated=False)])
+            bench.insert([abort(gone.attempt, mode=Mode.STAGED)])
+
     def test_a_neighbour_that_is_not_ready_keeps_nobody_else_from_being_aborted(self, bench: Bench) -> None:
         waiting, other = staging("waiting", confirmations=("billing",)), staging("other")
         bench.stage(waiting)

@@ -28,7 +28,6 @@ class RegisterClaims:
     def test_a_decision_is_read_back_as_it_was_written(self, bench: Bench) -> None:
         written = [
             decision(
-                mode=Mode.STAGED,
                 name=name,
                 branches=tuple(BranchRef(n, f"{name} {n}", secrets.token_hex(16)) for n in range(3)),
                 point=point,
