@@ -132,6 +132,25 @@ def test_a_plain_commit_is_taken_out_of_the_index_of_the_undecided_as_it_ends_an
     assert int(query(bench, marked).scalar()) == 0
 
 
+@pytest.mark.parametrize("kind", ["mariadb"])
+def test_an_end_of_hundreds_walks_no_table_and_would_if_it_were_left_to_mariadb(place: Place, bench: Bench) -> None:
+    """And a walk locks all that it passes."""
+    fill(bench)
+    statements: list[str] = []
+
+    class Told(SqlJournal):
+        def _write(self, session: Any, *sent: str, forced: bool = True) -> Script[Any]:
+            statements.extend(sent)
+            return super()._write(session, *sent, forced=forced)
+
+    bench.run(Told(bench.journal.dialect).end(bench.main, [new_attempt() for _ in range(400)]))
+    goes_by = re.compile(r"range nodoubt_(names_undecided|calls_unfinished)")
+    hinted = [sql for sql in statements if "FORCE INDEX" in sql]
+    assert len(hinted) == 3 and all(goes_by.search(plan(place, bench, sql)) for sql in hinted)
+    left_alone = [re.sub(r" FORCE INDEX \(\w+\)", "", sql) for sql in hinted]
+    assert not all(goes_by.search(plan(place, bench, sql)) for sql in left_alone)
+
+
 @pytest.mark.parametrize("kind", ["postgres"])
 def test_commits_leave_no_list_of_themselves_on_the_floors_row(bench: Bench) -> None:
     """A row that many share is marked with a multixact of them all, and each commit would make another."""

@@ -10,7 +10,7 @@ import pytest
 from journals.places import Place
 from nodoubt.journals.memory import MemoryJournal, MemorySession, MemoryStore
 from nodoubt.ports import BelowFloor, Conflict, SessionLost, StatementFailed
-from nodoubt.protocol.records import Epoch, Event, Mode
+from nodoubt.protocol.records import Epoch, Event
 from nodoubt.script import Do
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, decision, staging
@@ -68,7 +68,7 @@ def test_a_refused_transaction_changes_nothing(bench: Bench, store: MemoryStore)
 
 
 def test_riders_are_written_as_the_journal_writes_them(bench: Bench, store: MemoryStore) -> None:
-    one, row = decision(mode=Mode.STAGED), staging("order")
+    one, row = decision(), staging("order")
     rows = (*bench.journal.decision_rows(one), *bench.journal.staging_rows(row))
     store.apply("ride", rows)
     assert bench.confirm([one.attempt])[one.attempt].decision == one

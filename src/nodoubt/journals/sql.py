@@ -236,7 +236,8 @@ class SqlJournal(Calls):
         """
         for some in pieces(attempts):
             listed, table = self.dialect.attempts(some), self.dialect.table
-            names, calls = f"{table('names')}{self.dialect.by_undecided}", f"{table('calls')}{self.dialect.by_unfinished}"
+            names = f"{table('names')}{self.dialect.by_undecided}"
+            calls = f"{table('calls')}{self.dialect.by_unfinished}"
             which, marked = f"attempt IN ({listed})", f"undecided IN ({listed})"
             yield from self._write(
                 session,
