@@ -108,7 +108,8 @@ class Connection:
         self._database = database
         self._waiting_since = 0.0
         self._on_access: OnAccess | None = None
-        database.authorizer = self._authorize  # for good: each time that it is set, SQLite compiles all statements anew
+        # But for a look at the schema, for good: each time that it is set, SQLite compiles all statements anew.
+        database.authorizer = self._authorize
         database.set_busy_handler(self.wait)
         # SQLite forgets an interrupt that comes just before a statement begins. This asks again while it runs.
         database.set_progress_handler(lambda: self.killed, _STEPS_BETWEEN_LOOKS)
@@ -123,6 +124,16 @@ class Connection:
         except apsw.Error as error:
             raise self._translated(error) from error
         return rows
+
+    def look(self, sql: str) -> list[tuple[Any, ...]]:
+        """The same, of the schema. For that SQLite resolves every view there is, and would tell the authorizer of
+        strangers' names, which need not be text. All statements are compiled anew then.
+        """
+        self._database.authorizer = None
+        try:
+            return self.query(sql)
+        finally:
+            self._database.authorizer = self._authorize
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """One statement of our own, for each of the rows."""

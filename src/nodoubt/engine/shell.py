@@ -10,6 +10,7 @@ cancelled asyncio tasks pass through any cancel scope, so the phases run in a ta
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import threading
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from ..errors import text_of
 from ..ports import Unclear
 from ..script import TICK_S, Do, Script, Watch, adrive, drive
 from .context import log, plainly
@@ -133,12 +135,14 @@ class _Threads(ThreadPoolExecutor):
 
 
 def _fulfil(future: Future[R], run: Callable[[Script[R]], R], script: Script[R]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
     try:
-        future.set_result(run(script))
+        if future.set_running_or_notify_cancel():
+            future.set_result(run(script))
     except BaseException as error:
-        future.set_exception(error)
+        if not future.done():
+            future.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
 
 
 class ThreadShell:
@@ -170,19 +174,31 @@ class ThreadShell:
         return self._watch.call(do)
 
     def shielded(self, script: Script[R]) -> R:
-        """Only the main thread is interrupted by Ctrl-C: there the script runs in another, and is waited for."""
-        if threading.current_thread() is not threading.main_thread():
-            return self.run(script)
-        future: Future[R] = Future()
+        """Only the main thread is interrupted: there the script runs in another, and is waited for.
+
+        By Ctrl-C, or by whatever a signal handler raises. How the script ended is then a note to that.
+        """
+        future: Future[R] | None = None
         try:
+            if threading.current_thread() is not threading.main_thread():
+                return self.run(script)
+            future = Future()
             self._parents.submit(_fulfil, future, self.run, script)
             return future.result()
-        except KeyboardInterrupt:
-            if future.cancel():  # interrupted as it was handed over: nobody has begun it, or will
-                self.run(script)
-            elif not future.done():
+        except BaseException as error:
+            if future is not None and not future.cancel() and not future.done():
                 log.warning("interrupted in the middle of a commit: finishing it first; interrupt again to leave now")
                 wait_for([future], timeout=CLOSE_WAIT_S)
+                failure = future.exception() if future.done() else None
+                if failure is not None:
+                    error.add_note(f"the transaction ended in {type(failure).__name__}: {text_of(failure)}")
+            elif inspect.getgeneratorstate(script) == inspect.GEN_CREATED:  # nobody has begun it, or will
+                if isinstance(error, Exception):
+                    return self.run(script)  # no thread could be started
+                try:
+                    self.run(script)
+                except Exception as failed:
+                    error.add_note(f"the transaction ended in {type(failed).__name__}: {text_of(failed)}")
             raise
 
     def behind(self, script: Script[Any]) -> None:

@@ -28,6 +28,12 @@ _COLUMNS = """
     SELECT t.name, t.wr, c.name, c.pk, c.hidden
     FROM pragma_table_list AS t, pragma_table_xinfo(t.name, 'main') AS c
     WHERE t.schema = 'main' AND t.type = 'table' ORDER BY t.name, c.cid"""
+_PARENTS = """
+    SELECT t.name, f."table" FROM pragma_table_list AS t, pragma_foreign_key_list(t.name, 'main') AS f
+    WHERE t.schema = 'main' AND t.type = 'table'"""
+_ENTRIES = """
+    SELECT CAST(tbl_name AS BLOB), type, CAST(name AS BLOB), CAST(sql AS BLOB)
+    FROM main.sqlite_schema ORDER BY type, name"""
 _VIRTUAL, _STORED = 2, 3  # `hidden` of generated columns
 
 
@@ -73,22 +79,24 @@ Key = tuple[tuple[str, ...], tuple[int, ...]]
 def _read(connection: Connection, version: int) -> Schema:
     barred = {
         name: f"{name} is a virtual table, or the storage of one: SQLite has no triggers there, so it cannot be locked"
-        for (name,) in connection.query(
+        for (name,) in connection.look(
             "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('virtual', 'shadow')"
         )
     }
     entries: dict[str, list[Entry]] = {}
-    for table, kind, name, sql in connection.query(
-        "SELECT tbl_name, type, name, sql FROM main.sqlite_schema ORDER BY type, name"
-    ):
-        entries.setdefault(_folded(table), []).append((kind, name, sql))  # a trigger names its table as it likes
+    for table, kind, name, sql in connection.look(_ENTRIES):
+        # A trigger names its table as it likes.
+        entries.setdefault(_folded(_decoded(table)), []).append((kind, _decoded(name), sql and _decoded(sql)))
     columns: dict[str, list[Column]] = {}
     keyed: dict[str, bool] = {}
-    for name, without_rowid, column, place, hidden in connection.query(_COLUMNS):
+    for name, without_rowid, column, place, hidden in connection.look(_COLUMNS):
         if not name.startswith("sqlite_") and not is_ours(name):
             columns.setdefault(name, []).append((column, place, hidden))
             keyed[name] = bool(without_rowid)
-    parents = {name: _parents(connection, name) for name in columns}
+    parents: dict[str, set[str]] = {}
+    for name, parent in connection.look(_PARENTS):
+        # A foreign key names its parent as somebody wrote it: SQLite folds ASCII letters, and so do we.
+        parents.setdefault(name, set()).add(_folded(parent))
     tied = {_folded(name) for name, found in parents.items() if found}.union(*parents.values())
     tables: dict[str, Table] = {}
     for name, found in columns.items():
@@ -134,22 +142,21 @@ def _primary(name: str, columns: list[Column]) -> Key | str:
     return tuple(column for _, _, column in key), tuple(at for _, at, _ in key)
 
 
-def _parents(connection: Connection, name: str) -> set[str]:
-    """A foreign key names its parent as somebody wrote it: SQLite folds ASCII letters, and so do we."""
-    found = connection.query("SELECT \"table\" FROM pragma_foreign_key_list(?, 'main')", (name,))
-    return {_folded(parent) for (parent,) in found}
-
-
 def _kin(parents: dict[str, set[str]], tables: dict[str, Table]) -> dict[str, frozenset[str]]:
     by_folded = {_folded(name): name for name in tables}
     kin: dict[str, set[str]] = {}
     for name in tables:
-        for parent in parents[name]:
+        for parent in parents.get(name, ()):
             other = by_folded.get(parent)
             if other is not None:
                 kin.setdefault(name, set()).add(other)
                 kin.setdefault(other, set()).add(name)
     return {name: frozenset(others) for name, others in kin.items()}
+
+
+def _decoded(text: bytes) -> str:
+    """What is valid UTF-8, and what is not: SQLite takes any bytes, and nothing here may stumble over a stranger's."""
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _folded(name: str) -> str:
