@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -839,3 +840,38 @@ def test_every_code_of_the_table_has_its_error(code: str, meaning: Failure) -> N
 def test_a_code_that_is_not_in_the_table_is_a_plain_refusal() -> None:
     assert failure(StatementFailed("275", "CHECK constraint failed")) is Failure.REFUSED
     assert isinstance(refusal(StatementFailed("1", "no such table: main.nodoubt_locks"), "x"), SchemaMismatch)
+
+
+def test_a_child_of_whatever_name_keeps_its_rows_as_phase_two_rewrites_their_parent(world: World) -> None:
+    session = world.session()
+    world.run(session, "create table kin(id integer primary key, a); insert into kin values (1, 'x'), (2, 'y')")
+    world.run(session, "create table nodoubt_mine(id integer primary key, k references kin(id) on delete cascade)")
+    world.run(session, "insert into nodoubt_mine values (1, 1)")
+    world.commit(session, world.stage(session, "update kin set a = 'z' where id = 1"))
+    assert world.rows(session, "select a from kin order by id") == [("z",), ("y",)]
+    assert world.rows(session, "select * from nodoubt_mine") == [(1, 1)]
+
+
+NO_TEXT = b"""
+create view v as select 'caf\xe9';
+create trigger tr after insert on other begin select 'caf\xe9'; end;
+"""
+
+
+@pytest.mark.parametrize("when", ["before it began", "when it was prepared"])
+def test_what_a_stranger_has_defined_in_no_text_is_in_nobodys_way(world: World, when: str) -> None:
+    """SQLite takes any bytes. To learn of tables it resolves each view, and tells the authorizer of its columns."""
+
+    def comes() -> None:
+        done = subprocess.run(["sqlite3", "-bail", str(world.path)], input=NO_TEXT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    session = world.session()
+    world.run(session, "create table mine(a); create table other(a)")
+    if when == "before it began":
+        comes()
+    prepared = world.stage(session, "insert into mine values (1)")
+    if when == "when it was prepared":
+        comes()
+    world.commit(session, prepared)
+    assert world.rows(session, "select a from mine") == [(1,)]
