@@ -114,7 +114,7 @@ MARIA_STAGED = Scenario(
     name="MariaDB staged, then committed",
     kinds=(MARIA,),
     staged=True,
-    contenders=(HAND, OURS, BY_ANOTHER, MERGED, CLOSED),
+    contenders=(HAND, OURS, MERGED, CLOSED),
 )
 MARIA_ONE = Scenario(name="MariaDB alone, at once", kinds=(MARIA,), clients=(1, 8), contenders=(LOCAL, OURS))
 FILE = Scenario(
