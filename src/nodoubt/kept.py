@@ -18,7 +18,8 @@ from .script import Do, Script, do
 
 _WHO = "SELECT pg_catalog.pg_backend_pid()"
 _NO_SUCH_STATEMENT = "26000"
-# Text that a pair of quotes makes a literal of, on every database: no quote, backslash, semicolon or placeholder.
+# Text that a pair of quotes makes a literal of, where no setting has a say in it (PostgreSQL, SQLite): no quote,
+# backslash, semicolon or placeholder.
 plain = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -387,8 +388,15 @@ def test_async_submits_share_a_write_even_when_the_first_caller_is_cancelled() -
     asyncio.run(main())
 
 
+class TimeIsOver(Exception):
+    """What a signal handler may raise, as Celery's does."""
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, TimeIsOver, SystemExit])
 @pytest.mark.parametrize("begun", [True, False])
-def test_an_interrupt_as_a_script_is_handed_over_finds_it_done_all_the_same(begun: bool) -> None:
+def test_an_interrupt_as_a_script_is_handed_over_finds_it_done_all_the_same(
+    begun: bool, interrupt: type[BaseException]
+) -> None:
     shell, done = ThreadShell(), list[str]()
     at_work, may_end = threading.Event(), threading.Event()
 
@@ -409,13 +417,51 @@ def test_an_interrupt_as_a_script_is_handed_over_finds_it_done_all_the_same(begu
                 threading.Timer(0.05, may_end.set).start()
             else:
                 may_end.set()
-            raise KeyboardInterrupt
+            raise interrupt
 
     shell._parents = Interrupted(1)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(interrupt):
         shell.shielded(script())
     assert done == ["yes"]
     shell.close()
+
+
+def told(what: list[str], error: Exception | None = None) -> Script[None]:
+    what.append("done")
+    if error is not None:
+        raise error
+    return
+    yield
+
+
+def test_where_no_thread_can_be_started_a_script_runs_in_the_callers_own() -> None:
+    shell, done = ThreadShell(), list[str]()
+
+    class Full(_Threads):
+        def submit(self, *args: Any, **named: Any) -> Any:
+            raise RuntimeError("can't start new thread")
+
+    shell._parents = Full(1)
+    shell.shielded(told(done))
+    assert done == ["done"]
+    shell.close()
+
+
+def test_after_the_close_an_interrupt_before_a_script_has_begun_finds_it_done_and_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs in the caller's own thread then, where Ctrl-C may come at any moment."""
+    shell, done = ThreadShell(), list[str]()
+    shell.close()
+
+    def interrupted(_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "set_running_or_notify_cancel", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        shell.shielded(told(done, ValueError("in doubt")))
+    assert done == ["done"]
+    assert any("ValueError: in doubt" in note for note in caught.value.__notes__)
 
 
 def test_a_shielded_script_outlives_the_caller_who_is_cancelled_in_it() -> None:

@@ -193,7 +193,7 @@ class ThreadShell:
                 if failure is not None:
                     error.add_note(f"the transaction ended in {type(failure).__name__}: {text_of(failure)}")
             elif inspect.getgeneratorstate(script) == inspect.GEN_CREATED:  # nobody has begun it, or will
-                if isinstance(error, Exception):
+                if isinstance(error, RuntimeError):
                     return self.run(script)  # no thread could be started
                 try:
                     self.run(script)
