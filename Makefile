@@ -77,7 +77,7 @@ benchmarks/node_modules: benchmarks/package.json
 reap-10k: $(VENV)/.dev servers
 	NODOUBT_REAP=10000 $(BIN)/pytest tests/steps/test_reaper.py -k many -s
 
-# A thousand of them are in `make test`.
+# Four hundred of them are in `make test`.
 sqlite-schedules: $(VENV)/.dev
 	NODOUBT_SQLITE_SCHEDULES=$(or $(SCHEDULES),20000) NODOUBT_SQLITE_SEED=$(or $(SEED),2) \
 		$(BIN)/pytest -n $(JOBS) -s tests/sqlite/test_sqlite_model.py

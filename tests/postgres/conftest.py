@@ -182,8 +182,8 @@ def fresh(blank: World) -> World:
 
 @pytest.fixture(scope="session")
 def shared_url(postgres: PostgresServer) -> str:
-    """For tests that leave nothing but rows behind."""
-    return postgres.url()
+    """For tests that leave nothing but rows behind. It has a name, so it outlives the module."""
+    return postgres.url("rows")
 
 
 @pytest.fixture

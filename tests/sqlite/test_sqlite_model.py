@@ -25,7 +25,7 @@ from nodoubt.resources.sqlite import Hazard
 from nodoubt.xid import Xid, parse_gid
 from sqlite.world import CLUSTER, Nursery, World, contents, shell
 
-SCHEDULES = int(os.environ.get("NODOUBT_SQLITE_SCHEDULES", "1000"))
+SCHEDULES = int(os.environ.get("NODOUBT_SQLITE_SCHEDULES", "400"))
 SEED = int(os.environ.get("NODOUBT_SQLITE_SEED", "1"))
 GROUPS = 10
 STEPS = 12

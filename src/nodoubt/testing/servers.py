@@ -91,6 +91,7 @@ class Server(ABC):
         self._guard: Guard | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._fresh: set[str] = set()
         #: Between `freeze()` and `thaw()`.
         self.frozen = False
 
@@ -120,6 +121,7 @@ class Server(ABC):
         if self._guard is not None:
             self._guard.close()
         self._directory, self._guard, self._process = None, None, None
+        self._fresh.clear()
 
     def kill(self) -> None:
         """SIGKILL every process of the server at once. The data stay; `restart()` recovers them."""
@@ -196,12 +198,21 @@ class Server(ABC):
         if not name.replace("_", "").isalnum() or not name.isascii():
             raise ServerError(f"a test database's name is ASCII letters, digits and underscores, not {name!r}")
         self._create(name)
+        if database is None:
+            self._fresh.add(name)
         return self._url(name)
 
     def drop(self, database: str) -> None:
         """Drop a database, with whatever is prepared in it. Does nothing if it is not there."""
         self._roll_back(self._prepared(database))
         self._drop(database)
+        self._fresh.discard(database)
+
+    def drop_fresh(self) -> None:
+        """Drop every database that `url()` has named, whoever is still connected. Nothing may be prepared in them."""
+        if self._fresh:
+            self._drop(*sorted(self._fresh))
+            self._fresh.clear()
 
     def roll_back_prepared(self) -> int:
         """Roll back every prepared transaction on the server, whoever left it; how many there were.
@@ -236,7 +247,7 @@ class Server(ABC):
     def _url(self, database: str) -> str: ...
 
     @abstractmethod
-    def _drop(self, database: str) -> None: ...
+    def _drop(self, *databases: str) -> None: ...
 
     @abstractmethod
     def _prepared(self, database: str = "") -> list[tuple[str, str]]:
@@ -364,10 +375,10 @@ class PostgresServer(Server):
         if done.returncode != 0 and "42P04" not in done.stderr:  # 42P04: it exists
             raise self._failure(f"creating database {database!r} failed: {done.stderr.strip()}")
 
-    def _drop(self, database: str) -> None:
-        done = self._psql("postgres", f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+    def _drop(self, *databases: str) -> None:
+        done = self._psql("postgres", *(f'DROP DATABASE IF EXISTS "{one}" WITH (FORCE)' for one in databases))
         if done.returncode != 0:
-            raise self._failure(f"dropping database {database!r} failed: {done.stderr.strip()}")
+            raise self._failure(f"dropping {', '.join(databases)} failed: {done.stderr.strip()}")
 
     def _prepared(self, database: str = "") -> list[tuple[str, str]]:
         only = f" WHERE database = '{database}'" if database else ""
@@ -382,13 +393,14 @@ class PostgresServer(Server):
             if done.returncode != 0:
                 raise self._failure(f"rolling back {gid} failed: {done.stderr.strip()}")
 
-    def _psql(self, database: str, statement: str) -> subprocess.CompletedProcess[str]:
-        """Run one statement. A server that is just restarting itself, after a crash of one backend, is waited for."""
-        arguments = ["-X", "-q", "-A", "-t", "-F", "\t", "-v", "VERBOSITY=sqlstate", "-c", statement]
+    def _psql(self, database: str, *statements: str) -> subprocess.CompletedProcess[str]:
+        """Run the statements, each by itself, up to the first that fails. A server that is just restarting itself, after a crash of one backend, is waited for."""
+        arguments = ["-X", "-q", "-A", "-t", "-F", "\t", "-v", "VERBOSITY=sqlstate", "-v", "ON_ERROR_STOP=1"]
+        arguments += [part for statement in statements for part in ("-c", statement)]
         where = ["-h", self.host, "-p", str(self.port), "-U", self.user, "-d", database]
         deadline = time.monotonic() + START_TIME_MAX_S
         while True:
-            done = command([postgres_program("psql"), *arguments, *where], self._account())
+            done = command([postgres_program("psql"), *arguments, *where], None)
             restarting = "database system is" in done.stderr and self.running
             if not restarting or time.monotonic() > deadline:
                 return done
@@ -473,9 +485,10 @@ class MariaDBServer(Server):
     def _create(self, database: str) -> None:
         self._client(f"CREATE DATABASE IF NOT EXISTS `{database}`")
 
-    def _drop(self, database: str) -> None:
+    def _drop(self, *databases: str) -> None:
         # A prepared branch that somebody has left on one of its tables keeps it; the server's end takes both.
-        self._client(f"SET lock_wait_timeout = 1; DROP DATABASE IF EXISTS `{database}`")
+        drops = (f"DROP DATABASE IF EXISTS `{one}`" for one in databases)
+        self._client("; ".join(("SET lock_wait_timeout = 1", *drops)))
 
     def _prepared(self, database: str = "") -> list[tuple[str, str]]:
         if database:
@@ -490,7 +503,7 @@ class MariaDBServer(Server):
         client = mariadb_program("mariadb")
         where = ["--protocol=tcp", f"--host={self.host}", f"--port={self.port}", f"--user={self.user}", "--skip-ssl"]
         arguments = [client, "--no-defaults", *where, "--batch", "--skip-column-names", "-e", statements]
-        done = command(arguments, self._account(), MYSQL_PWD=self.password)
+        done = command(arguments, None, MYSQL_PWD=self.password)
         if done.returncode != 0:
             raise self._failure(f"{statements!r} failed: {done.stderr.strip()}")
         return done.stdout

@@ -158,7 +158,7 @@ class BranchClaims:
         stranger = new_cluster()
         prepared = place.prepared(1, work=place.work(cluster=stranger))
         ours, theirs = place.listed(), place.listed(stranger)
-        place.run(place.resource.rollback_prepared(place.bench.main, theirs[prepared.xid]))
+        place.finish("rollback_prepared", theirs[prepared.xid])
         assert ours == {} and set(theirs) == {prepared.xid}
 
     @pytest.mark.parametrize("end", ENDS)
