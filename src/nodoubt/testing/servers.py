@@ -394,7 +394,10 @@ class PostgresServer(Server):
                 raise self._failure(f"rolling back {gid} failed: {done.stderr.strip()}")
 
     def _psql(self, database: str, *statements: str) -> subprocess.CompletedProcess[str]:
-        """Run the statements, each by itself, up to the first that fails. A server that is just restarting itself, after a crash of one backend, is waited for."""
+        """Run the statements, each by itself, up to the first that fails.
+
+        A server that is just restarting itself, after a crash of one backend, is waited for.
+        """
         arguments = ["-X", "-q", "-A", "-t", "-F", "\t", "-v", "VERBOSITY=sqlstate", "-v", "ON_ERROR_STOP=1"]
         arguments += [part for statement in statements for part in ("-c", statement)]
         where = ["-h", self.host, "-p", str(self.port), "-U", self.user, "-d", database]
