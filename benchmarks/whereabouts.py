@@ -20,12 +20,11 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from nodoubt.drivers.mysql_async import AsyncMySQLSession
-from nodoubt.drivers.psycopg_async import AsyncPsycopgSession
 from nodoubt.testing.servers import Setting
 from nodoubt.url import parse_url
 
 from .contenders import make
+from .overhearing import listening, place_of
 from .places import Places, statement
 from .report import grid
 from .results import fsync_ms
@@ -34,11 +33,6 @@ from .task import Order, Task
 from .workers import Worker
 
 TRANSACTIONS = 200
-#: Its verbs, each one message and its answer.
-SAYING: tuple[tuple[type, tuple[str, ...]], ...] = (
-    (AsyncPsycopgSession, ("run", "run_each", "execute", "execute_after")),
-    (AsyncMySQLSession, ("run", "execute_after")),  # `execute` is one of the second
-)
 SAMPLED_S = 10.0
 CLIENTS = 64
 TOP = 20
@@ -170,58 +164,28 @@ def messages(task: Task) -> str:
 
 async def _overheard(task: Task) -> list[list[Message]]:
     """Run transactions in this process, and listen to what its sessions say."""
-    ports = {parse_url(url).port: letter for letter, url in zip("abcdefgh", task.urls, strict=False)}
-    heard: list[Message] = []
-    began = 0.0
-
-    def listening(verb: str, method: Any) -> Any:
-        async def call(session: Any, *args: Any) -> Any:
-            sent = time.perf_counter()
-            try:
-                return await method(session, *args)
-            finally:
-                sql = _sql(verb, args)
-                heard.append(
-                    Message(ports[_port(session)], sql, (sent - began) * 1e3, (time.perf_counter() - sent) * 1e3)
-                )
-
-        return call
-
+    urls = map(parse_url, task.urls)
+    letters = {(url.port, url.database): letter for letter, url in zip("abcdefgh", urls, strict=False)}
     contender: Any = make(task)
-    plain = {(kind, verb): getattr(kind, verb) for kind, verbs in SAYING for verb in verbs}
     transactions = []
     await contender.open()
-    for (kind, verb), method in plain.items():
-        setattr(kind, verb, listening(verb, method))
-    try:
+    with listening() as ear:
         for number in range(-20, TRANSACTIONS):
-            heard.clear()
+            ear.take()
             began = time.perf_counter()
             await contender.transact(0)
             if number >= 0:
-                transactions.append(sorted(heard, key=lambda one: (one.sent_ms, one.database)))
-    finally:
-        for (kind, verb), method in plain.items():
-            setattr(kind, verb, method)
-        await contender.close()
+                transactions.append([
+                    Message(
+                        letters[place_of(said.session)],
+                        said.sql,
+                        (said.sent_s - began) * 1e3,
+                        (said.answered_s - said.sent_s) * 1e3,
+                    )
+                    for said in ear.take()
+                ])  # fmt: skip
+    await contender.close()
     return transactions
-
-
-def _port(session: Any) -> int:
-    if isinstance(session, AsyncPsycopgSession):
-        return int(session.connection.info.port)
-    return int(session._connection._port)
-
-
-def _sql(verb: str, args: Sequence[Any]) -> str:
-    """The text of a message: the user's statement first, and ours before it behind."""
-    match verb:
-        case "run_each":
-            return "; ".join(args[0])
-        case "execute_after":
-            return "; ".join((args[1], *args[0]))
-        case _:
-            return str(args[0])
 
 
 def servers(task: Task) -> str:

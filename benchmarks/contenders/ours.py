@@ -111,6 +111,19 @@ class CommittedElsewhere(AtOnce):
         await super().close()
 
 
+class NothingDecided(AtOnce):
+    """The journal is never told a decision, so nothing is crash-safe: what it costs to decide is measured from here."""
+
+    async def open(self) -> None:
+        await super().open()
+        self.db._ctx.register_batch = _Deaf()
+
+
+class _Deaf:
+    async def submit(self, _: object) -> None:
+        """As if it had been written."""
+
+
 class Sweep(AtOnce):
     """Not a transaction but one sweep of recovery, which leaves nothing alone for being young."""
 

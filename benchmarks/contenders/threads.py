@@ -172,3 +172,44 @@ class Local(InTurn):
     def end(self, held: list[tuple[Branch, Any]], xid: str, rows: range) -> None:
         for branch, connection in held:
             branch.local(connection, rows)
+
+
+class RowsAlone(InTurn):
+    """SQLite: the rows that nodoubt's contract asks for, and nothing that looks after them.
+
+    Every file but the first writes down what it is about to do, and commits that; the first commits its work with the
+    decision; the others then do the work, with a receipt. One file alone commits its work with a receipt.
+    """
+
+    _TABLES = """
+        create table if not exists promises (xid text primary key, record blob not null) without rowid;
+        create table if not exists proofs (xid text primary key, verdict text not null, at real not null) without rowid;
+    """
+    _PROOF = "INSERT INTO proofs VALUES (?, 'commit', unixepoch('subsec'))"
+    _RECORD = b"the row as it was, and as it will be: some hundred bytes".ljust(120)
+
+    def open(self) -> None:
+        super().open()
+        for branch in self.branches:
+            connection = branch.free.get()
+            connection.execute(self._TABLES)
+            branch.free.put(connection)
+
+    def end(self, held: list[tuple[Branch, Any]], xid: str, rows: range) -> None:
+        (_, first), *others = held
+        for _, connection in others:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("INSERT INTO promises VALUES (?, ?)", (xid, self._RECORD))
+            connection.execute("COMMIT")
+        self._work(first, xid, rows)
+        for _, connection in others:
+            self._work(connection, xid, rows, first="DELETE FROM promises WHERE xid = ?")
+
+    def _work(self, connection: Any, xid: str, rows: range, first: str = "") -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        if first:
+            connection.execute(first, (xid,))
+        for row in rows:
+            connection.execute(f"{ADD}?", (row,))
+        connection.execute(self._PROOF, (xid,))
+        connection.execute("COMMIT")
