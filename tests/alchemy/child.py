@@ -1,14 +1,12 @@
 """The process that is killed: ORM work that moves 30 from a to b, on engines of its own.
 
-`python child.py '{"urls": {…}, "drivers": {…}, "way": "once|staged", "kill": "P8.commit"}'`
+Run by `crash.nest`, with `{"urls": {…}, "drivers": {…}, "way": "once|staged", "kill": "P8.commit"}`.
 Prints, and flushes, what the caller was told.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from typing import Any
 
 from alchemy.world import Account, engine_over
@@ -56,13 +54,12 @@ async def tasks(task: dict[str, Any], observer: Any) -> None:
         say("committed")
 
 
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    killer = AtPoint(Point.parse(given["kill"]))
+def main(task: dict[str, Any]) -> None:
+    killer = AtPoint(Point.parse(task["kill"]))
     try:
-        if given["mode"] == "sync":
-            threads(given, killer)
+        if task["mode"] == "sync":
+            threads(task, killer)
         else:
-            asyncio.run(tasks(given, killer))
+            asyncio.run(tasks(task, killer))
     except NoDoubtError as error:
         say(type(error).__name__)

@@ -1,13 +1,11 @@
 """The process that is killed: moves 30 from a to b, and dies by SIGKILL at the point it was told.
 
-`python child.py '{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "kill": "P8.commit@a"}'`
+Run by `nest`, with `{"urls": {…}, "journal": …, "way": "once|staged", "mode": "sync|async", "kill": "P8.commit@a"}`.
 Prints, and flushes, what the caller was told: that is what must turn out to be true (I5).
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
 from typing import Any
 
@@ -41,7 +39,3 @@ async def main(task: dict[str, Any]) -> None:
     except NoDoubtError as error:
         say(type(error).__name__)
     await face.close()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))

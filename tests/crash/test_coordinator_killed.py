@@ -5,16 +5,13 @@ After it: two sweeps, then everywhere or nowhere, nothing prepared, nothing lock
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from crash.nest import nest_of
 from kit import QUICK, Database, make_database, until
 from nodoubt import Coordinator, State, UnknownTransaction
 from nodoubt.points import Point
@@ -56,17 +53,9 @@ CHILD = Path(__file__).with_name("child.py")
 
 def killed_at(task: dict[str, Any], program: Path = CHILD) -> list[str]:
     """Run the child until it dies by its own hand; what it had told its caller."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(program.parent.parent), *sys.path])}
-    child = subprocess.run(
-        [sys.executable, str(program), json.dumps(task)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, f"it was to die at {task['kill']}: {child.stdout}{child.stderr}"
-    return child.stdout.split()
+    code, written = nest_of(program).run(task)
+    assert code == -signal.SIGKILL, f"it was to die at {task['kill']}: {written}"
+    return written.split()
 
 
 def recover(db: Coordinator, pair: list[Database]) -> None:

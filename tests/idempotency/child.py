@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 from typing import Any
 
 from crash.child import say
@@ -25,7 +22,3 @@ async def main(task: dict[str, Any]) -> None:
     if task["options"]:
         await face.commit_distributed(task["options"]["staged"])
     await face.close()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))

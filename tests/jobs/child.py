@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
 from typing import Any
 
 from crash.child import say
@@ -26,7 +23,3 @@ async def main(task: dict[str, Any]) -> None:
             say(str(some.done))
     say("done")
     await face.close()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
