@@ -78,6 +78,19 @@ def test_a_named_database_is_made_once(server: Server) -> None:
     assert query(server.url("orders"), "SELECT count(*) FROM t") == [(0,)]
 
 
+def test_those_that_have_no_name_of_their_own_go_all_at_once(server: Server) -> None:
+    """Whoever is still connected; what was made under a name stays."""
+    fresh, named = [server.url(), server.url()], server.url("kept")
+    query(named, "CREATE TABLE t (x int)")
+    server.drop_fresh()
+    for url in fresh:
+        with pytest.raises((psycopg.OperationalError, pymysql.OperationalError)):
+            connect(url)
+    assert query(named, "SELECT count(*) FROM t") == [(0,)]
+    server.drop(named.rpartition("/")[2])
+    server.drop_fresh()
+
+
 def test_a_database_name_that_would_need_quoting_is_refused(server: Server) -> None:
     with pytest.raises(ServerError, match="letters, digits and underscores"):
         server.url('x"; DROP DATABASE postgres; --')
