@@ -14,10 +14,12 @@ Must not: know databases, transactions or the protocol.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import Executor, Future
+from concurrent.futures import wait as wait_for
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -127,15 +129,24 @@ def _perform(effect: Effect, executor: Executor, watch: Watch) -> Any:
 
             # The last one runs here: N branches need N - 1 threads, and one branch none.
             others: list[Future[Outcome[Any]]] = [executor.submit(run, one) for one in scripts[:-1]]
-            last = run(scripts[-1])
-            outcomes = (*(other.result() for other in others), last)
-            for outcome in outcomes:
-                if outcome.error is not None and not isinstance(outcome.error, Exception):
-                    raise outcome.error  # an interrupt is no answer: it goes to whoever waits, once all have ended
-            return outcomes
+            try:
+                last = run(scripts[-1])
+                outcomes = (*(other.result() for other in others), last)
+            except BaseException:  # Ctrl-C while we waited; a second one leaves them to themselves
+                wait_for(others)
+                raise
+            return _uninterrupted(outcomes)
         case Pause(seconds):
             time.sleep(seconds)
             return None
+
+
+def _uninterrupted(outcomes: tuple[Outcome[Any], ...]) -> tuple[Outcome[Any], ...]:
+    """An interrupt is no answer: it goes to whoever waits, once all have ended."""
+    for outcome in outcomes:
+        if outcome.error is not None and not isinstance(outcome.error, Exception):
+            raise outcome.error
+    return outcomes
 
 
 def _outcome(script: Script[R], executor: Executor, watch: Watch) -> Outcome[R]:
@@ -184,7 +195,23 @@ async def _in_time(call: Awaitable[Any], target: Any, within_s: float) -> Any:
 
 
 async def _all_outcomes(scripts: Sequence[Script[Any]]) -> tuple[Outcome[Any], ...]:
-    return tuple(await asyncio.gather(*map(_aoutcome, scripts)))
+    """Whoever is cancelled here cancels them all, and is told once all have ended, whatever they made of it.
+
+    `gather` would tell at the first that is cancelled, and keep back what the canceller says of himself: anyio knows
+    its own by that.
+    """
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(_aoutcome(script)) for script in scripts]
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError as error:
+        while left := [task for task in tasks if not task.done()]:
+            for task in left:
+                task.cancel(*error.args)
+            with contextlib.suppress(asyncio.CancelledError):  # who is cancelled again cancels them again
+                await asyncio.wait(left)
+        raise
+    return _uninterrupted(tuple([task.result() for task in tasks]))
 
 
 async def within(call: Awaitable[R], seconds: float) -> R:
@@ -262,5 +289,5 @@ _GUARDS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Guards] = weakref
 async def _aoutcome(script: Script[R]) -> Outcome[R]:
     try:
         return Outcome(await adrive(script))
-    except Exception as error:
+    except BaseException as error:
         return Outcome(None, error)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import anyio
 import pytest
 
+import nodoubt.script
 from nodoubt.engine.context import bounded
 from nodoubt.script import Do, Every, Pause, Script, Watch, adrive, do, drive, every, within
 
@@ -128,6 +132,194 @@ def test_cleanup_runs_when_a_script_fails(run: Runner) -> None:
     with pytest.raises(ValueError, match="x"):
         run(script)
     assert cleaned == ["yes"]
+
+
+# ---- interrupts, and what runs at the same time ----------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(), GeneratorExit(), asyncio.CancelledError()])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_interrupt_of_one_among_several_comes_out_once_all_have_ended(
+    run: Runner, interrupt: BaseException, place: int
+) -> None:
+    ended: list[int] = []
+    seen: list[tuple[BaseException, list[int]]] = []
+
+    def longer(thing: Thing, number: int) -> Script[None]:
+        for _ in range(5):
+            yield Pause(0.001)
+            yield from do(thing, "echo", None)
+        ended.append(number)
+
+    def script(thing: Thing) -> Script[None]:
+        scripts = [longer(thing, number) for number in range(3)]
+        scripts[place] = do(thing, "echo", interrupt)
+        try:
+            yield from every(scripts)
+        except BaseException as caught:
+            seen.append((caught, sorted(ended)))
+            raise
+
+    with pytest.raises(type(interrupt)):
+        run(script)
+    assert seen == [(interrupt, [number for number in range(3) if number != place])]
+
+
+def test_ctrl_c_while_others_are_waited_for_comes_out_once_all_have_ended() -> None:
+    """On asyncio it cancels the main task: below."""
+    ended, last_has_ended = list[str](), threading.Event()
+
+    def interrupting(thing: Thing) -> Script[None]:
+        last_has_ended.wait(20)
+        yield Pause(0.02)  # until the main thread waits; where it is late, the claim holds as well
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        for _ in range(5):
+            yield Pause(0.02)
+        ended.append("other")
+
+    def last(thing: Thing) -> Script[None]:
+        yield from do(thing, "echo", None)
+        last_has_ended.set()
+
+    def script(thing: Thing) -> Script[None]:
+        try:
+            yield from every([interrupting(thing), last(thing)])
+        finally:
+            ended.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sync(script)
+    assert ended == ["other", "all"]
+
+
+Scripts = Callable[[list[str]], list[Script[Any]]]
+
+
+def asleep_then(ended: list[str], name: str, turns: int, *, swallow: bool = False) -> Script[str]:
+    """Sleeps until it is cancelled; then it still has this much to do."""
+    try:
+        yield Pause(3600)
+    except asyncio.CancelledError:
+        if not swallow:
+            raise
+    finally:
+        for _ in range(turns):
+            yield Pause(0)
+        ended.append(name)
+    return "went on"
+
+
+def one_needs_longer(ended: list[str]) -> list[Script[Any]]:
+    return [asleep_then(ended, "at once", 0), asleep_then(ended, "later", 20)]
+
+
+def one_goes_on(ended: list[str]) -> list[Script[Any]]:
+    return [asleep_then(ended, "at once", 0, swallow=True), asleep_then(ended, "later", 20, swallow=True)]
+
+
+class Caller:
+    """Runs those scripts at the same time, and writes down who had ended when it heard of its own end."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self.ended: list[str] = []
+        self.seen: list[tuple[type[BaseException], list[str]]] = []
+        self._scripts = scripts
+
+    def run(self) -> Coroutine[Any, Any, Any]:
+        return adrive(self._script())
+
+    def _script(self) -> Script[Any]:
+        try:
+            return (yield from every(self._scripts(self.ended)))
+        except BaseException as error:
+            self.seen.append((type(error), list(self.ended)))
+            raise
+
+    def assert_cancelled_after_all(self) -> None:
+        assert self.seen == [(asyncio.CancelledError, ["at once", "later"])]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+cancellable = pytest.mark.parametrize("scripts", [one_needs_longer, one_goes_on])
+
+
+@cancellable
+@pytest.mark.parametrize("times", [1, 2])
+def test_who_is_cancelled_is_told_once_all_have_ended_and_ends_cancelled(scripts: Scripts, times: int) -> None:
+    async def main() -> None:
+        caller = Caller(scripts)
+        task = asyncio.create_task(caller.run())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel("enough")
+        if times == 2:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not task.done()
+            task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await task
+        assert task.cancelled() and task.cancelling() == times
+        if times == 1:  # the second cuts short what was being cleaned up
+            caller.assert_cancelled_after_all()
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_before_any_has_begun_ends_cancelled() -> None:
+    async def main() -> None:
+        caller = Caller(one_goes_on)
+        task = asyncio.create_task(caller.run())
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled() and asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+@cancellable
+def test_a_timeout_round_several_is_told_once_all_have_ended(scripts: Scripts) -> None:
+    async def main() -> None:
+        caller = Caller(scripts)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await caller.run()
+        caller.assert_cancelled_after_all()
+        task = asyncio.current_task()
+        assert task is not None and task.cancelling() == 0
+        await asyncio.sleep(0)  # and nothing is left that would be cancelled by and by
+
+    asyncio.run(main())
+
+
+def test_mutant_that_gathers_tells_who_is_cancelled_before_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gathered(scripts: list[Script[Any]]) -> Any:
+        return await asyncio.gather(*map(adrive, scripts))
+
+    async def main() -> None:
+        caller = Caller(one_needs_longer)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await caller.run()
+        assert caller.seen == [(asyncio.CancelledError, ["at once"])]
+
+    monkeypatch.setattr(nodoubt.script, "_all_outcomes", gathered)
+    asyncio.run(main())
+
+
+@cancellable
+def test_a_scope_of_anyios_round_several_knows_its_own_cancellation(scripts: Scripts) -> None:
+    async def main() -> None:
+        caller = Caller(scripts)
+        with anyio.move_on_after(0.01) as scope:
+            await caller.run()
+        assert scope.cancelled_caught and [kind for kind, _ in caller.seen] == [asyncio.CancelledError]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
 
 
 # ---- within ---------------------------------------------------------------------------------------
