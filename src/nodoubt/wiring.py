@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ONLY = "db"  # the name of a resource that was given as a bare URL
 JOURNAL_SESSIONS = 4  # concurrent decisions share a write, so a few sessions serve any number of transactions
+LOCK_WAIT_SHARE = 0.5  # of the time for a call: SQLite itself tells of a locked file, before the call is cut off
 LOOK_CONNECT_S = 5.0  # for a look at a database: whoever looks wants to know soon that it is down
 _NAME_MAX = 63
 NAMES = f"printable text of 1 to {_NAME_MAX} characters"
@@ -96,6 +97,7 @@ def context(
     shell: ThreadShell | AsyncShell,
 ) -> Context:
     """A context over pools that connect when they are first used."""
+    answer_s, decide_s = settings.answer_s, settings.decide_s
     places = _named(resources, shell)
     journal_place = _journal_of(places, journal, shell)
     wired = Context(
@@ -111,7 +113,7 @@ def context(
             for name, place in places.items()
         },
         journal=journal_place.journal(),
-        journal_pool=_pool("the journal", journal_place, settings, JOURNAL_SESSIONS, shell),
+        journal_pool=_pool("the journal", journal_place, settings, JOURNAL_SESSIONS, shell, min(decide_s, answer_s)),
         register_batch=None,
         settings=settings,
         clock=clock or SystemClock(),
@@ -259,12 +261,13 @@ def _pools(name: str, place: _Place, settings: Settings, shell: ThreadShell | As
     """For work, and in reserve. What the reserve is too small for, an idle session of the other does, on a server."""
     work = _work_pool(name, place, settings, shell)
     beside = work if place.is_server else None
-    return work, _pool(name, place, settings, settings.reserve_size, shell, beside)
+    shortest_s = min(settings.prepare_s, settings.apply_s, settings.answer_s)
+    return work, _pool(name, place, settings, settings.reserve_size, shell, shortest_s, beside)
 
 
 def _work_pool(name: str, place: _Place, settings: Settings, shell: ThreadShell | AsyncShell) -> Any:
     if place.engine is None:
-        return _pool(name, place, settings, settings.pool_size, shell)
+        return _pool(name, place, settings, settings.pool_size, shell, settings.prepare_s)
     from .alchemy import engines
 
     if isinstance(shell, AsyncShell):
@@ -273,33 +276,48 @@ def _work_pool(name: str, place: _Place, settings: Settings, shell: ThreadShell 
 
 
 def _pool(
-    name: str, place: _Place, settings: Settings, size: int, shell: ThreadShell | AsyncShell, beside: Any = None
+    name: str,
+    place: _Place,
+    settings: Settings,
+    size: int,
+    shell: ThreadShell | AsyncShell,
+    call_s: float,
+    beside: Any = None,
 ) -> Any:
+    """`call_s`: the time that the shortest-lived of its calls has, where it may wait for a lock."""
     if isinstance(shell, AsyncShell):
-        connect_async = _aconnect(place, settings)
+        connect_async = _aconnect(place, settings, call_s)
         return AsyncPool(name, connect_async, size=size, acquire_s=settings.acquire_s, beside=beside)
-    connect = _connect(place, settings)
+    connect = _connect(place, settings, call_s)
     return ThreadPool(name, connect, size=size, acquire_s=settings.acquire_s, call=shell.call, beside=beside)
 
 
-def _connect(place: _Place, settings: Settings) -> Callable[[], Session]:
+def _connect(place: _Place, settings: Settings, call_s: float) -> Callable[[], Session]:
     if place.backend is not None:
         return place.backend.connect
     if place.engine is not None:
         from .alchemy.engines import connecting
 
         return connecting(place.engine)
-    return functools.partial(_driver(place.url), place.url, connect_timeout_s=settings.connect_s)
+    return functools.partial(_driver(place.url), place.url, **_patience(place.url, settings, call_s))
 
 
-def _aconnect(place: _Place, settings: Settings) -> Callable[[], Awaitable[Any]]:
+def _aconnect(place: _Place, settings: Settings, call_s: float) -> Callable[[], Awaitable[Any]]:
     if place.backend is not None:
         return place.backend.aconnect
     if place.engine is not None:
         from .alchemy.engines import connecting_async
 
         return connecting_async(place.engine)
-    return functools.partial(_async_driver(place.url), place.url, connect_timeout_s=settings.connect_s)
+    return functools.partial(_async_driver(place.url), place.url, **_patience(place.url, settings, call_s))
+
+
+def _patience(url: Url, settings: Settings, call_s: float) -> dict[str, float]:
+    """How long a session waits, which only SQLite's is told of locks: a server's are bounded by the server."""
+    times = {"connect_timeout_s": settings.connect_s}
+    if url.kind == "sqlite":
+        times["lock_wait_s"] = LOCK_WAIT_SHARE * call_s
+    return times
 
 
 def _home(name: str, place: _Place, shell: ThreadShell | AsyncShell) -> Callable[[], Any]:

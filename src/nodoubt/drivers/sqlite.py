@@ -45,6 +45,8 @@ TIMEOUT_S = 10.0
 LOCK_WAIT_S = 5.0
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02)  # between tries for a lock; the last one repeats
 
+_WAITED_S = 0.1  # a few of the longest pauses
+
 _STEPS_BETWEEN_LOOKS = 100_000  # instructions of SQLite's machine: a millisecond or two
 
 LIBRARY = tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
@@ -107,6 +109,7 @@ class Connection:
         self.kept: Any = None
         self._database = database
         self._waiting_since = 0.0
+        self._waited_at = 0.0
         self._on_access: OnAccess | None = None
         # But for a look at the schema, for good: each time that it is set, SQLite compiles all statements anew.
         database.authorizer = self._authorize
@@ -242,6 +245,10 @@ class Connection:
         """Who holds the file's write lock, in words."""
         return sqlite_files.writers(self.path)
 
+    def waits(self) -> bool:
+        """Whether it waits for a lock now, or did a moment ago. From any thread; for people, so a guess will do."""
+        return time.monotonic() - self._waited_at < _WAITED_S
+
     def lockers(self) -> tuple[str, ...] | None:
         """The processes that hold it now; None where the system does not tell."""
         return sqlite_files.lockers(self.path)
@@ -301,7 +308,7 @@ class Connection:
 
     def wait(self, tries: int) -> bool:
         """SQLite's busy handler: True, try again. Our own, because SQLite's cannot be interrupted."""
-        now = time.monotonic()
+        now = self._waited_at = time.monotonic()
         if tries == 0:
             self._waiting_since = now
         if self.killed or now - self._waiting_since >= self.lock_wait_s:
@@ -415,7 +422,10 @@ class SqliteSession:
 
     def timed_out(self, seconds: float) -> Exception:
         """The error of a call that `kill` cut short."""
-        return SessionLost(f"no answer within {seconds:g} s")
+        file, why = self.connection, ""
+        if file.waits():
+            why = f": it waited for {file.path}, which is locked for writing by {file.writers()}"
+        return SessionLost(f"no answer within {seconds:.3g} s{why}")
 
 
 class AsyncSqliteSession:

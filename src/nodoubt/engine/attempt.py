@@ -123,9 +123,13 @@ def left_s(ctx: Context, attempt: Attempt) -> float:
     return left
 
 
-def _too_late(attempt: Attempt) -> TransactionAborted:
+def _is_late(ctx: Context, attempt: Attempt) -> bool:
+    return attempt.until is not None and ctx.clock.elapsed() >= attempt.until
+
+
+def _too_late(attempt: Attempt, where: str = "") -> TransactionAborted:
     return TransactionAborted(
-        f"the timeout of {attempt.timeout_s:g} s had passed before the work was done; nothing happened",
+        f"the timeout of {attempt.timeout_s:g} s had passed before the work was done{where}; nothing happened",
         name=attempt.name,
         attempt=attempt.id,
     )
@@ -193,7 +197,9 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
             attempt.require_open()
             participant.pool.drop_idle()
             if tries_left == 0 or before:
-                raise ResourceUnavailable(f"{participant.name} lost the connection at begin: {error}") from error
+                raise ResourceUnavailable(f"{participant.name} did not begin, nothing was decided: {error}") from error
+            if _is_late(ctx, attempt):
+                raise _too_late(attempt, f" ({error})") from error
         except Refused as error:
             branch.let_go(kill=True)
             if isinstance(error, (Conflict, BelowFloor)):
@@ -293,8 +299,8 @@ def _at_work(ctx: Context, attempt: Attempt, branch: Branch, call: Script[R]) ->
         return (yield from bounded(call, limit_s, ctx.clock))
     except SessionLost as error:
         work.doomed = error
-        if attempt.until is not None and ctx.clock.elapsed() >= attempt.until:
-            raise _too_late(attempt) from error
+        if _is_late(ctx, attempt):
+            raise _too_late(attempt, f" ({name}: {text_of(error)})") from error
         raise TransactionAborted(
             f"{name} was lost in the middle of a statement, so the transaction is rolled back: {text_of(error)}",
             name=attempt.name,
@@ -328,7 +334,7 @@ def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, par
     try:
         return (yield from resource.execute(branch.session, work, statement, params))
     except SessionLost:
-        if not work.opening or ctx.clock.elapsed() - sent > DEAD_WITHIN_S:
+        if not work.opening or ctx.clock.elapsed() - sent > DEAD_WITHIN_S or _is_late(ctx, attempt):
             raise
     except Refused as error:
         if not work.opening:

@@ -54,8 +54,11 @@ def refusal(error: StatementFailed, what: str) -> NoDoubtError:
             return Refused(f"{what}: {error}; nothing was done")
 
 
-def lock(connection: Connection, what: str) -> None:
-    """BEGIN IMMEDIATE: the file's only write lock, waited for no longer than the connection allows."""
+def lock(connection: Connection, what: str, advice: str = "") -> None:
+    """BEGIN IMMEDIATE: the file's only write lock, waited for no longer than the connection allows.
+
+    `advice`: what helps where it is refused again and again.
+    """
     if connection.in_transaction:
         raise Refused(f"{what}: the session is inside another transaction")
     try:
@@ -65,7 +68,7 @@ def lock(connection: Connection, what: str) -> None:
             raise refusal(error, what) from error
         raise Refused(
             f"{what}: {connection.path} is locked for writing by {connection.writers()}, for longer than the "
-            f"{connection.lock_wait_s:g} s that we wait; nothing was done, try again",
+            f"{connection.lock_wait_s:g} s that we wait; nothing was done, try again{advice}",
             retry=True,
         ) from error
 

@@ -33,6 +33,7 @@ from .redo import apply, changed_since, columns_of, image, rehearse, sequences
 from .tables import LOCKED, Schema, guard, load
 
 PREPARED_MAX = 10_000  # branches listed at once
+OFTEN = ". If it comes often: shorten the transactions that hold the file, or raise prepare_s, half of which is waited"
 
 
 class Hazard(Refused):
@@ -48,7 +49,7 @@ def begin(connection: Connection, work: Work) -> None:
     here = kept(connection)
     if here.branch is not None:
         raise Refused(f"the session is at work on another branch, {here.branch.gid}")
-    lock(connection, "begin")
+    lock(connection, "begin", OFTEN)
     try:
         locks = _locks(connection)
         branch = Branch(gid, None if alone else load(connection), locks, connection.total_changes())
