@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 import time
+import warnings
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from kit import QUICK, Watching, make_database, opened, until
 from nodoubt import (
+    AsyncCoordinator,
     ClosedTransaction,
     Coordinator,
     DuplicateTransaction,
@@ -22,6 +27,7 @@ from nodoubt import (
     ResourceUnavailable,
     Settings,
     State,
+    step,
 )
 from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import ThreadShell
@@ -357,3 +363,33 @@ def test_a_failed_open_can_be_tried_again() -> None:
         server.restart()
         with db:
             assert db.recover().clean
+
+
+def test_a_verb_of_a_transaction_whose_block_has_ended_fails_as_it_is_awaited_and_leaves_nothing_unawaited(
+    tmp_path: Path,
+) -> None:
+    """As of any coroutine function: an error at the call would leave behind what was made beside it, for `gather`."""
+
+    @step("reviewed.charge")
+    async def charge(cents: int) -> int:
+        return cents
+
+    async def main() -> list[Any]:
+        async with AsyncCoordinator(f"sqlite:///{tmp_path}/a.db", recovery=False) as db:
+            await db.setup()
+            async with db.transaction() as over:
+                await over.execute("select 1")
+            made: list[Coroutine[Any, Any, Any]] = []
+            for tx in (over, db.transaction()):
+                for face in (tx, tx["db"]):
+                    made += [face.execute("select 1"), face.execute(sqlalchemy.text("select 1"))]
+                    made += [face.select_from("t").execute(), face.delete_from("t").where({"id": 1}).execute()]
+                made.append(tx.call(charge, 1))
+            return await asyncio.gather(*made, return_exceptions=True)
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        errors = asyncio.run(main())
+        gc.collect()
+    assert [type(error) for error in errors] == [ClosedTransaction] * 18
+    assert not [one for one in warned if "never awaited" in str(one.message)]

@@ -86,6 +86,22 @@ async def test_a_begin_that_waits_too_long_for_a_file_says_who_has_it_and_what_t
     )
 
 
+@modes
+async def test_a_session_that_has_met_a_locked_file_goes_on_with_the_next_transaction(
+    mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 0.01)
+    async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=5)) as db:
+        async with begun(db, "with a statement"):
+            pass
+        pool = db.db._ctx.participants["b"].pool
+        before = [session for session, _ in pool._idle]
+        with locked(pair[1]), pytest.raises(ResourceUnavailable, match="locked for writing"):
+            async with begun(db, "with a statement"):
+                pass
+        assert [session for session, _ in pool._idle] == before != []
+
+
 async def test_mutant_that_waits_longer_than_its_call_may_take_is_cut_off(
     pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
