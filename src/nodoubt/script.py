@@ -128,11 +128,13 @@ def _perform(effect: Effect, executor: Executor, watch: Watch) -> Any:
                 return _outcome(script, executor, watch)
 
             # The last one runs here: N branches need N - 1 threads, and one branch none.
-            others: list[Future[Outcome[Any]]] = [executor.submit(run, one) for one in scripts[:-1]]
+            others: list[Future[Outcome[Any]]] = []
             try:
+                for one in scripts[:-1]:
+                    others.append(executor.submit(run, one))  # noqa: PERF401 — an interrupt must find those that run
                 last = run(scripts[-1])
                 outcomes = (*(other.result() for other in others), last)
-            except BaseException:  # Ctrl-C while we waited; a second one leaves them to themselves
+            except BaseException:  # Ctrl-C as we began them, or waited; a second one leaves them to themselves
                 wait_for(others)
                 raise
             return _uninterrupted(outcomes)

@@ -193,6 +193,32 @@ def test_ctrl_c_while_others_are_waited_for_comes_out_once_all_have_ended() -> N
     assert ended == ["other", "all"]
 
 
+def test_ctrl_c_as_the_second_is_begun_comes_out_once_the_first_has_ended() -> None:
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args: Any, **named: Any) -> Any:
+            if begun.is_set():
+                raise KeyboardInterrupt
+            begun.set()
+            return super().submit(*args, **named)
+
+    ended, begun = list[str](), threading.Event()
+
+    def first() -> Script[None]:
+        for _ in range(5):
+            yield Pause(0.02)
+        ended.append("first")
+
+    def script() -> Script[None]:
+        try:
+            yield from every([first(), do(Thing(), "echo", 2), do(Thing(), "echo", 3)])
+        finally:
+            ended.append("all")
+
+    with Interrupted() as executor, pytest.raises(KeyboardInterrupt):
+        drive(script(), executor=executor, watch=Watch())
+    assert ended == ["first", "all"]
+
+
 Scripts = Callable[[list[str]], list[Script[Any]]]
 
 
