@@ -17,7 +17,7 @@ from nodoubt.url import parse_url
 
 pytestmark = pytest.mark.anyio
 modes = pytest.mark.parametrize("mode", ["sync", "async"])
-SETTINGS = replace(QUICK, prepare_s=2, pool_size=1)
+SETTINGS = replace(QUICK, pool_size=1)
 ADD = "update accounts set balance = balance + 1 where id = 0"
 
 
@@ -74,14 +74,15 @@ async def refused(db: Face, how: str, pair: list[Database], timeout: float | Non
 @modes
 @hows
 async def test_a_begin_that_waits_too_long_for_a_file_says_who_has_it_and_what_to_do(
-    how: str, mode: str, pair: list[Database]
+    how: str, mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which database, who has it, how long we waited, that nothing was done, and what helps."""
-    async with opened(mode, pair, settings=SETTINGS) as db:
+    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 0.3 / 60)
+    async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=60, grace_s=60)) as db:
         error, path = await refused(db, how, pair)
     assert type(error) is ResourceUnavailable and str(error) == (
         f"b did not begin, and nothing was done: begin: {path} is locked for writing by another connection of this "
-        "process, for longer than the 1 s that we wait; nothing was done, try again. If it comes often: shorten the "
+        "process, for longer than the 0.3 s that we wait; nothing was done, try again. If it comes often: shorten the "
         "transactions that hold the file, or raise prepare_s, half of which is waited"
     )
 
@@ -90,8 +91,8 @@ async def test_a_begin_that_waits_too_long_for_a_file_says_who_has_it_and_what_t
 async def test_a_session_that_has_met_a_locked_file_goes_on_with_the_next_transaction(
     mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 0.01)
-    async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=5)) as db:
+    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 0.3 / 60)
+    async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=60, grace_s=60)) as db:
         async with begun(db, "with a statement"):
             pass
         pool = db.db._ctx.participants["b"].pool
