@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kit import Database
-from nodoubt import Coordinator, Heuristic, NotReady, OutcomeConflict, State
-from nodoubt.engine import phases, questions, recent, verbs
+from kit import Database, opened
+from nodoubt import Coordinator, Heuristic, NotReady, OutcomeConflict, Result, State
+from nodoubt.engine import phases, questions, recent, register, verbs
 from nodoubt.engine.context import Context
 from nodoubt.engine.phases import Course
 from nodoubt.ports import Unclear
 from rules.mutants import COMMITTED, context, coordinator, staged, told
-from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, databases
+from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, databases, joined
 
 
 @pytest.fixture
@@ -201,3 +201,61 @@ def test_what_somebody_else_has_decided_is_told(contrary: bool, pair: list[Datab
                 other.commit_distributed("pay")
                 assert db.commit_distributed("pay").state is State.COMMITTED
     assert balances(pair) == (UNTOUCHED if contrary else MOVED) and at_rest(pair)
+
+
+# ---- who else has ended it meanwhile --------------------------------------------------------------
+
+
+async def ended_elsewhere(mode: str, some: Sequence[Database], journal: str) -> Result:
+    """Staged here; committed by another process, and its record ended, so that the receipts are gone. Then, here."""
+    async with opened(mode, some, journal=journal) as db, joined(mode, some, journal=journal) as other:
+        async with db.staged("pay") as tx:
+            await tx.move("a", "b", 30)
+        await other.commit_distributed("pay")
+        await other.recover(grace=0)
+        result: Result = await db.commit_distributed("pay")
+        assert (await db.recover(grace=0)).clean
+        return result
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("kinds", "journal"),
+    [("postgres+sqlite", "a"), ("sqlite+mariadb", "a"), ("mariadb+postgres", "a"), ("postgres+mariadb+sqlite", "c")],
+)
+async def test_what_somebody_else_has_ended_is_complete(
+    mode: str, kinds: str, journal: str, request: Any, tmp_path: Path
+) -> None:
+    """Nothing is left of it by which a branch could prove itself, but that its record has ended."""
+    some = databases(kinds, request, tmp_path)
+    result = await ended_elsewhere(mode, some, journal)
+    assert (result.state, result.complete) == (State.COMMITTED, True)
+    assert balances(some)[:2] == MOVED and at_rest(some)
+
+
+def a_stranger_has_ended_it(some: Sequence[Database]) -> tuple[bool, int]:
+    """Whether the commit is called complete, and what is quarantined for it."""
+    with coordinator(some) as db:
+        db.setup()
+        staged(db)
+        (gid,) = some[1].prepared()
+        some[1].query(f"rollback prepared '{gid}'")
+        complete = db.commit_distributed("pay").complete
+        db.recover(grace=0)
+        return complete, len(db.quarantined())
+
+
+def test_a_branch_without_a_proof_whose_record_is_open_is_not_complete(request: Any, tmp_path: Path) -> None:
+    assert a_stranger_has_ended_it(databases("sqlite+postgres", request, tmp_path)) == (False, 1)
+
+
+def test_who_takes_a_commit_that_stands_for_one_that_has_ended_hides_the_harm(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: it is committed, so whoever has no branch of it any more has committed that."""
+
+    def stands(ctx: Context, attempt: str) -> Any:
+        return attempt in (yield from register.confirm(ctx, [attempt]))
+
+    monkeypatch.setattr(phases, "_has_ended", stands)
+    assert a_stranger_has_ended_it(databases("sqlite+postgres", request, tmp_path)) == (True, 0)

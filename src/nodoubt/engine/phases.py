@@ -40,7 +40,7 @@ from ..protocol.events import (
     Vote,
     Voted,
 )
-from ..protocol.records import Decision, Mode, Staging, Verdict
+from ..protocol.records import Decision, Mode, Staging, Standing, Verdict
 from ..script import Pause, Script, every
 from . import ends, lingering, register
 from .attempt import Attempt, Branch, undo
@@ -343,12 +343,31 @@ def _second_phase(ctx: Context, course: Course, branch: Branch, verdict: Verdict
         ctx.notice("P8", attempt.id, "commit", branch.number, resource=branch.participant.name)
     ending = yield from carry_out(ctx, branch.participant, prepared, verdict, session=branch.session)
     branch.let_go(kill=ending.end is not End.PROVED)
+    if ending.end is End.ABSENT and (yield from _has_ended(ctx, attempt.id)):
+        return Finished(branch.number)
     if ending.end is not End.PROVED:
         log.warning("branch %d of %s is left to recovery: %s", branch.number, attempt.id, ending.why)
         return Unfinished(branch.number, ending.why)
     if verdict is Verdict.COMMIT:
         ctx.notice("P7", attempt.id, "branch committed", branch.number, resource=branch.participant.name)
     return Finished(branch.number)
+
+
+def _has_ended(ctx: Context, attempt: str) -> Script[bool]:
+    """Whether another has ended the commit: each of its branches has proved itself (I6), and its receipt may be gone.
+
+    Read after the receipt was looked for. Confirmed, in one try: recovery has more time than the caller.
+    """
+
+    def body(session: Session) -> Script[dict[str, Standing]]:
+        return ctx.journal.confirm(session, [attempt])
+
+    try:
+        standing = (yield from asked(ctx, ctx.journal_pool, body)).get(attempt)
+    except (NoDoubtError, SessionLost) as error:
+        log.warning("the journal does not say whether %s has ended: %s", attempt, error)
+        return False
+    return standing is not None and standing.decision.verdict is Verdict.COMMIT and standing.ended
 
 
 def raise_for(course: Course) -> None:
