@@ -89,7 +89,8 @@ _WAITS = """SELECT r.trx_mysql_thread_id AS session, b.trx_id AS blocker, b.trx_
 _WAITS_MARIADB = {
     "waits": "information_schema.INNODB_LOCK_WAITS", "locks": "information_schema.INNODB_LOCKS",
     "requesting": "requesting_trx_id", "blocking": "blocking_trx_id", "requested": "requested_lock_id",
-    "lock": "lock_id", "what": "REPLACE(l.lock_table, '`', '')", "mode": "lock_mode", "type": "lock_type",
+    "lock": "lock_id", "what": "REPLACE(l.lock_table, '`', CONVERT(x'' USING utf8mb4))",
+    "mode": "lock_mode", "type": "lock_type",
 }  # fmt: skip
 _WAITS_MYSQL = {
     "waits": "performance_schema.data_lock_waits", "locks": "performance_schema.data_locks",

@@ -125,7 +125,7 @@ class Store(Transactions):
         # A plain INSERT: never ON CONFLICT, which would let a second effect pass.
         return (
             f"INSERT INTO {self.table} (scope, idempotency_key, payload, result, xid, confirms, kept_until) VALUES "
-            f"({self.dialect.key(key.scope)}, {self.dialect.key(key.key)}, '{key.payload}', {result}, "
+            f"({self.dialect.key(key.scope)}, {self.dialect.key(key.key)}, {self.dialect.key(key.payload)}, {result}, "
             f"'{work.xid.gid}', 0, {kept_until})"
         )
 
@@ -184,7 +184,7 @@ class MariaDBStore(Store):
     def claim(self, session: Session, work: Work, key: Key) -> Script[Claim]:
         """1205: somebody's uncommitted row has this key. 1062: a committed one has. Either way we roll back."""
         try:
-            yield from self._ask(session, self.no_wait + self._insert(work, key, "''", "0"))
+            yield from self._ask(session, self.no_wait + self._insert(work, key, "x''", "0"))
         except StatementFailed as error:
             if error.code == "1205":
                 return Claim.IN_FLIGHT

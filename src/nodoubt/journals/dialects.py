@@ -121,6 +121,11 @@ class Dialect:
         """
         raise NotImplementedError
 
+    @property
+    def nothing(self) -> str:
+        """The empty text. Never as two quotes: under a sql_mode of MariaDB's those are NULL, which equals nothing."""
+        return self.text("")
+
     def free_text(self, text: str) -> str:
         """A literal for what people and programs say: cut to size rather than refused."""
         return self.text(text[:TEXT_LENGTH_MAX])

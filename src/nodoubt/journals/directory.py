@@ -71,7 +71,9 @@ class Directory(Transactions):
         if not staging.confirmations:
             return ()
         attempt, table = self.dialect.attempt(staging.attempt), self.dialect.table("confirmations")
-        values = ", ".join(f"({attempt}, {self.dialect.key(who)}, '')" for who in staging.confirmations)
+        values = ", ".join(
+            f"({attempt}, {self.dialect.key(who)}, {self.dialect.nothing})" for who in staging.confirmations
+        )
         return (f"INSERT INTO {table} (attempt, who, why) VALUES {values}",)
 
     @functools.cached_property
@@ -238,20 +240,21 @@ class Directory(Transactions):
 
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
         """Store it, forced. Seen again, it keeps its first time; seen again after it was cleared, it is new."""
+        nothing = self.dialect.nothing
         row = {
             "attempt": self.dialect.key(entry.attempt),
             "branch": rows.number(entry.branch),
             "resource": self.dialect.free_text(entry.resource),
             "why": self.dialect.free_text(entry.why),
             "since": self.dialect.seconds(entry.since),
-            "cleared_by": "''",
+            "cleared_by": nothing,
         }
         new, old = self.dialect.new, self.dialect.old
         changes = {
             "resource": new("resource"),
             "why": new("why"),
-            "since": f"CASE WHEN {old('cleared_by')} = '' THEN {old('since')} ELSE {new('since')} END",
-            "cleared_by": "''",
+            "since": f"CASE WHEN {old('cleared_by')} = {nothing} THEN {old('since')} ELSE {new('since')} END",
+            "cleared_by": nothing,
         }
         # Every sweep sees it again; the trail tells the first time only.
         told = rows.columns(self._event_values(trail.of_quarantine(entry)))
@@ -259,7 +262,8 @@ class Directory(Transactions):
             f"INSERT INTO {self.dialect.table('events')} ({rows.columns(rows.EVENT)}) "
             f"SELECT {told} FROM (SELECT 1 AS one) AS x WHERE NOT EXISTS "
             f"(SELECT 1 FROM {self.dialect.table('quarantine')} AS q WHERE q.attempt = "
-            f"{self.dialect.key(entry.attempt)} AND q.branch = {int(entry.branch)} AND q.cleared_by = '')"
+            f"{self.dialect.key(entry.attempt)} AND q.branch = {int(entry.branch)} "
+            f"AND {rows.not_cleared(self.dialect, 'q.')})"
         )
         yield from self._write(
             session, first_time, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes)
@@ -270,7 +274,8 @@ class Directory(Transactions):
         reply = yield from self._read(
             session,
             f"SELECT {rows.columns(rows.QUARANTINED)} FROM {self.dialect.table('quarantine')} "
-            f"WHERE cleared_by = '' ORDER BY since, attempt, branch{'' if limit is None else f' LIMIT {int(limit)}'}",
+            f"WHERE {rows.not_cleared(self.dialect)} ORDER BY since, attempt, branch"
+            f"{'' if limit is None else f' LIMIT {int(limit)}'}",
         )
         return [rows.quarantined(row) for row in reply.rows]
 
@@ -282,7 +287,8 @@ class Directory(Transactions):
             session,
             f"UPDATE {self.dialect.table('quarantine')} SET cleared_by = "
             f"{self.dialect.text(by[:OPERATOR_LENGTH_MAX])} "
-            f"WHERE attempt = {self.dialect.key(attempt)} AND branch = {int(branch)} AND cleared_by = ''",
+            f"WHERE attempt = {self.dialect.key(attempt)} AND branch = {int(branch)} "
+            f"AND {rows.not_cleared(self.dialect)}",
         )
 
     # ---- events -----------------------------------------------------------------------------------

@@ -154,6 +154,11 @@ def plain(dialect: Dialect, literal: str) -> str:
     return f"COALESCE(({names}), false)"
 
 
+def not_cleared(dialect: Dialect, table: str = "") -> str:
+    """A condition on what was quarantined: no operator has looked at it."""
+    return f"{table}cleared_by = {dialect.nothing}"
+
+
 def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:
     """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
 

@@ -282,8 +282,8 @@ class SqlJournal(Calls):
 
     def _not_quarantined(self) -> str:
         """Of the decision d. What is quarantined is kept: an operator may still ask what was decided (I17)."""
-        quarantine = self.dialect.table("quarantine")
-        return f"NOT EXISTS (SELECT 1 FROM {quarantine} AS q WHERE q.attempt = d.attempt AND q.cleared_by = '')"
+        quarantine, not_cleared = self.dialect.table("quarantine"), rows.not_cleared(self.dialect, "q.")
+        return f"NOT EXISTS (SELECT 1 FROM {quarantine} AS q WHERE q.attempt = d.attempt AND {not_cleared})"
 
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
         """Raise the floor; then, in a transaction of its own, delete what lies below it and has ended.

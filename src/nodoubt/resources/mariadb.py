@@ -115,7 +115,7 @@ class MariaDBResource:
             if there.scalar():
                 return  # who may not write here can still use what is there
             server = yield from self.server(session)
-            row = f"1, {text.literal(resource_id)}, {text.literal(cluster)}, {text.literal(server)}, 0, ''"
+            row = ", ".join(("1", *map(text.literal, (resource_id, cluster, server)), "0", text.literal("")))
             yield from self._change(session, f"{self._new_identity} VALUES ({row})")
         except Conflict:
             return

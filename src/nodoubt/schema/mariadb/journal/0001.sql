@@ -7,7 +7,7 @@
 -- decided; every decision locks this row in share mode, and a clean-up raises it before it deletes anything.
 CREATE TABLE IF NOT EXISTS {database}.nodoubt_journal (
     item VARBINARY(32) NOT NULL PRIMARY KEY,
-    value VARBINARY(64) NOT NULL DEFAULT '',
+    value VARBINARY(64) NOT NULL DEFAULT x'',
     counter BIGINT NOT NULL DEFAULT 0
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
@@ -108,7 +108,7 @@ CREATE TABLE IF NOT EXISTS {database}.nodoubt_quarantine (
     resource TEXT NOT NULL,
     why TEXT NOT NULL,
     since DOUBLE NOT NULL,
-    cleared_by VARCHAR(255) NOT NULL DEFAULT '',
+    cleared_by VARCHAR(255) NOT NULL DEFAULT x'',
     PRIMARY KEY (attempt, branch)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
