@@ -122,6 +122,19 @@ class TellsTwice(SqlJournal):
         return [*map(trail.of_staging, staged.values()), *told]
 
 
+class TellsWhatWent(SqlJournal):
+    """Tells again, of a row that has gone, what an earlier release has stored of it."""
+
+    def events(self, session: Session, attempt: str) -> Script[list[Event]]:
+        which = f"attempt = {self.dialect.key(attempt)}"
+        reply = yield from self._read(
+            session, f"SELECT {rows.columns(rows.EVENT)} FROM {self.dialect.table('events')} WHERE {which} ORDER BY id"
+        )
+        once = yield from super().events(session, attempt)
+        stored = list(map(rows.event, reply.rows))
+        return [*stored, *(one for one in once if one not in stored)]
+
+
 class DeletesFirst(SqlJournal):
     """Raises the floor when everything is gone already."""
 
@@ -166,7 +179,7 @@ class ForgetsTheQuarantined(SqlJournal):
     """Deletes what an operator may still ask for."""
 
     def _read(self, session: Session, sql: str) -> Script[Reply]:
-        return super()._read(session, sql.replace("AND q.cleared_by = ''", "AND q.cleared_by = 'nobody'"))
+        return super()._read(session, sql.replace(rows.not_cleared(self.dialect, "q."), "q.cleared_by = 'nobody'"))
 
 
 class TrustsTheClock(SqlJournal):
@@ -261,6 +274,7 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (ReplacesInTwoSteps, SUITE.test_what_is_replaced_comes_back_if_the_new_name_is_refused),
     (ForgetsThatItWasStaged, SUITE.test_a_line_whose_row_makes_room_for_another_is_kept),
     (TellsTwice, SUITE.test_a_line_that_was_stored_is_not_told_again_from_its_row),
+    (TellsWhatWent, SUITE.test_a_line_that_was_stored_is_not_told_again_when_its_row_makes_room),
     (DeletesFirst, SUITE.test_wherever_a_clean_up_dies_what_is_gone_lies_below_the_floor),
     (NeverRaisesTheFloor, SUITE.test_wherever_a_clean_up_dies_what_is_gone_lies_below_the_floor),
     (FloorAboveAll, SUITE.test_a_commit_that_has_not_ended_is_never_forgotten_and_holds_the_floor),

@@ -1,4 +1,4 @@
-"""A server on which '' is NULL (its operator's sql_mode, EMPTY_STRING_IS_NULL): nothing of ours is hidden, or refused."""
+"""A server on which '' is NULL (its operator's sql_mode EMPTY_STRING_IS_NULL): nothing of ours is hidden or refused."""
 
 from __future__ import annotations
 

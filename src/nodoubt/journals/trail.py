@@ -29,11 +29,15 @@ from ..protocol.records import (
     Verdict,
 )
 
+STAGED = "staged"  # an attempt is so once
+
 
 def told(
     stored: Sequence[Event], staging: Staging | None, standing: Standing | None, ended_at: float | None
 ) -> list[Event]:
-    """The whole trail. What an earlier release has stored of a row is not told again from it."""
+    """The whole trail. What an earlier release has stored of a row is not told again from it, nor as the row went."""
+    first = next((number for number, event in enumerate(stored) if event.what == STAGED), None)
+    stored = [event for number, event in enumerate(stored) if event.what != STAGED or number == first]
     derived = [] if staging is None else [of_staging(staging)]
     if standing is not None:
         derived += _of_standing(standing.decision, ended_at)
@@ -53,7 +57,7 @@ def _of_standing(decision: Decision, ended_at: float | None) -> list[Event]:
 def of_staging(staging: Staging) -> Event:
     """A name was listed."""
     where = ", ".join(ref.resource for ref in staging.branches)
-    return Event(staging.attempt, staging.created_at, "staged", f"by {staging.owner or 'unknown'}, on {where}")
+    return Event(staging.attempt, staging.created_at, STAGED, f"by {staging.owner or 'unknown'}, on {where}")
 
 
 def of_decision(decision: Decision) -> Event:

@@ -335,6 +335,17 @@ class DirectoryClaims:
         bench.record(stored[2:])
         assert bench.events(one.attempt) == stored
 
+    def test_a_line_that_was_stored_is_not_told_again_when_its_row_makes_room(self, bench: Bench) -> None:
+        """By a release before this one; this one stores the line as the row goes."""
+        old = staging("order", created_at=NOW - 9)
+        bench.record([Event(old.attempt, NOW - 9, "staged", "as it was told then")])
+        bench.stage(old)
+        bench.insert([decision(attempt=old.attempt, mode=Mode.STAGED)])
+        before = bench.events(old.attempt)
+        assert (before[0].what, before[0].detail) == ("staged", "as it was told then")
+        bench.stage(staging("order"), replace=old)
+        assert bench.events(old.attempt) == before
+
     def test_what_is_told_from_rows_stands_by_its_time_among_what_was_stored(self, bench: Bench) -> None:
         """Where clocks differ it stands elsewhere; neither the stored lines nor the others change their order."""
         one = staging("order", created_at=NOW + 2)
