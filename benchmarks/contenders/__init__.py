@@ -7,9 +7,11 @@ knows what was decided. `local` commits on each database by itself: what atomici
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import secrets
 from abc import ABC, abstractmethod
+from typing import Any
 
 from ..task import ROWS_PER_CLIENT, Task
 
@@ -45,6 +47,24 @@ class AsyncContender(_Contender, ABC):
 
     async def close(self) -> None:
         """Leave the servers in good order. What ends with the process need not be ended here."""
+
+
+class Connections:
+    """One database's, in a plain list, for tasks."""
+
+    def __init__(self, many: int) -> None:
+        self.free: list[Any] = []
+        # First come, first served. A queue would give a connection back to whoever has just let go of it, and let the
+        # others wait until the round is over.
+        self.places = asyncio.Semaphore(many)
+
+    async def take(self) -> Any:
+        await self.places.acquire()
+        return self.free.pop()
+
+    def put_back(self, connection: Any) -> None:
+        self.free.append(connection)
+        self.places.release()
 
 
 class Contender(_Contender, ABC):

@@ -13,33 +13,22 @@ import psycopg
 from nodoubt.url import Url, parse_url
 
 from ..task import ADD, Task
-from . import AsyncContender
+from . import AsyncContender, Connections
 
 UNKNOWN_XID = 1397
 RETRY_S, RETRIES_MAX = 0.001, 5000
 
 
-class Branch(ABC):
-    """One database's connections, in a plain list, and what is said on them to prepare, commit, or both in one."""
+class Branch(Connections, ABC):
+    """One database's connections, and what is said on them to prepare, commit, or both in one."""
 
     def __init__(self, url: Url, connections: int, number: int) -> None:
+        super().__init__(connections)
         self.url, self.connections, self.number = url, connections, number
-        self.free: list[Any] = []
-        # First come, first served. A queue would give a connection back to whoever has just let go of it, and let the
-        # others wait until the round is over.
-        self.places = asyncio.Semaphore(connections)
 
     async def open(self) -> None:
         for _ in range(self.connections):
             self.free.append(await self.connect())
-
-    async def take(self) -> Any:
-        await self.places.acquire()
-        return self.free.pop()
-
-    def put_back(self, connection: Any) -> None:
-        self.free.append(connection)
-        self.places.release()
 
     @abstractmethod
     async def connect(self) -> Any: ...

@@ -19,7 +19,7 @@ from nodoubt.xid import new_attempt
 
 from ..overhearing import Said, in_steps, listening, place_of
 from ..task import ROWS_PER_CLIENT, Task
-from . import AsyncContender
+from . import AsyncContender, Connections
 from .ours import AtOnce
 
 LISTENED_AFTER = 20  # transactions, by when each session has prepared what it will
@@ -125,13 +125,12 @@ class Messages(AsyncContender):
                 await session.close()
 
 
-class Line:
-    """So many sessions to one database, who wait served in turn. `heard_from`: the server's number of the one heard."""
+class Line(Connections):
+    """So many sessions to one database. `heard_from`: the server's number of the one that was heard."""
 
     def __init__(self, url: Url, many: int, heard_from: int) -> None:
+        super().__init__(many)
         self.url, self.many, self.heard_from = url, many, heard_from
-        self.free: list[Any] = []
-        self.places = asyncio.Semaphore(many)
 
     async def open(self, told: Sequence[str]) -> None:
         for _ in range(self.many):
@@ -139,11 +138,3 @@ class Line:
             for sql in told:
                 await session.run(sql)
             self.free.append(session)
-
-    async def take(self) -> Any:
-        await self.places.acquire()
-        return self.free.pop()
-
-    def put_back(self, session: Any) -> None:
-        self.free.append(session)
-        self.places.release()
