@@ -82,7 +82,8 @@ def test_those_that_have_no_name_of_their_own_go_all_at_once(server: Server) -> 
     """Whoever is still connected; what was made under a name stays."""
     fresh, named = [server.url(), server.url()], server.url("kept")
     query(named, "CREATE TABLE t (x int)")
-    server.drop_fresh()
+    with closing(connect(fresh[0])):
+        server.drop_fresh()
     for url in fresh:
         with pytest.raises((psycopg.OperationalError, pymysql.OperationalError)):
             connect(url)

@@ -354,7 +354,8 @@ def _second_phase(ctx: Context, course: Course, branch: Branch, verdict: Verdict
 
 
 def _has_ended(ctx: Context, attempt: str) -> Script[bool]:
-    """Whether another has ended the commit: each of its branches has proved itself (I6), and its receipt may be gone.
+    """Whether another has ended the commit: each of its branches has proved itself (I6), or an operator has vouched for
+    it, and its receipt may be gone.
 
     Read after the receipt was looked for. Confirmed, in one try: recovery has more time than the caller.
     """
