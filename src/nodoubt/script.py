@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -181,19 +182,11 @@ def _aperform(effect: Effect) -> Awaitable[Any]:
     match effect:
         case Do():
             call: Awaitable[Any] = getattr(effect.target, effect.verb)(*effect.args)
-            return call if effect.within_s is None else _in_time(call, effect.target, effect.within_s)
+            return call if effect.within_s is None else within(call, effect.within_s, effect.target)
         case Every():
             return _all_outcomes(effect.scripts)
         case Pause():
             return asyncio.sleep(effect.seconds)
-
-
-async def _in_time(call: Awaitable[Any], target: Any, within_s: float) -> Any:
-    try:
-        return await within(call, within_s)
-    except TimeoutError as error:
-        target.kill()
-        raise target.timed_out(within_s) from error
 
 
 async def _all_outcomes(scripts: Sequence[Script[Any]]) -> tuple[Outcome[Any], ...]:
@@ -216,23 +209,27 @@ async def _all_outcomes(scripts: Sequence[Script[Any]]) -> tuple[Outcome[Any], .
     return _uninterrupted(tuple([task.result() for task in tasks]))
 
 
-async def within(call: Awaitable[R], seconds: float) -> R:
+async def within(call: Awaitable[R], seconds: float, target: Any = None) -> R:
     """Await it for so long; then, at most `TICK_S` later, cancel it and raise `TimeoutError`.
 
-    It is `asyncio.timeout`, but all who wait share a timer: that costs a tenth.
+    `target`: whose call it is. It is killed then, and the error is its own; so it is if the call says by itself that
+    it took too long. It is `asyncio.timeout`, but all who wait share a timer: that costs a tenth.
     """
     loop = asyncio.get_running_loop()
-    guards = _GUARDS.get(loop)
-    if guards is None:
-        guards = _GUARDS[loop] = _Guards()
+    guards = _HERE.guards
+    if guards is None or guards.loop() is not loop:
+        guards = _HERE.guards = _Guards(loop)
     guard = guards.begin(loop, seconds)
     try:
         result = await call
     except BaseException as error:
-        if guards.end(guard):
-            ours_alone = guard.task.uncancel() <= guard.cancelling
-            if ours_alone and isinstance(error, asyncio.CancelledError):
-                raise TimeoutError from error
+        ours_alone = guards.end(guard) and guard.task.uncancel() <= guard.cancelling
+        late = ours_alone and isinstance(error, asyncio.CancelledError)
+        if target is not None and (late or isinstance(error, TimeoutError)):
+            target.kill()
+            raise target.timed_out(seconds) from error
+        if late:
+            raise TimeoutError from error
         raise
     if guards.end(guard):
         guard.task.uncancel()  # it was answered all the same
@@ -251,7 +248,8 @@ class _Guard(msgspec.Struct, eq=False):
 class _Guards:
     """The calls of one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = weakref.ref(loop)
         self._open: set[_Guard] = set()
         self._ticking = False
 
@@ -285,7 +283,13 @@ class _Guards:
             guard.task.cancel()
 
 
-_GUARDS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Guards] = weakref.WeakKeyDictionary()
+class _Here(threading.local):
+    """Those of the loop that runs in this thread, or ran last."""
+
+    guards: _Guards | None = None
+
+
+_HERE = _Here()
 
 
 async def _aoutcome(script: Script[R]) -> Outcome[R]:

@@ -88,8 +88,12 @@ def to_end(ctx: Context, course: Course) -> Script[None]:
 
 def _turn(ctx: Context, course: Course) -> Script[None]:
     commands, course.commands = course.commands, []
-    outcomes = yield from every([_answered(ctx, course, command) for command in commands])
-    yield from _advance(ctx, course, [outcome.get() for outcome in outcomes])
+    if len(commands) == 1:
+        events = [(yield from _answered(ctx, course, commands[0]))]
+    else:
+        outcomes = yield from every([_answered(ctx, course, command) for command in commands])
+        events = [outcome.get() for outcome in outcomes]
+    yield from _advance(ctx, course, events)
 
 
 def _drop(ctx: Context, course: Course) -> None:

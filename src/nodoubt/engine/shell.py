@@ -351,8 +351,13 @@ class AsyncShell:
         return adrive(plainly(script))
 
     async def shielded(self, script: Script[R]) -> R:
-        """In a task of its own: whoever cancels the caller does not reach it, and `stop` waits for it."""
-        return await asyncio.shield(self._spawn(adrive(plainly(script))))
+        """In a task of its own: whoever cancels the caller does not reach it, and `stop` waits for it.
+
+        It is `asyncio.shield`, which takes twice as many turns of the loop.
+        """
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._spawn(_tell(answer, adrive(plainly(script))))
+        return await answer
 
     def behind(self, script: Script[Any]) -> None:
         self._spawn(adrive(script))
@@ -393,6 +398,23 @@ class AsyncShell:
 
     def batch(self, write: Callable[[list[Any]], Script[list[Any]]]) -> AsyncBatch[Any]:
         return AsyncBatch(self._spawn, write)
+
+
+async def _tell(answer: asyncio.Future[R], coroutine: Coroutine[Any, Any, R]) -> None:
+    """Unless whoever asked has left."""
+    try:
+        result = await coroutine
+    except asyncio.CancelledError:
+        answer.cancel()
+        raise
+    except BaseException as error:
+        if not answer.done():
+            answer.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        if not answer.done():
+            answer.set_result(result)
 
 
 class AsyncBatch(Generic[T]):

@@ -73,7 +73,7 @@ def decision_values(dialect: Dialect, decision: Decision) -> dict[str, str]:
         "verdict": f"'{Verdict(decision.verdict).value}'",
         "mode": f"'{Mode(decision.mode).value}'",
         "name": dialect.key(decision.name),
-        "branches": dialect.text(json(decision.branches)),
+        "branches": _branches(dialect, decision.branches),
         "point": number(decision.point),
         "owner": dialect.free_text(decision.owner),
         "reason": dialect.free_text(decision.reason),
@@ -86,7 +86,7 @@ def staging_values(dialect: Dialect, staging: Staging) -> dict[str, str]:
     return {
         "attempt": dialect.attempt(staging.attempt),
         "name": dialect.key(staging.name),
-        "branches": dialect.text(json(staging.branches)),
+        "branches": _branches(dialect, staging.branches),
         "last_branch": number(staging.last),
         "deadline": dialect.seconds(staging.deadline),
         "owner": dialect.free_text(staging.owner),
@@ -96,6 +96,12 @@ def staging_values(dialect: Dialect, staging: Staging) -> dict[str, str]:
         "confirmations": dialect.text(json(staging.confirmations)),
         "calls": number(staging.calls),
     }
+
+
+@functools.lru_cache
+def _branches(dialect: Dialect, branches: tuple[BranchRef, ...]) -> str:
+    """A literal. From transaction to transaction they are the same few."""
+    return dialect.text(json(branches))
 
 
 def call_values(dialect: Dialect, call: Call, attempt: str) -> dict[str, str]:
