@@ -76,17 +76,20 @@ def run(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]
 
     Those it has not prepared yet cost a message of their own.
     """
-    return (yield from _sent(session, "run", "; ".join((yield from _said(session, statements)))))
+    return _sent(session, "run", statements)
 
 
 def run_each(session: Session, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:
     """The same as `session.run_each`."""
-    return (yield from _sent(session, "run_each", (yield from _said(session, statements))))
+    return _sent(session, "run_each", statements)
 
 
-def _sent(session: Session, verb: str, said: str | Sequence[str]) -> Script[tuple[Reply, ...]]:
+def _sent(session: Session, verb: str, statements: Sequence[str]) -> Script[tuple[Reply, ...]]:
+    said, new = _said(session, statements)
+    if new and not (yield from _keep(session, new)):
+        said = statements
     try:
-        return (yield Do(session, verb, (said,)))  # type: ignore[no-any-return]
+        return (yield Do(session, verb, ("; ".join(said) if verb == "run" else said,)))  # type: ignore[no-any-return]
     except StatementFailed as error:
         if error.code == _NO_SUCH_STATEMENT:
             # Somebody has deallocated them behind our back: that has cost this message, and shall cost no other.
@@ -94,10 +97,11 @@ def _sent(session: Session, verb: str, said: str | Sequence[str]) -> Script[tupl
         raise
 
 
-def _said(session: Session, statements: Sequence[str]) -> Script[Sequence[str]]:
+def _said(session: Session, statements: Sequence[str]) -> tuple[Sequence[str], list[Kept]]:
+    """What to say, and what the session has to prepare before."""
     holds = getattr(session, "kept", None)
     if holds is None or getattr(session, "stained", False):
-        return statements
+        return statements, []
     said: list[str] = []
     new: dict[Kept, None] = {}
     for one in statements:
@@ -107,9 +111,7 @@ def _said(session: Session, statements: Sequence[str]) -> Script[Sequence[str]]:
                 new[one.kept] = None
         else:
             said.append(one)
-    if new and not (yield from _keep(session, list(new))):
-        return statements
-    return said
+    return said, list(new)
 
 
 def _keep(session: Any, new: Sequence[Kept]) -> Script[bool]:

@@ -189,24 +189,28 @@ def _taken(ctx: Context, attempt: Attempt) -> Script[bool]:
 def _answered(ctx: Context, course: Course, command: Command) -> Script[Event]:
     match command:
         case Prepare(number, row):
-            return (yield from _prepare(ctx, course, course.branches[number], row))
+            return _prepare(ctx, course, course.branches[number], row)
         case CommitPoint(number, row):
-            return (yield from _commit_point(ctx, course, course.branches[number], row))
+            return _commit_point(ctx, course, course.branches[number], row)
         case Commit(number):
-            return (yield from _second_phase(ctx, course, course.branches[number], Verdict.COMMIT))
+            return _second_phase(ctx, course, course.branches[number], Verdict.COMMIT)
         case Rollback(number):
-            return (yield from _second_phase(ctx, course, course.branches[number], Verdict.ABORT))
+            return _second_phase(ctx, course, course.branches[number], Verdict.ABORT)
         case CommitAlone(number):
-            return (yield from _commit_here(ctx, course, course.branches[number], ()))
+            return _commit_here(ctx, course, course.branches[number], ())
         case EndReader(number):
-            return (yield from _end_reader(ctx, course, course.branches[number]))
+            return _end_reader(ctx, course, course.branches[number])
         case Settle(number):
-            return (yield from _settle(ctx, course.branches[number]))
+            return _settle(ctx, course.branches[number])
         case Fence(why):
-            return (yield from _fence(ctx, course, why))
+            return _fence(ctx, course, why)
         case Undo(number):
-            yield from bounded(undo(course.branches[number]), ctx.settings.prepare_s, ctx.clock)
-            return Finished(number)
+            return _undo(ctx, course.branches[number])
+
+
+def _undo(ctx: Context, branch: Branch) -> Script[Event]:
+    yield from bounded(undo(branch), ctx.settings.prepare_s, ctx.clock)
+    return Finished(branch.number)
 
 
 def _prepare(ctx: Context, course: Course, branch: Branch, row: Staging | None) -> Script[Event]:

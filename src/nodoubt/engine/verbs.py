@@ -217,17 +217,17 @@ def _require_sound(ctx: Context, attempt: Attempt) -> None:
 
 def _who_wrote(ctx: Context, attempt: Attempt) -> Script[list[Share]]:
     """Which branches are writers. Asked only where it makes a difference and is not known already."""
-    wrote = {b.number: b.work.wrote or attempt.early is not None for b in attempt.branches.values()}
 
     def one(branch: Branch) -> Script[bool]:
         assert branch.session is not None
         script = branch.participant.resource.wrote(branch.session, branch.work)
-        return (yield from bounded(script, ctx.settings.prepare_s, ctx.clock))
+        return bounded(script, ctx.settings.prepare_s, ctx.clock)
 
-    asked = [branch for branch in attempt.branches.values() if not wrote[branch.number]]
+    branches = attempt.branches.values()
+    asked = [] if attempt.early is not None else [branch for branch in branches if not branch.work.wrote]
     outcomes = yield from every([one(branch) for branch in asked])
-    wrote.update({branch.number: outcome.get() for branch, outcome in zip(asked, outcomes, strict=True)})
-    return [Share(number, known) for number, known in wrote.items()]
+    wrote = {branch.number: outcome.get() for branch, outcome in zip(asked, outcomes, strict=True)}
+    return [Share(branch.number, wrote.get(branch.number, True)) for branch in branches]
 
 
 def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:

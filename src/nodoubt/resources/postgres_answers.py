@@ -83,5 +83,5 @@ def require_durable(session: Session, doing: str) -> None:
             raise Unclear(f"{doing}: not known to be on the standby: {warning}")
 
 
-def warnings(session: Session) -> list[str]:
-    return list(getattr(session, "warnings", ()))
+def warnings(session: Session) -> Sequence[str]:
+    return getattr(session, "warnings", ())
