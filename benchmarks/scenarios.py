@@ -24,6 +24,7 @@ ELSEWHERE = "nodoubt, journal elsewhere"
 UNDECIDED = "nodoubt, nothing decided"
 BY_ANOTHER = "nodoubt, committed elsewhere"
 MESSAGES, ROWS = "nodoubt's messages, no engine", "nodoubt's rows, no engine"
+MESSAGES_THREADS = f"{MESSAGES}, threads"
 # In databases of its own: those of the others are bound to the journal in the first of them, or would be swept of what
 # it leaves undone. CLOSED now and then leaves a row locked that only a restart of MariaDB frees: XA COMMIT answers OK
 # and does nothing where the session that prepared is not quite gone. With more than one client it stops soon.
@@ -31,6 +32,7 @@ OF_ITS_OWN = {
     ELSEWHERE: " elsewhere",
     UNDECIDED: " undecided",
     MESSAGES: " messages",
+    MESSAGES_THREADS: " messages of threads",
     ROWS: " rows",
     CLOSED: " closed",
 }
@@ -93,7 +95,7 @@ PAIR = Scenario(
 PAIR_THREADS = Scenario(
     name="PostgreSQL + PostgreSQL at once, threads",
     kinds=(PG, PG),
-    contenders=(HAND_THREADS, PARALLEL_THREADS, OURS_THREADS, LOCAL_THREADS),
+    contenders=(HAND_THREADS, PARALLEL_THREADS, OURS_THREADS, MESSAGES_THREADS, LOCAL_THREADS),
 )
 STAGED = Scenario(
     name="PostgreSQL staged, then committed",

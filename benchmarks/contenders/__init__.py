@@ -91,6 +91,7 @@ PLACES = {
     "nodoubt, nothing decided": "ours:NothingDecided",
     "nodoubt, one sweep": "ours:Sweep",
     "nodoubt's messages, no engine": "messages:Messages",
+    "nodoubt's messages, no engine, threads": "messages:MessagesInThreads",
     "by hand": "by_hand:ByHand",
     "by hand, merged": "by_hand:Merged",
     "by hand, merged, decision in a branch": "by_hand:DecisionInBranch",
