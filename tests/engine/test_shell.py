@@ -434,16 +434,44 @@ def told(what: list[str], error: Exception | None = None) -> Script[None]:
     yield
 
 
-def test_where_no_thread_can_be_started_a_script_runs_in_the_callers_own() -> None:
+def no_more_threads(*_: Any) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_no_thread_can_be_started_a_script_runs_in_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     shell, done = ThreadShell(), list[str]()
-
-    class Full(_Threads):
-        def submit(self, *args: Any, **named: Any) -> Any:
-            raise RuntimeError("can't start new thread")
-
-    shell._parents = Full(1)
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     shell.shielded(told(done))
     assert done == ["done"]
+    shell.close()
+
+
+def test_where_no_more_threads_can_be_started_every_script_runs_once_and_all_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that was handed over waits in the queue of a thread that is busy, and must not be done there later."""
+    shell, ran = ThreadShell(), list[int]()
+    busy, may_end = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        busy.set()
+        assert may_end.wait(10)
+
+    occupied = shell._children.submit(occupy)
+    assert busy.wait(10)
+
+    def one(number: int) -> Script[None]:
+        ran.append(number)
+        return
+        yield
+
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    outcomes = shell.run(every([one(number) for number in range(3)]))
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    may_end.set()
+    occupied.result(10)
+    shell._children.shutdown(wait=True)
+    assert sorted(ran) == [0, 1, 2]
     shell.close()
 
 

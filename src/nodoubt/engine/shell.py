@@ -109,35 +109,30 @@ os.register_at_fork(after_in_child=_threads_anew)
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads that, once shut down, leave what is submitted to the caller's own.
+    """Threads; what they cannot take is done in the caller's own, at once.
 
-    A block can outlive its coordinator, and still has to roll back what it began.
+    A block can outlive its coordinator, and still has to roll back what it began. And where no thread can be started,
+    one that is there may have taken it all the same: it is done once.
     """
 
-    _over = False
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._over = True
-        super().shutdown(wait, cancel_futures=cancel_futures)
-
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
         try:
-            return super().submit(fn, *args, **kwargs)
+            super().submit(_fulfil, future, fn, *args, **kwargs)
         except RuntimeError:
-            if not self._over:
-                raise  # no thread can be started: it waits in the queue for one that can
-        done: Future[T] = Future()
-        try:
-            done.set_result(fn(*args, **kwargs))
-        except BaseException as error:
-            done.set_exception(error)
-        return done
+            if future.cancel():  # nobody has begun it, or will
+                future = Future()
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:
+                    future.set_exception(error)
+        return future
 
 
-def _fulfil(future: Future[R], run: Callable[[Script[R]], R], script: Script[R]) -> None:
+def _fulfil(future: Future[T], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> None:
     try:
         if future.set_running_or_notify_cancel():
-            future.set_result(run(script))
+            future.set_result(fn(*args, **kwargs))
     except BaseException as error:
         if not future.done():
             future.set_exception(error)
@@ -193,8 +188,6 @@ class ThreadShell:
                 if failure is not None:
                     error.add_note(f"the transaction ended in {type(failure).__name__}: {text_of(failure)}")
             elif inspect.getgeneratorstate(script) == inspect.GEN_CREATED:  # nobody has begun it, or will
-                if isinstance(error, RuntimeError):
-                    return self.run(script)  # no thread could be started
                 try:
                     self.run(script)
                 except Exception as failed:
