@@ -403,6 +403,25 @@ def test_an_ended_name_stays_reserved(request: Any, tmp_path: Path) -> None:
     assert an_old_retry_comes_after_the_name_was_used_again(request, tmp_path) is State.PREPARED
 
 
+@pytest.mark.parametrize(("kinds", "reserved"), [("postgres", True), ("sqlite", False), ("postgres+sqlite", False)])
+def test_the_name_of_work_that_failed_is_free_here_and_elsewhere_unless_it_had_reached_the_journal(
+    kinds: str, reserved: bool, request: Any, tmp_path: Path
+) -> None:
+    some = databases(kinds, request, tmp_path)
+    with coordinator(some) as db:
+        db.setup()
+        for _ in range(2):
+            with pytest.raises(KeyError), db.begin_distributed("pay"):
+                raise KeyError
+    with coordinator(some) as other:
+        if reserved:
+            with pytest.raises(DuplicateTransaction, match="reserved"), other.begin_distributed("pay"):
+                pass
+        with other.begin_distributed("pay", reuse=reserved):
+            pass
+        assert other.status("pay").state is State.PREPARED
+
+
 def test_a_name_that_is_free_as_it_ends_is_committed_by_an_old_retry(
     request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
