@@ -94,6 +94,11 @@ def standard_name(error: Exception) -> str | None:
     return next((name for kind, name in _STANDARD if isinstance(error, kind)), None)
 
 
+def _no_text(error: UnicodeDecodeError) -> StatementFailed:
+    """SQLite keeps any bytes as text; whoever must go on reads such a column as a BLOB."""
+    return StatementFailed(str(apsw.SQLITE_ERROR), f"a text that was read is no UTF-8: {error}")
+
+
 class Connection:
     """An open file, as the functions in `call` see it. Used by one thread at a time.
 
@@ -126,6 +131,8 @@ class Connection:
             rows: list[Any] = self._database.execute(sql, values).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from error
+        except UnicodeDecodeError as error:
+            raise _no_text(error) from error
         return rows
 
     def look(self, sql: str) -> list[tuple[Any, ...]]:
@@ -155,6 +162,8 @@ class Connection:
             return tuple(self._replies(sql, None))
         except apsw.Error as error:
             raise self._translated(error) from error
+        except UnicodeDecodeError as error:
+            raise _no_text(error) from error
 
     # -- the user's
     def execute(self, statement: str, params: Params) -> Reply:
