@@ -94,11 +94,6 @@ def standard_name(error: Exception) -> str | None:
     return next((name for kind, name in _STANDARD if isinstance(error, kind)), None)
 
 
-def _no_text(error: UnicodeDecodeError) -> StatementFailed:
-    """SQLite keeps any bytes as text; whoever must go on reads such a column as a BLOB."""
-    return StatementFailed(str(apsw.SQLITE_ERROR), f"a text that was read is no UTF-8: {error}")
-
-
 class Connection:
     """An open file, as the functions in `call` see it. Used by one thread at a time.
 
@@ -129,10 +124,8 @@ class Connection:
             raise self._ended()
         try:
             rows: list[Any] = self._database.execute(sql, values).fetchall()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._translated(error) from error
-        except UnicodeDecodeError as error:
-            raise _no_text(error) from error
         return rows
 
     def look(self, sql: str) -> list[tuple[Any, ...]]:
@@ -160,10 +153,8 @@ class Connection:
             raise self._ended()
         try:
             return tuple(self._replies(sql, None))
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._translated(error) from error
-        except UnicodeDecodeError as error:
-            raise _no_text(error) from error
 
     # -- the user's
     def execute(self, statement: str, params: Params) -> Reply:
@@ -310,7 +301,9 @@ class Connection:
     def _ended(self) -> SessionLost:
         return SessionLost(f"the connection to {self.path} was ended in the middle of a call")
 
-    def _translated(self, error: apsw.Error) -> StatementFailed | SessionLost:
+    def _translated(self, error: apsw.Error | UnicodeDecodeError) -> StatementFailed | SessionLost:
+        if isinstance(error, UnicodeDecodeError):  # any bytes can be a text here
+            return StatementFailed(str(apsw.SQLITE_ERROR), f"a text that was read is no UTF-8: {error}")
         if self.lost(error):
             return SessionLost(str(error))
         return StatementFailed(str(getattr(error, "extendedresult", 0) or getattr(error, "result", 0)), str(error))

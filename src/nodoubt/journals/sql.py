@@ -195,6 +195,7 @@ class SqlJournal(Calls):
 
         The SELECT locks what it returns, in the order of the attempts, so the UPDATE changes at least those, and the
         COMMIT flushes them. The other way round, a row that came between the two would be returned unconfirmed.
+        A verdict that is neither of the two is left out: the table's CHECK would refuse the UPDATE, and so all of it.
         """
         found: dict[str, Standing | Unreadable] = {}
         table = self.dialect.table("decisions")
@@ -204,11 +205,13 @@ class SqlJournal(Calls):
                 session,
                 f"SELECT {rows.standing_columns(self.dialect)} FROM {table} WHERE {which} "
                 f"ORDER BY attempt{self.dialect.row_lock}",
-                f"UPDATE {table} SET confirms = confirms + 1 WHERE {which}",
+                f"UPDATE {table} SET confirms = confirms + 1 WHERE {which} AND verdict IN ('commit', 'abort')",
             )
-            if 0 <= confirmed.count < len(locked):
-                raise Unclear(f"the journal confirmed {confirmed.count} of {len(locked)} decisions")
-            found.update((one.attempt, one) for one in rows.standing.each(locked.rows))
+            shown = rows.standing.each(locked.rows)
+            flushed = sum(not isinstance(one, Unreadable) for one in shown)
+            if 0 <= confirmed.count < flushed:
+                raise Unclear(f"the journal confirmed {confirmed.count} of {flushed} decisions")
+            found.update((one.attempt, one) for one in shown)
         return found
 
     def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
@@ -324,8 +327,10 @@ class SqlJournal(Calls):
         return [one for one in found if isinstance(one, Unreadable)]
 
     def unreadable(self, session: Session) -> Script[list[Unreadable]]:
-        """Set by set, each by its own index and page by page."""
-        below = f"attempt < {self.dialect.attempt((yield from self.floor(session)))}"
+        """Set by set, each by its own index and page by page. The floor's own attempt is what holds it down: a verdict
+        that is neither of the two stands in no index.
+        """
+        below = f"attempt <= {self.dialect.attempt((yield from self.floor(session)))}"
         undecided = f"EXISTS (SELECT 1 FROM {self.dialect.table('names')} AS n WHERE n.undecided = r.attempt)"
         sets: tuple[tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]], ...] = (
             ("decisions", self.dialect.open_key, self.dialect.is_open, self._standings),

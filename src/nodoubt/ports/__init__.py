@@ -370,8 +370,7 @@ Known = tuple[Staging | Unreadable, Standing | Unreadable | None, bool]  # True:
 class Journal(Protocol):
     """Where decisions live: scripts over sessions of the database that holds it.
 
-    A row that cannot be read stands in an answer as `Unreadable`, in its own place: it is neither left out nor guessed
-    at, and holds up none of the others.
+    A row that cannot be read stands in an answer as `Unreadable`, in its own place: neither left out nor guessed at.
     """
 
     @property
@@ -437,16 +436,14 @@ class Journal(Protocol):
         ...
 
     def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
-        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete. A plain read.
-
-        What cannot be read among them comes last, and does not count.
+        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete; then, uncounted,
+        what could not be read among them. A plain read.
         """
         ...
 
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
-        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts.
-
-        What cannot be read stays, and so does all else of its attempt.
+        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts. Of
+        an attempt of which a row cannot be read all stays.
         """
         ...
 
