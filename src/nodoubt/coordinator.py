@@ -364,7 +364,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         self, *, state: State | str | None = None, older_than: float | None = None, limit: int = LIST_MAX
     ) -> list[TransactionRecord]:
         """Staged transactions, newest first. `state`: as in their `state` or `status`; `older_than`: begun more than so
-        many seconds ago.
+        many seconds ago. Those that cannot be read are listed whatever is asked for.
         """
         return self._shell.run(questions.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
 

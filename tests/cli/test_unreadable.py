@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from cli import shop_steps
-from cli.conftest import nodoubt
+from cli.conftest import Shop, nodoubt
 from kit import QUICK, Database, make_database
 from nodoubt import Coordinator, Settings, State, UnreadableRecord, wiring
 from nodoubt.engine import ends, register
@@ -161,6 +161,8 @@ def test_what_cannot_be_read_is_listed_and_shown(place: Place) -> None:
     assert [one["attempt"] for one in document["unreadable"]] == [attempts["bad"]]
     (alone,) = place.json("ls", "--state", "unreadable", code=3)["transactions"]
     assert alone["status"] == "requires_manual_intervention"
+    asked = [one["name"] for one in place.json("ls", "--state", "prepared", code=3)["transactions"]]
+    assert sorted(asked) == ["bad", "open"], "nobody can say that it is not"
     listed = place.nodoubt("ls", "--limit", "1")
     assert listed.exit_code == 3 and attempts["bad"] in listed.stdout, "though its place is further down the list"
     for which in ("bad", attempts["bad"]):
@@ -310,3 +312,55 @@ def test_an_old_abort_that_cannot_be_read_stops_no_forgetting_and_is_told_for_go
         assert db._shell.run(ends.retire(context(db))) == 1
         assert db.unreadable() == []
     assert place.nodoubt("ls").exit_code == place.nodoubt("recover").exit_code == 0
+
+
+# ---- every column ---------------------------------------------------------------------------------
+
+COLUMNS = {
+    "decisions": ("mode", "name", "branches", "owner", "reason", "decided_at"),
+    "names": ("name", "branches", "owner", "metadata", "confirmations", "deadline", "created_at", "begin_by"),
+    "calls": (
+        "call_key", "step", "compensation", "arguments", "state", "result", "error", "held_until", "claim", "worker",
+        "begun_at", "changed_at",
+    ),
+    "confirmations": ("who", "answer", "why", "at"),
+    "quarantine": ("resource", "why", "since"),
+    "resources": ("name", "cluster", "server"),
+}  # fmt: skip
+NUMBERS = {"decided_at", "deadline", "created_at", "begin_by", "held_until", "begun_at", "changed_at", "at", "since"}
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_whichever_column_holds_no_text_or_no_number_it_is_told_and_nothing_breaks(shop: Shop, table: str) -> None:
+    """In SQLite, which keeps any bytes as a text, and infinity as a number."""
+    with shop.coordinator() as db:
+        with db.begin_distributed("order-1", confirmations=["ann"]) as tx:
+            for name in shop.urls:
+                tx[name].execute("insert into notes values (1)")
+        db.call("order-1", shop_steps.mail, "nobody", undo=shop_steps.unmail)
+        attempt = db.status("order-1").attempt
+    if table in ("decisions", "calls"):
+        shop.nodoubt("rollback", "order-1", "--yes")
+    shop.quarantine(attempt)
+    home = Database("shop", shop.urls["shop"])
+    ((stock,),) = home.query("select resource_id from nodoubt_resources where name = 'stock'")
+    which = f"resource_id = '{stock}'" if table == "resources" else f"attempt = '{attempt}'"
+    for column in COLUMNS[table]:
+        ((before,),) = home.query(f"select {column} from nodoubt_{table} where {which}")
+        value = "9e999" if column in NUMBERS else "cast(x'ff00fe' as text)"
+        home.query(f"create table kept as select * from nodoubt_{table} where {which}")
+        home.query(f"update nodoubt_{table} set {column} = {value} where {which}")
+        told = {}
+        for command in ("recover --grace 0", "ls", f"show {attempt}", "steps ls", f"steps show {attempt}"):
+            said = told[command.partition(" ")[0]] = shop.nodoubt(*command.split())
+            assert "this is a bug in nodoubt" not in said.output, (column, command)
+        told["doctor"] = nodoubt("doctor", *shop.options)
+        over = table == "decisions"  # an ABORT that is carried out: nothing asks for it but who asks for it
+        for command in ("show",) if over else ("recover", "ls", "doctor"):
+            shown = " ".join(told[command].output.split())
+            assert told[command].exit_code == 3 and "cannot be read" in shown, (column, command, shown)
+        home.query(f"delete from nodoubt_{table} where {which}")
+        home.query(f"insert into nodoubt_{table} select * from kept")
+        home.query("drop table kept")
+        assert home.query(f"select {column} from nodoubt_{table} where {which}") == [(before,)]
+    assert "cannot be read" not in shop.nodoubt("ls").output

@@ -234,7 +234,7 @@ def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
 def listing(
     ctx: Context, *, state: State | str | None, older_than_s: float | None, limit: int
 ) -> Script[list[TransactionRecord]]:
-    """The directory of names, newest first."""
+    """The directory of names, newest first; whatever state is asked for, with those that cannot be read."""
     why = yield from _need_a_human(ctx)
     why |= _apart_of((yield from unreadable(ctx)))
     found: list[TransactionRecord] = []
@@ -249,7 +249,8 @@ def listing(
             record = _record(staging, standing, why)
             begun = record.created_at
             young = older_than_s is not None and begun is not None and begun > ctx.clock.now() - older_than_s
-            if state in (None, record.state, record.status) and not young:
+            asked_for = state in (None, record.state, record.status) or record.state is State.UNREADABLE
+            if asked_for and not young:
                 found.append(record)
             if len(found) >= limit:
                 return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ..engine import questions, register
-from ..engine.apart import split
+from ..engine.apart import Apart, split, tell
 from ..engine.context import Context
 from ..errors import UnknownTransaction, UsageError
 from ..protocol.compensation import Edited, Event, NotNow, NotPossible, Retried, Skipped
@@ -44,9 +44,11 @@ def steps(ctx: Context, name: str) -> Script[list[Call]]:
 
 
 def parked(ctx: Context) -> Script[list[Call]]:
-    """Every call that a human must look at; those that cannot be read are told by `questions.unreadable`."""
-    found = yield from questions.ask(ctx, ctx.journal.parked_calls)
-    return split(found, {})
+    """Every call that a human must look at; of those that cannot be read `questions.unreadable` tells."""
+    apart: Apart = {}
+    found = split((yield from questions.ask(ctx, ctx.journal.parked_calls)), apart)
+    tell(ctx, apart.values())
+    return found
 
 
 def retry(ctx: Context, name: str, number: int, *, by: str) -> Script[Mended]:
