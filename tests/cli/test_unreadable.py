@@ -137,7 +137,7 @@ def test_one_decision_that_cannot_be_read_keeps_no_other_from_being_carried_out(
     (row,) = report["unreadable"]
     assert (row["table"], row["attempt"], row["name"]) == ("decisions", attempts["bad"], "bad")
     assert "cannot be read" in row["why"] and "mend the row" in row["what_to_do"]
-    assert (report["clean"], report["committed"], report["rolled_back"]) == (False, 4, 0)
+    assert (report["clean"], report["committed"], report["rolled_back"], report["trouble"]) == (False, 4, 0, {})
 
     again = place.nodoubt("recover", "--grace", "0")
     assert again.exit_code == 3 and "1 row of the journal cannot be read" in again.stdout
@@ -312,6 +312,25 @@ def test_an_old_abort_that_cannot_be_read_stops_no_forgetting_and_is_told_for_go
         assert db._shell.run(ends.retire(context(db))) == 1
         assert db.unreadable() == []
     assert place.nodoubt("ls").exit_code == place.nodoubt("recover").exit_code == 0
+
+
+def test_the_receipt_that_an_unreadable_abort_may_need_is_kept_and_the_alarm_comes_when_it_is_mended(
+    place: Place,
+) -> None:
+    """I17: somebody has committed the branch by hand, and by nothing but its receipt will that ever be known."""
+    old = [attempt_at(LONG_AGO + number) for number in range(3)]
+    with place.coordinator() as db:
+        ctx = context(db)
+        records = [abort(attempt, branches=()) for attempt in old]
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, records)))
+        before = place.spoil("decisions", old[1])
+        place.databases[1].query(f"insert into nodoubt_receipts values ('{old[1]}', 1, 'commit', 1, 0, 0, {LONG_AGO})")
+        assert db._shell.run(ends.retire(ctx)) == 2
+        assert place.databases[1].query("select attempt from nodoubt_receipts") == [(old[1],)]
+        assert db.quarantined() == []
+        place.mend("decisions", old[1], before)
+        assert db._shell.run(ends.retire(ctx)) == 0
+        assert [(one.attempt, one.resource) for one in db.quarantined()] == [(old[1], "b")]
 
 
 # ---- every column ---------------------------------------------------------------------------------
