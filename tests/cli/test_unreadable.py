@@ -290,6 +290,19 @@ def test_a_step_that_cannot_be_read_keeps_no_other_from_being_undone(
     assert shown.exit_code == 3 and "cannot be read" in shown.stdout
 
 
+def test_whose_name_cannot_be_read_is_not_taken_for_dead_because_it_has_called_a_step(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNMAILED", str(tmp_path / "unmailed"))
+    attempt = place.stage("bad", deadline=3600)
+    with place.coordinator() as db:
+        db.call("bad", shop_steps.mail, "ann", undo=shop_steps.unmail)
+    place.spoil("names", attempt)
+    report = place.json("recover", "--grace", "0", code=3)
+    assert [(one["table"], one["attempt"]) for one in report["unreadable"]] == [("names", attempt)]
+    assert place.prepared() == 2 and not (tmp_path / "unmailed").exists()
+
+
 # ---- what is forgotten ----------------------------------------------------------------------------
 
 
@@ -331,6 +344,18 @@ def test_the_receipt_that_an_unreadable_abort_may_need_is_kept_and_the_alarm_com
         place.mend("decisions", old[1], before)
         assert db._shell.run(ends.retire(ctx)) == 0
         assert [(one.attempt, one.resource) for one in db.quarantined()] == [(old[1], "b")]
+
+
+def test_a_database_that_an_unreadable_decision_may_list_is_not_dropped(place: Place) -> None:
+    with place.coordinator() as db:
+        ctx = context(db)
+        one = decided()
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, [one])))
+    place.spoil("decisions", one.attempt)
+    refused = place.nodoubt("drop", "b", "--yes")
+    assert refused.exit_code == 1 and "nothing was dropped" in refused.output and one.attempt in refused.output
+    place.mend("decisions", one.attempt, "[]")
+    assert place.nodoubt("drop", "b", "--yes").exit_code == 0
 
 
 # ---- every column ---------------------------------------------------------------------------------
