@@ -131,8 +131,12 @@ def told(
         decided=decided,
         staged=staged,
         unreadable=tuple((known | apart).values()),
-        # What is decided and can be read is carried out, whatever its name's row says.
-        sealed={one.attempt: one for one in apart.values() if one.attempt not in decided},
+        # What is decided and can be read is carried out, whatever its name's row says; else the decision speaks for both.
+        sealed={
+            one.attempt: one
+            for one in sorted(apart.values(), key=lambda one: one.table == "decisions")
+            if one.attempt not in decided
+        },
     )
     return msgspec.structs.replace(facts, journal=found)
 
