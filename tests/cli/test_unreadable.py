@@ -402,7 +402,7 @@ def test_whichever_column_holds_no_text_or_no_number_it_is_told_and_nothing_brea
         over = table == "decisions"  # an ABORT that is carried out: nothing asks for it but who asks for it
         for command in ("show",) if over else ("recover", "ls", "doctor"):
             shown = " ".join(told[command].output.split())
-            assert told[command].exit_code == 3 and "cannot be read" in shown, (column, command, shown)
+            assert told[command].exit_code == 3 and f"cannot be read ({column}: " in shown, (column, command, shown)
         home.query(f"delete from nodoubt_{table} where {which}")
         home.query(f"insert into nodoubt_{table} select * from kept")
         home.query("drop table kept")

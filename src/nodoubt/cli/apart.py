@@ -16,10 +16,15 @@ def print_unreadable(desk: Desk, apart: list[Unreadable]) -> None:
     desk.out.table(
         "\nThese rows of the journal cannot be read, and need a human",
         ("attempt", "row", "why"),
-        [((one.printable or "?", "bold red"), one.which, one.why) for one in apart],
+        [((one.printable or "?", "bold red"), _row(one), one.why) for one in apart],
         cut=2,
     )
     desk.out.say(f"For each: {WHAT_TO_DO}.")
+
+
+def _row(one: Unreadable) -> str:
+    number = "" if one.number is None else f"#{one.number}"
+    return " ".join(filter(None, (one.table, number, one.name)))
 
 
 def unreadable_json(one: Unreadable) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _print_one(
     for call in calls:
         print_call(desk, call)
     if trail:
-        rows: list[list[Cell]] = [[moment(one.at), one.what, one.detail] for one in trail]
+        rows: list[list[Cell]] = [[moment(one.at) if one.at else "", one.what, one.detail] for one in trail]
         desk.out.table("\nTrail", ("at", "what", "detail"), rows, cut=2)
 
 

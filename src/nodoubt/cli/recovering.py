@@ -171,10 +171,10 @@ def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> N
         desk.out.say((f"{prefix}{report.reaped} overdue {overdue} aborted.", "yellow"))
     _print_steps(desk, report, prefix)
     if report.unreadable:
-        rows = "row" if len(report.unreadable) == 1 else "rows"
+        rows, it = ("row", "it") if len(report.unreadable) == 1 else ("rows", "them")
         desk.out.say(
             (
-                f"{prefix}{len(report.unreadable)} {rows} of the journal cannot be read; what hangs on them was left.",
+                f"{prefix}{len(report.unreadable)} {rows} of the journal cannot be read; what hangs on {it} was left.",
                 "red",
             )
         )

@@ -131,7 +131,7 @@ def told(
         decided=decided,
         staged=staged,
         unreadable=tuple((known | apart).values()),
-        # What is decided and can be read is carried out, whatever its name's row says; else the decision speaks for both.
+        # What is decided and can be read is carried out, whatever its name's row says; else the decision speaks first.
         sealed={
             one.attempt: one
             for one in sorted(apart.values(), key=lambda one: one.table == "decisions")

@@ -186,9 +186,9 @@ def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False, o
     )
 
 
-def why(error: Exception) -> str:
+def why(error: Exception, column: str = "") -> str:
     """What is wrong with a row: the end of a sentence about it."""
-    told = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()[:WHY_LENGTH_MAX]
+    told = f"{column}{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()[:WHY_LENGTH_MAX]
     return f"cannot be read ({told}): it was written by a release that this one does not know, or changed by hand"
 
 
@@ -203,9 +203,15 @@ class Reading(Generic[R]):
     """
 
     def __init__(
-        self, reading: Callable[[Row], R], table: str, attempt: int | None, name: int | None, number: int | None
+        self,
+        reading: Callable[[Row], R],
+        table: str,
+        columns: Sequence[str],
+        attempt: int | None,
+        name: int | None,
+        number: int | None,
     ) -> None:
-        self.bare, self._table = reading, table
+        self.bare, self._table, self._columns = reading, table, columns
         self._attempt, self._name, self._number = attempt, name, number
 
     def __call__(self, row: Row) -> R:
@@ -222,10 +228,19 @@ class Reading(Generic[R]):
             return Unreadable(
                 self._table,
                 raw(_at(row, self._attempt)),
-                why(error),
+                self._why(row, error),
                 raw(_at(row, self._name)).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
                 _whole(_at(row, self._number)),
             )
+
+    def _why(self, row: Row, error: Exception) -> str:
+        """With the column, where it is one alone: whoever mends the row looks for it."""
+        for column, value in zip(self._columns, row, strict=False):
+            try:
+                CONVERSIONS.get(column, text)(value)
+            except UNREADABLE as found:
+                return why(found, f"{column}: ")
+        return why(error)
 
     def each(self, found: Iterable[Row]) -> list[R | Unreadable]:
         """A page."""
@@ -251,13 +266,18 @@ def raw(value: Any) -> str:
 
 
 def read(
-    table: str, *, attempt: int | None = 0, name: int | None = None, number: int | None = None
+    table: str,
+    columns: Sequence[str] = (),
+    *,
+    attempt: int | None = 0,
+    name: int | None = None,
+    number: int | None = None,
 ) -> Callable[[Callable[[Row], R]], Reading[R]]:
     """Makes a `Reading` of a function. `attempt`, `name`, `number`: where in the row they stand."""
-    return lambda reading: Reading(reading, table, attempt, name, number)
+    return lambda reading: Reading(reading, table, columns, attempt, name, number)
 
 
-@read("decisions", name=3)
+@read("decisions", DECISION, name=3)
 def standing(row: Row) -> Standing:
     """A row of `standing_columns`."""
     decision = Decision(
@@ -266,7 +286,7 @@ def standing(row: Row) -> Standing:
         mode=Mode(text(row[2])),
         name=text(row[3]),
         branches=branches(row[4]),
-        point=None if row[5] is None else branch(row[5]),
+        point=_nullable(row[5]),
         owner=text(row[6]),
         reason=text(row[7]),
         decided_at=moment(row[8]),
@@ -274,32 +294,32 @@ def standing(row: Row) -> Standing:
     return Standing(decision, bool(int(row[9])))
 
 
-@read("names", name=1)
+@read("names", STAGING, name=1)
 def staging(row: Row) -> Staging:
     """A row of `STAGING`."""
     return Staging(
         attempt=attempt(row[0]),
         name=text(row[1]),
         branches=branches(row[2]),
-        last=None if row[3] is None else branch(row[3]),
+        last=_nullable(row[3]),
         deadline=moment(row[4]),
         owner=text(row[5]),
-        metadata=msgspec.json.decode(text(row[6]), type=dict[str, str]),
+        metadata=_metadata(row[6]),
         created_at=moment(row[7]),
         begin_by=moment(row[8]),
-        confirmations=msgspec.json.decode(text(row[9]), type=tuple[str, ...]),
+        confirmations=_who(row[9]),
         calls=int(row[10]),
     )
 
 
-@read("confirmations", name=1)
+@read("confirmations", CONFIRMATION, name=1)
 def confirmation(row: Row) -> Confirmation:
     """A row of `CONFIRMATION`."""
     of, who, answer, why, at = row
     return Confirmation(attempt(of), text(who), Readiness(text(answer)), text(why), moment(at))
 
 
-@read("calls", name=3, number=1)
+@read("calls", CALL, name=3, number=1)
 def call(row: Row) -> Call:
     """A row of `CALL`."""
     return Call(
@@ -322,28 +342,28 @@ def call(row: Row) -> Call:
     )
 
 
-@read("quarantine", name=2, number=1)
+@read("quarantine", QUARANTINED, name=2, number=1)
 def quarantined(row: Row) -> Quarantined:
     """A row of `QUARANTINED`."""
     of, number, resource, why, since, cleared_by = row
     return Quarantined(attempt(of), branch(number), text(resource), text(why), moment(since), text(cleared_by))
 
 
-@read("events")
+@read("events", EVENT)
 def event(row: Row) -> Event:
     """A row of `EVENT`."""
     of, at, what, detail = row
     return Event(attempt(of), moment(at), text(what), text(detail))
 
 
-@read("resources", attempt=None, name=1)
+@read("resources", RESOURCE, attempt=None, name=1)
 def resource(row: Row) -> tuple[str, Identity]:
     """A row of `RESOURCE`: the name it was registered under, and who it said it was."""
     resource_id, name, cluster, server, epoch = row
     return text(name), Identity(text(resource_id), text(cluster), text(server), int(epoch))
 
 
-@read("names", attempt=len(STAGING), name=1)
+@read("names", (*STAGING, "undecided"), attempt=len(STAGING), name=1)
 def undecided(row: Row) -> Staging:
     """A row of `STAGING` and `undecided`, by which it was found, and by which its page goes on."""
     *columns, listed = row
@@ -353,7 +373,7 @@ def undecided(row: Row) -> Staging:
     return found
 
 
-@read("calls")
+@read("calls", ("unfinished",))
 def unfinished(row: Row) -> str:
     """A row of one column, `unfinished`."""
     (of,) = row
@@ -421,3 +441,33 @@ def moment(value: Any) -> float:
     if not math.isfinite(found):
         raise ValueError(f"{found} is no time")
     return found
+
+
+def _nullable(value: Any) -> int | None:
+    return None if value is None else branch(value)
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    return msgspec.json.decode(text(value), type=dict[str, str])
+
+
+def _who(value: Any) -> tuple[str, ...]:
+    return msgspec.json.decode(text(value), type=tuple[str, ...])
+
+
+# What a column is read by, if it is no plain text: to tell which one of a row cannot be.
+CONVERSIONS: dict[str, Callable[[Any], object]] = {
+    **dict.fromkeys(("attempt", "undecided", "unfinished"), attempt),
+    **dict.fromkeys(("point", "last_branch"), _nullable),
+    **dict.fromkeys(("number", "calls", "tries", "version", "epoch"), int),
+    **dict.fromkeys(("decided_at", "deadline", "created_at", "begin_by", "since", "at"), moment),
+    **dict.fromkeys(("held_until", "begun_at", "changed_at"), moment),
+    "verdict": lambda value: Verdict(text(value)),
+    "mode": lambda value: Mode(text(value)),
+    "state": lambda value: CallState(text(value)),
+    "answer": lambda value: Readiness(text(value)),
+    "branches": branches,
+    "branch": branch,
+    "metadata": _metadata,
+    "confirmations": _who,
+}
