@@ -331,15 +331,13 @@ class SqlJournal(Calls):
         that is neither of the two stands in no index.
         """
         below = f"attempt <= {self.dialect.attempt((yield from self.floor(session)))}"
-        undecided = f"EXISTS (SELECT 1 FROM {self.dialect.table('names')} AS n WHERE n.undecided = r.attempt)"
         sets: tuple[tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]], ...] = (
             ("decisions", self.dialect.open_key, self.dialect.is_open, self._standings),
             ("decisions", "attempt", below, self._standings),
-            ("names", "undecided", "undecided IS NOT NULL", self._undecided),
+            ("names", "undecided", "undecided IS NOT NULL", self._undecided_and_asked),
             ("names", "attempt", below, self._stagings),
             ("calls", "unfinished", "unfinished IS NOT NULL", self._unfinished),
             ("calls", "attempt", below, self._calls),
-            ("confirmations", "attempt", undecided, self._confirmations),
             ("confirmations", "attempt", below, self._confirmations),
         )
         found: list[Any] = []
@@ -348,6 +346,12 @@ class SqlJournal(Calls):
         found += yield from self.quarantined(session)
         found += (yield from self.registered(session)).values()
         return list({one.key: one for one in found if isinstance(one, Unreadable)}.values())
+
+    def _undecided_and_asked(self, session: Session, which: str) -> Script[list[Any]]:
+        """Names by `undecided`, and what was said by those who must confirm them."""
+        names = yield from self._undecided(session, which)
+        said = yield from self._confirmations(session, which.replace("undecided", "attempt", 1))
+        return [*names, *said]
 
     def _every(
         self, session: Session, table: str, key: str, which: str, reading: Callable[[Session, str], Script[list[Any]]]
