@@ -27,7 +27,6 @@ from .dialects import Dialect
 
 ATTEMPTS_PER_STATEMENT = 500
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
-UNREADABLE_PAGES_MAX = 100  # of each set that is looked through for rows that cannot be read
 
 
 class SqlJournal(Calls):
@@ -356,9 +355,9 @@ class SqlJournal(Calls):
     def _every(
         self, session: Session, table: str, key: str, which: str, reading: Callable[[Session, str], Script[list[Any]]]
     ) -> Script[list[Any]]:
-        """What is read of a set, a page of keys at a time."""
+        """What is read of a set, a page of keys at a time; all of it, or whoever asks has no answer in time."""
         found, after, column = list[Any](), "", self.dialect.reading(f"r.{key}", key)
-        for _ in range(UNREADABLE_PAGES_MAX):
+        while True:
             reply = yield from self._read(
                 session,
                 f"SELECT {column} FROM {self.dialect.table(table)} AS r WHERE r.{key} > {self.dialect.raw(after)} "
@@ -368,9 +367,8 @@ class SqlJournal(Calls):
             if keys:
                 found += yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
             if len(keys) < ATTEMPTS_PER_STATEMENT:
-                break
+                return found
             after = keys[-1]
-        return found
 
     def _not_quarantined(self) -> str:
         """Of the decision d. What is quarantined is kept: an operator may still ask what was decided (I17)."""
