@@ -49,11 +49,12 @@ from .errors import (
     TransactionDoomed,
     UnknownJob,
     UnknownTransaction,
+    UnreadableRecord,
     UsageError,
 )
 from .jobs.records import JobRecord, JobState
 from .ports import Notice, Observer, Reply
-from .protocol.records import Call, CallState, Confirmation, Readiness
+from .protocol.records import Call, CallState, Confirmation, Readiness, Unreadable
 from .query import sql
 from .steps import IdempotencyKey, StepContext, compensation, step
 from .steps.undoing import Undoing
@@ -117,6 +118,8 @@ __all__ = [
     "Undoing",
     "UnknownJob",
     "UnknownTransaction",
+    "Unreadable",
+    "UnreadableRecord",
     "UsageError",
     "compensation",
     "sql",

@@ -27,7 +27,7 @@ from .idempotency import claims, once
 from .jobs import board, verb
 from .outside import AsyncOutside, Outside, Scripts
 from .ports import Clock, Observer
-from .protocol.records import Event, Quarantined, Verdict
+from .protocol.records import Event, Quarantined, Unreadable, Verdict
 from .script import Script
 from .transaction import AsyncTransaction, Staging, Transaction
 
@@ -116,8 +116,7 @@ class _Base(Scripts):
         return questions.ask(ctx, lambda session: ctx.journal.clear(session, attempt, branch, by), changes=True)
 
     def _quarantined_script(self) -> Script[list[Quarantined]]:
-        ctx = self._ready()
-        return questions.ask(ctx, ctx.journal.quarantined)
+        return questions.quarantined(self._ready())
 
     def _after_fork(self) -> None:
         """In the child: what the parent was at work on is the parent's."""
@@ -367,7 +366,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         self, *, state: State | str | None = None, older_than: float | None = None, limit: int = LIST_MAX
     ) -> list[TransactionRecord]:
         """Staged transactions, newest first. `state`: as in their `state` or `status`; `older_than`: begun more than so
-        many seconds ago.
+        many seconds ago. Those that cannot be read are listed whatever is asked for.
         """
         return self._shell.run(questions.listing(self._ready(), state=state, older_than_s=older_than, limit=limit))
 
@@ -382,6 +381,10 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
     def quarantined(self) -> list[Quarantined]:
         """What recovery must not resolve by itself, and no operator has cleared."""
         return self._shell.run(self._quarantined_script())
+
+    def unreadable(self) -> list[Unreadable]:
+        """Rows of the journal that cannot be read, of all that is not over: nothing that hangs on one is done."""
+        return self._shell.run(questions.unreadable(self._ready()))
 
     def clear_quarantined(self, attempt: str, branch: int, *, by: str) -> None:
         """A named operator has looked at a quarantined branch, and takes it off the list (I17)."""
@@ -574,6 +577,10 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
     async def quarantined(self) -> list[Quarantined]:
         """As `Coordinator.quarantined`."""
         return await self._shell.run(self._quarantined_script())
+
+    async def unreadable(self) -> list[Unreadable]:
+        """As `Coordinator.unreadable`."""
+        return await self._shell.run(questions.unreadable(self._ready()))
 
     async def clear_quarantined(self, attempt: str, branch: int, *, by: str) -> None:
         """As `Coordinator.clear_quarantined`."""

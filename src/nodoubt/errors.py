@@ -43,6 +43,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionDoomed",
     "UnknownTransaction",
+    "UnreadableRecord",
     "UsageError",
     "invariant",
     "text_of",
@@ -293,6 +294,10 @@ class JournalUnavailable(NoDoubtError):
 
 class SchemaMismatch(NoDoubtError):
     """Our tables are missing, or of a version this release does not know."""
+
+
+class UnreadableRecord(SchemaMismatch):
+    """A row of ours that was asked for cannot be read. What it says is not guessed at: a human must look."""
 
 
 class LineageBroken(NoDoubtError):

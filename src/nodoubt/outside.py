@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from .engine import ends, readiness, reaper, resolve, settle, sweep, verbs
+from .engine import ends, questions, readiness, reaper, resolve, settle, sweep, verbs
+from .engine.apart import tell
 from .engine.context import Context, log
 from .engine.phases import Course, to_end
 from .engine.questions import State
@@ -17,7 +18,7 @@ from .engine.shell import AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import InDoubt, NoDoubtError, UsageError
-from .protocol.records import Call, Confirmation, Readiness, Verdict
+from .protocol.records import Call, Confirmation, Readiness, Unreadable, Verdict
 from .script import Script
 from .steps import REGISTRY, Compensation, Step, calling, mending, undoing, worker
 from .steps.mending import Mended
@@ -131,7 +132,22 @@ class Scripts:
         except NoDoubtError as error:
             report.trouble["steps"] = str(error)
         yield from self._now_and_then()
+        report.unreadable = yield from self._apart(report)
         return report
+
+    def _apart(self, report: SweepReport) -> Script[list[Unreadable]]:
+        """What cannot be read: what each part has met, and what none of them looks at."""
+        found = {one.key: one for one in report.unreadable}
+        if report.steps is not None:
+            found |= {one.key: one for one in report.steps.unreadable}
+        try:
+            rest = yield from questions.unreadable(self._ctx)
+        except NoDoubtError as error:
+            report.trouble.setdefault("journal", str(error))
+            return list(found.values())
+        rest = [one for one in rest if one.key not in found]
+        tell(self._ctx, rest)
+        return [*found.values(), *rest]
 
     def _settle_script(self, attempt: str) -> Script[Result]:
         result = yield from settle.settle(self._writable(), attempt)
@@ -248,7 +264,7 @@ class Outside(Scripts):
         return self._shell.run(mending.steps(self._ready(), name))
 
     def parked_steps(self) -> list[Call]:
-        """Every step whose compensation waits for a human (I20)."""
+        """Every step whose compensation waits for a human (I20). One whose row cannot be read: `unreadable`."""
         return self._shell.run(mending.parked(self._ready()))
 
     def retry_step(self, name: str, number: int, *, by: str) -> Mended:

@@ -35,6 +35,7 @@ KNOWN: dict[tuple[str, str], str] = {
     ("P4", "refused"): "somebody who was asked has refused, durably; nothing is decided yet",
     ("P5", "deciding"): "before the decision is written",
     ("P5", "in doubt"): "whether the decision was written is not known",
+    ("P5", "unreadable"): "a row of the journal cannot be read; nothing is done on the strength of it",
     ("P6", "committed"): "COMMIT is decided, durably; the caller has not been told",
     ("P6", "aborted"): "nothing of it can happen any more; the caller has not been told",
     ("P7", "branch committed"): "one branch has answered its commit",

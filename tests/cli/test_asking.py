@@ -46,7 +46,7 @@ def test_a_listing_shows_state_and_databases(shop: Shop) -> None:
 def test_the_keys_of_a_record_are_a_contract(shop: Shop) -> None:
     attempt = shop.stage("order-1", metadata={"customer": "Avery"})
     document = shop.json("ls")
-    assert set(document) == {"transactions", "quarantined", "parked"}
+    assert set(document) == {"transactions", "quarantined", "parked", "unreadable"}
     (record,) = document["transactions"]
     assert set(record) == RECORD_KEYS
     assert record["attempt"] == attempt
@@ -95,7 +95,7 @@ def test_show_finds_a_transaction_by_name_and_by_attempt(shop: Shop) -> None:
     attempt = shop.stage("order-1")
     assert shop.json("show", "order-1") == shop.json("show", attempt)
     document = shop.json("show", "order-1")
-    assert set(document) == {"transaction", "events", "quarantined", "confirmations", "steps"}
+    assert set(document) == {"transaction", "events", "quarantined", "confirmations", "steps", "unreadable"}
     assert set(document["transaction"]) == RECORD_KEYS
     shown = shop.nodoubt("show", "order-1").stdout
     assert attempt in shown

@@ -97,6 +97,7 @@ def test_a_bug_is_a_sentence(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
         (errors.OutcomeConflict("x", stands="aborted"), Exit.FAILED),
         (errors.UnknownTransaction("x"), Exit.FAILED),
         (errors.SchemaMismatch("!"), Exit.FAILED),
+        (errors.UnreadableRecord("!"), Exit.HUMAN),
         (errors.InvariantViolated("!"), Exit.FAILED),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

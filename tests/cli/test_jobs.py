@@ -6,7 +6,8 @@ import json
 import signal
 
 from cli.conftest import Shop
-from kit import until
+from kit import Database, until
+from nodoubt.jobs import board
 
 
 def work(shop: Shop, name: str, *, upto: int, note: str = "") -> None:
@@ -91,3 +92,22 @@ def test_a_job_is_given_up_only_after_a_question_and_not_while_somebody_is_at_wo
     with shop.coordinator() as db, db.job("half", quiet=True) as job:
         assert job.done == 0
         job.pause()
+
+
+def test_one_job_that_cannot_be_read_stands_among_the_others_and_is_not_forgotten(shop: Shop) -> None:
+    for name in ("half", "torn", "odd"):
+        work(shop, name, upto=4 if name != "half" else 2)
+    home = Database("shop", shop.urls["shop"])
+    home.query("update nodoubt_jobs set checkpoint = '[' where name = 'torn'")
+    home.query("update nodoubt_jobs set note = cast(x'ff' as text) where name = 'odd'")
+    listed = shop.nodoubt("jobs", "ls")
+    assert listed.exit_code == 3 and "2 of 4 (50 %)" in listed.stdout
+    states = {one["name"]: one["state"] for one in shop.json("jobs", "ls", code=3)["jobs"]}
+    assert states == {"half": "stopped", "torn": "unreadable", "odd": "unreadable"}
+    for name in ("torn", "odd"):
+        shown = shop.nodoubt("jobs", "show", name)
+        assert shown.exit_code == 3 and "cannot be read" in shown.stderr
+    home.query("update nodoubt_jobs set changed_at = 1")
+    with shop.coordinator() as db:
+        assert db._shell.run(board.expire(db._ctx)) == 0
+        assert sorted(one.name for one in db.jobs()) == ["half", "odd", "torn"]

@@ -25,6 +25,7 @@ REPORT_KEYS = {
     "parked",
     "reaped",
     "steps",
+    "unreadable",
 }
 DEAD = "postgresql://me:hunter22@127.0.0.1:1/shop"
 

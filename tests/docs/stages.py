@@ -405,6 +405,19 @@ def heuristic(world: World, make: Make) -> Iterator[None]:
     assert world.attempt in world.told[0] and "need a human" not in world.told[-1]
 
 
+@stage("operations.md", "A row cannot be read")
+def unreadable(world: World, make: Make) -> Iterator[None]:
+    """A newer release has written what branches are, and was rolled back."""
+    shop, stock = shop_and_stock(world)
+    set_up(shop, stock)
+    with coordinator([shop, stock]) as db, db.begin_distributed("order-42") as tx:
+        tx["shop"].execute("insert into orders (id, total) values (42, 99)")
+    shop.query("update nodoubt_names set branches = '[{\"anew\": 0}]'")
+    configure(world, shop, stock)
+    yield
+    assert all("cannot be read" in one for one in world.told)
+
+
 @nodoubt.step()
 def mail(order: int) -> None:
     """Sent."""

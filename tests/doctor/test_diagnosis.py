@@ -137,6 +137,7 @@ def test_the_document_has_the_shape_that_programs_rely_on() -> None:
     assert one["journal"] == {
         "cluster": p.CLUSTER, "version": 1, "epoch": 3, "floor": p.attempt_at(p.NOW),
         "floor_at": "2027-01-15T08:00:00.000Z", "open_commits": 0, "names_undecided": 0, "quarantined": 0,
+        "unreadable": 0,
     }  # fmt: skip
     assert one["gaps"] == [{"what": "this", "advice": "that"}]
     assert one["settings"]["max_prepared_transactions"] == {"value": "100", "place": ""}

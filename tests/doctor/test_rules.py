@@ -10,6 +10,7 @@ from nodoubt.doctor import facts as f
 from nodoubt.doctor.advice import Case
 from nodoubt.doctor.report import Finding, Severity
 from nodoubt.doctor.rules import ACROSS, RULES
+from nodoubt.protocol.records import Unreadable
 
 from . import patients as p
 
@@ -121,6 +122,12 @@ FIRES: list[Row] = [
     ),
     ("journal-elsewhere", p.case(p.facts(identity=p.identity(cluster="00000000000000c2"))), NOTE, "was not examined"),
     ("quarantined", p.case(p.facts(journal=p.journal(quarantined=(p.quarantined(),)))), HUMAN, "branch 1 of"),
+    (
+        "unreadable",
+        p.case(p.facts(journal=p.journal(unreadable=(Unreadable("decisions", "a" * 32, "cannot be read (torn)"),)))),
+        HUMAN,
+        "cannot be read: decisions",
+    ),
     ("open-commits", p.case(p.facts(journal=late())), HUMAN, "1 COMMIT decision has not ended"),
     ("failed-begins", p.case(p.facts(journal=names(ago_s=61))), HUMAN, "nothing prepared: 'order-7'"),
     ("past-deadline", p.case(p.facts(journal=names(deadline_in_s=-61))), HUMAN, "past the deadline: 'order-7'"),
@@ -175,6 +182,7 @@ SILENT: list[tuple[str, Case]] = [
     ("journal-elsewhere", p.case(p.facts(identity=p.identity()), at=p.journal())),
     ("journal-elsewhere", p.case(p.facts())),
     ("quarantined", p.case(p.facts(journal=p.journal()))),
+    ("unreadable", p.case(p.facts(journal=p.journal()))),
     ("open-commits", p.case(p.facts(journal=p.journal(open_commits=(p.standing(ago_s=3599),))))),
     ("open-commits", p.case(p.facts())),
     ("failed-begins", p.case(p.facts(journal=names(ago_s=59)))),

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from kit import QUICK, Database, Face, make_database, opened, until
-from nodoubt import ClosedTransaction, KeyInFlight, KeyReused, State, UsageError
+from nodoubt import ClosedTransaction, KeyInFlight, KeyReused, State, UnreadableRecord, UsageError
 from nodoubt.idempotency import claims
 
 pytestmark = pytest.mark.anyio
@@ -213,6 +213,23 @@ async def test_with_the_work_given_it_returns_the_same_both_times(mode: str, pai
         plain = await db.once("k", b"\x00raw", work if mode == "sync" else awaited)
         assert plain == {"number": 7, "lines": ["a", "b"]}
     assert len(calls) == 1
+
+
+async def test_a_key_that_cannot_be_read_is_neither_replayed_nor_done_again(
+    mode: str, tmp_path: Path, request: Any
+) -> None:
+    pair = [make_database("sqlite", name, request, tmp_path) for name in "ab"]
+    async with opened(mode, pair) as db:
+        for key in ("torn", "whole"):
+            async with once(db, key, on="a") as block:
+                await block.add(1, "a")
+        pair[0].query("update nodoubt_keys set payload = cast(x'ff00' as text) where idempotency_key = 'torn'")
+        with pytest.raises(UnreadableRecord, match="idempotency key cannot be read"):
+            async with once(db, "torn", on="a") as block:
+                await block.add(1, "a")
+        async with once(db, "whole", on="a") as block:
+            assert block.once.replayed
+    assert pair[0].balance() == 102
 
 
 async def test_wrong_arguments_are_told_before_any_work(mode: str, tmp_path: Path, request: Any) -> None:

@@ -20,6 +20,7 @@ from nodoubt import (
 from nodoubt.engine import ends, leaving, start
 from nodoubt.engine.context import told
 from nodoubt.errors import JournalRestored
+from nodoubt.ports import readable
 from nodoubt.script import Script
 from rules.mutants import at_once, context, coordinator, staged, watch
 from traps.scenes import MOVED, UNTOUCHED, balances
@@ -56,7 +57,7 @@ def registered(some: list[Database]) -> set[str]:
     with coordinator(some[:1]) as db:
         ctx = context(db)
         known = db._shell.run(told(ctx, ctx.journal_pool, ctx.journal.registered))
-        return {name for name, _ in known.values()}
+        return {name for name, _ in map(readable, known.values())}
 
 
 async def test_what_is_dropped_takes_part_no_more_and_can_begin_anew(mode: str, pair: list[Database]) -> None:

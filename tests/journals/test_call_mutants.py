@@ -11,7 +11,7 @@ from journals.test_mutants import FAILED, OtherBench
 from journals.test_races import Broken, Stage
 from nodoubt.journals import rows
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, StatementFailed
+from nodoubt.ports import BelowFloor, Conflict, Failure, Refused, Reply, Session, StatementFailed, readable
 from nodoubt.protocol.records import Call, Confirmation, Decision, Mode, Readiness, Staging
 from nodoubt.script import Script
 from nodoubt.testing.bench import ANSWER_WITHIN_S, Bench
@@ -37,7 +37,7 @@ class LastWriterWins(SqlJournal):
 
     def advance(self, session: Session, before: Call, after: Call) -> Script[bool]:
         found = yield from self.calls(session, [before.attempt])
-        now = next((one for one in found if one.number == before.number), before)
+        now = next((readable(one) for one in found if one.number == before.number), before)
         return (yield from super().advance(session, now, after))
 
 

@@ -19,7 +19,7 @@ from nodoubt.journals.attempts import FLOOR_LOWEST, first_attempt_of
 from nodoubt.journals.dialects import PostgresDialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session
-from nodoubt.protocol.records import Confirmation, Readiness, Standing
+from nodoubt.protocol.records import Confirmation, Readiness, Standing, Unreadable
 from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import decision, staging
@@ -60,14 +60,14 @@ def unflushed(bench: Bench, *statements: str) -> None:
 class LooksOnly(SqlJournal):
     """Acts on a plain read."""
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         return self.look(session, attempts)
 
 
 class ForcesNothing(SqlJournal):
     """A forced transaction that changes nothing flushes nothing."""
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         found = yield from self.look(session, attempts)
         yield from self._write(session, "SELECT 1")
         return found

@@ -11,8 +11,8 @@ from journals.places import Place
 from nodoubt.journals import rows, trail
 from nodoubt.journals.memory import MemoryJournal
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Refused, Reply, Session
-from nodoubt.protocol.records import Decision, Epoch, Event, Staging, Standing
+from nodoubt.ports import Refused, Reply, Session, readable
+from nodoubt.protocol.records import Decision, Epoch, Event, Staging, Standing, Unreadable
 from nodoubt.schema import Part, read, shipped
 from nodoubt.script import Do, Pause, Script
 from nodoubt.testing.bench import Bench
@@ -119,7 +119,7 @@ class TellsTwice(SqlJournal):
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
         told = yield from super().events(session, attempt)
         staged = yield from self.staged(session, [attempt])
-        return [*map(trail.of_staging, staged.values()), *told]
+        return [*map(trail.of_staging, map(readable, staged.values())), *told]
 
 
 class TellsWhatWent(SqlJournal):
@@ -128,7 +128,9 @@ class TellsWhatWent(SqlJournal):
     def events(self, session: Session, attempt: str) -> Script[list[Event]]:
         which = f"attempt = {self.dialect.key(attempt)}"
         reply = yield from self._read(
-            session, f"SELECT {rows.columns(rows.EVENT)} FROM {self.dialect.table('events')} WHERE {which} ORDER BY id"
+            session,
+            f"SELECT {rows.select(self.dialect, rows.EVENT)} FROM {self.dialect.table('events')} WHERE {which} "
+            "ORDER BY id",
         )
         once = yield from super().events(session, attempt)
         stored = list(map(rows.event, reply.rows))
@@ -237,11 +239,11 @@ class DropsAnything(SqlJournal):
 class Listed(SqlJournal):
     """COMMIT records that have ended are listed as open."""
 
-    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing | Unreadable]]:
         table = self.dialect.table("decisions")
         reply = yield from self._read(
             session,
-            f"SELECT {rows.standing_columns()} FROM {table} WHERE verdict = 'commit' "
+            f"SELECT {rows.standing_columns(self.dialect)} FROM {table} WHERE verdict = 'commit' "
             f"AND attempt > {self.dialect.key(after)} ORDER BY attempt LIMIT {limit}",
         )
         return [rows.standing(row) for row in reply.rows]
@@ -322,7 +324,7 @@ def test_names_in_a_text_column_are_caught(bare: Bench, column: str) -> None:
 class LooksOnly(MemoryJournal):
     """Acts on a plain read."""
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         return self.look(session, attempts)
 
 

@@ -18,7 +18,7 @@ from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Unclear
 from nodoubt.protocol.commit import CommitMachine, Phase
 from nodoubt.protocol.events import AbortAsked, Undecided
-from nodoubt.protocol.records import Decision, Mode, Standing, Verdict
+from nodoubt.protocol.records import Decision, Mode, Standing, Unreadable, Verdict
 from nodoubt.script import Do, Script
 from nodoubt.testing.proxy import TcpProxy
 from rules.mutants import (
@@ -303,7 +303,7 @@ def an_abort_is_seen_and_then_forgotten_by_its_server(
 class Believes(SqlJournal):
     """The mutant: what was seen once stands."""
 
-    def confirm(self, session: Any, attempts: Any) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Any, attempts: Any) -> Script[dict[str, Standing | Unreadable]]:
         return {
             attempt: Standing(Decision(attempt, Verdict.ABORT, Mode.STAGED, "pay", ()), ended=False)
             for attempt in attempts

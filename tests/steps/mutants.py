@@ -10,6 +10,7 @@ import pytest
 
 from nodoubt.engine import register, start, verbs
 from nodoubt.engine.context import Context
+from nodoubt.ports import readable
 from nodoubt.protocol.compensation import Answered
 from nodoubt.protocol.records import Call, Decision, Standing, Verdict
 from nodoubt.script import Script
@@ -55,7 +56,7 @@ def undone_although_committed(patch: pytest.MonkeyPatch) -> None:
     def aborted(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
         stand = yield from CONFIRM(ctx, attempts)
         return {
-            attempt: Standing(msgspec.structs.replace(one.decision, verdict=Verdict.ABORT), ended=False)
+            attempt: Standing(msgspec.structs.replace(readable(one).decision, verdict=Verdict.ABORT), ended=False)
             for attempt, one in stand.items()
         }
 

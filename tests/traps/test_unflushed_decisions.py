@@ -23,7 +23,7 @@ from nodoubt import Coordinator, OutcomeConflict, State
 from nodoubt.engine.context import using
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session
-from nodoubt.protocol.records import Decision, Mode, Standing, Verdict
+from nodoubt.protocol.records import Decision, Mode, Standing, Unreadable, Verdict
 from nodoubt.script import Script
 from nodoubt.testing.servers import PostgresServer
 from traps.scenes import MOVED, at_rest, balances, context, databases
@@ -38,7 +38,7 @@ def server() -> Iterator[PostgresServer]:
 class LooksOnly(SqlJournal):
     """The mutant: acts on a plain read."""
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         return self.look(session, attempts)
 
 

@@ -22,12 +22,12 @@ from nodoubt.engine.context import Context, Participant, asked, using
 from nodoubt.engine.phases import Course
 from nodoubt.errors import NoDoubtError
 from nodoubt.journals.memory import MemoryStore
-from nodoubt.ports import Conflict, Prepared, Reply, SavepointStep, Session, StatementFailed, Unclear, Work
+from nodoubt.ports import Conflict, Prepared, Reply, SavepointStep, Session, StatementFailed, Unclear, Work, readable
 from nodoubt.protocol import recovery
 from nodoubt.protocol.commands import Ended, Ready
 from nodoubt.protocol.commit import TABLE, CommitMachine, Phase, Rule
 from nodoubt.protocol.events import Decided, Event, Undecided
-from nodoubt.protocol.records import Decision, Staging, Standing, Verdict
+from nodoubt.protocol.records import Decision, Staging, Standing, Unreadable, Verdict
 from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
 from nodoubt.resources import mariadb_finishing
 from nodoubt.resources.memory import MemoryMariaDBResource, MemoryPostgresResource, MemorySqliteResource
@@ -105,7 +105,7 @@ def no_fence(patch: Patch) -> Variant:
 def acts_on_a_plain_look(patch: Patch) -> Variant:
     """A decision that can be seen is believed, flushed or not."""
 
-    def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         return using(ctx.journal_pool, lambda session: ctx.journal.look(session, attempts))
 
     patch.setattr(register, "_confirm_once", look)
@@ -115,12 +115,12 @@ def acts_on_a_plain_look(patch: Patch) -> Variant:
 def confirms_by_a_conflicting_insert(patch: Patch) -> Variant:
     """The row is confirmed by an INSERT that it refuses, which flushes nothing."""
 
-    def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
-        def body(session: Session) -> Script[dict[str, Standing]]:
+    def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
+        def body(session: Session) -> Script[dict[str, Standing | Unreadable]]:
             found = yield from ctx.journal.look(session, attempts)
             for standing in found.values():
                 try:
-                    yield from ctx.journal.insert(session, [standing.decision])
+                    yield from ctx.journal.insert(session, [readable(standing).decision])
                 except Conflict:
                     continue
             return found

@@ -60,12 +60,12 @@ def undone_before_it_is_aborted(patch: Patch) -> Variant:
         yield from ()
         return decision
 
-    def confirmed(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirmed(ctx: Context, attempt: str) -> Script[Standing]:
         yield from ()
-        return {one: Standing(Decision(one, Verdict.ABORT, Mode.ONCE, "", ()), ended=False) for one in attempts}
+        return Standing(Decision(attempt, Verdict.ABORT, Mode.ONCE, "", ()), ended=False)
 
     patch.setattr(worker, "register", SimpleNamespace(decide=presumed, confirm=register.confirm))
-    patch.setattr(undoing, "register", SimpleNamespace(confirm=confirmed))
+    patch.setattr(undoing, "register", SimpleNamespace(confirm_one=confirmed))
     return SOUND
 
 

@@ -1,13 +1,14 @@
 """`ls` and `show`: what the journal knows of transactions, and what needs a human. Neither changes anything.
 
-Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a database
-whose lineage is in question (I15).
+Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a row of the
+journal that cannot be read, and a database whose lineage is in question (I15).
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import rich_click as click
 from click.exceptions import Exit as Leave
@@ -16,15 +17,17 @@ from ..amounts import iso
 from ..config import seconds_of
 from ..coordinator import LIST_MAX
 from ..engine.questions import CLEANED_UP, MANUAL, State, TransactionRecord
-from ..errors import UnknownTransaction
+from ..errors import UnknownTransaction, UnreadableRecord
 from ..protocol.records import Call, Confirmation, Event, Quarantined
 from ..xid import is_attempt
+from .apart import print_unreadable, unreadable_json
 from .desk import Desk, desk_command
 from .outcome import Exit
 from .output import Cell
 from .steps import call_json, print_call, print_parked
 from .words import age, moment
 
+R = TypeVar("R")
 LIST_DEFAULT = 100
 STATE_STYLES = {State.PREPARED: "yellow", State.COMMITTED: "green", State.ABORTED: "dim", State.BEGINNING: "cyan"}
 HUMAN_STYLE = "bold red"
@@ -54,20 +57,22 @@ def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> N
     """List staged transactions, newest first, and whatever needs a human."""
     with desk.coordinator(read_only=True) as db:
         records = db.transactions(state=state, older_than=older_than, limit=limit)
-        held, parked, barred = db.quarantined(), db.parked_steps(), db.barred
+        held, parked, barred, apart = db.quarantined(), db.parked_steps(), db.barred, db.unreadable()
     if desk.out.json:
         desk.out.document(
             {
                 "transactions": [record_json(one) for one in records],
                 "quarantined": [held_json(one) for one in held],
                 "parked": [call_json(one) for one in parked],
+                "unreadable": [unreadable_json(one) for one in apart],
             }
         )
     else:
         _print_list(desk, records)
         print_quarantined(desk, held)
         print_parked(desk, parked)
-    if held or parked or barred:
+        print_unreadable(desk, apart)
+    if held or parked or barred or apart or any(one.state is State.UNREADABLE for one in records):
         raise Leave(Exit.HUMAN)
 
 
@@ -108,8 +113,8 @@ def show(desk: Desk, name: str) -> None:
                 raise
         attempt = name if record is None else record.attempt
         held = [one for one in held if one.attempt == attempt]
-        trail, calls = db.events(attempt), db.steps(attempt)
-        said = db.confirmations(attempt)
+        trail, apart = db.events(attempt), list[str]()
+        calls, said = _or_why(db.steps, attempt, apart), _or_why(db.confirmations, attempt, apart)
     if desk.out.json:
         desk.out.document(
             {
@@ -118,13 +123,25 @@ def show(desk: Desk, name: str) -> None:
                 "quarantined": [held_json(one) for one in held],
                 "confirmations": [said_json(one) for one in said],
                 "steps": [call_json(one) for one in calls],
+                "unreadable": apart,
             }
         )
     else:
         _print_one(desk, record, trail, said, calls)
         print_quarantined(desk, held)
-    if held or (record is not None and record.heuristic):
+        for why in apart:
+            desk.out.say((f"\n{why}", HUMAN_STYLE))
+    if held or apart or (record is not None and record.heuristic):
         raise Leave(Exit.HUMAN)
+
+
+def _or_why(asked: Callable[[str], list[R]], attempt: str, apart: list[str]) -> list[R]:
+    """What is there of it; where that cannot be read the rest is shown all the same, with why."""
+    try:
+        return asked(attempt)
+    except UnreadableRecord as error:
+        apart.append(str(error))
+        return []
 
 
 def _print_one(
@@ -142,7 +159,7 @@ def _print_one(
     for call in calls:
         print_call(desk, call)
     if trail:
-        rows: list[list[Cell]] = [[moment(one.at), one.what, one.detail] for one in trail]
+        rows: list[list[Cell]] = [[moment(one.at) if one.at else "", one.what, one.detail] for one in trail]
         desk.out.table("\nTrail", ("at", "what", "detail"), rows, cut=2)
 
 
@@ -153,7 +170,7 @@ def print_record(desk: Desk, record: TransactionRecord) -> None:
         ("name", record.name),
         ("attempt", record.attempt),
         ("state", state_cell(record, now)),
-        ("why", record.reason),
+        ("why", record.heuristic if record.state is State.UNREADABLE else record.reason),
         ("on", ", ".join(record.branches)),
         ("begun", _when(record.created_at, now)),
         ("deadline", _when(record.deadline, now) if record.state is State.PREPARED else ""),

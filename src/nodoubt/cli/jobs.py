@@ -23,7 +23,13 @@ from .words import age, moment, printable
 if TYPE_CHECKING:
     from ..coordinator import Coordinator
 
-STYLES = {JobState.RUNNING: "cyan", JobState.STOPPED: "yellow", JobState.ABANDONED: "bold red", JobState.DONE: "green"}
+STYLES = {
+    JobState.RUNNING: "cyan",
+    JobState.STOPPED: "yellow",
+    JobState.ABANDONED: "bold red",
+    JobState.DONE: "green",
+    JobState.UNREADABLE: "bold red",
+}
 EVERY_LEAST_S, EVERY_S = 0.05, 1.0
 name_argument = click.argument("name", metavar="NAME")
 
@@ -36,15 +42,20 @@ def jobs() -> None:
 @jobs.command()
 @desk_command
 def ls(desk: Desk) -> None:
-    """List the jobs, those first that changed last."""
+    """List the jobs, those first that changed last. Exits with 3 if one of them cannot be read."""
     with desk.coordinator(read_only=True) as db:
         found = db.jobs()
     if desk.out.json:
         desk.out.document({"jobs": [job_json(one) for one in found]})
-        return
-    if not found:
+    elif found:
+        _print_all(desk, found)
+    else:
         desk.out.say("No jobs.")
-        return
+    if any(one.state is JobState.UNREADABLE for one in found):
+        raise Leave(Exit.HUMAN)
+
+
+def _print_all(desk: Desk, found: list[JobRecord]) -> None:
     now = time.time()
     desk.out.table(
         "",

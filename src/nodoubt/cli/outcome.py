@@ -25,6 +25,7 @@ from ..errors import (
     NotReady,
     ResourceUnavailable,
     StillBeginning,
+    UnreadableRecord,
     UsageError,
 )
 from ..ports import Refused, SessionLost, Unclear
@@ -43,7 +44,7 @@ class Exit(IntEnum):
 
 # The first row that fits counts.
 _CODES: tuple[tuple[tuple[type[BaseException], ...], Exit], ...] = (
-    ((InDoubt, Heuristic, LineageBroken), Exit.HUMAN),
+    ((InDoubt, Heuristic, LineageBroken, UnreadableRecord), Exit.HUMAN),
     (
         (ResourceUnavailable, JournalUnavailable, JobTaken, StillBeginning, NotReady, NotDecided, TimeoutError),
         Exit.AGAIN,

@@ -20,6 +20,7 @@ from ..amounts import iso, span
 from ..engine.sweep import SweepReport
 from ..errors import NoDoubtError
 from ..protocol.records import Call, Quarantined
+from .apart import print_unreadable, unreadable_json
 from .apps import app_option, import_apps
 from .asking import Duration, held_json, print_quarantined
 from .desk import Desk, desk_command
@@ -67,7 +68,8 @@ def recover(desk: Desk, watch: bool, every: float | None, grace: float | None, a
         _print_report(desk, report)
         print_quarantined(desk, held)
         print_parked(desk, parked)
-    if held or parked or report.quarantined:
+        print_unreadable(desk, report.unreadable)
+    if held or parked or report.quarantined or report.unreadable:
         raise Leave(Exit.HUMAN)
     if report.trouble:
         raise Leave(Exit.AGAIN)
@@ -91,7 +93,7 @@ def _watch(desk: Desk, every_s: float, grace_s: float | None) -> None:
 
 
 def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None, stop: threading.Event) -> None:
-    seen: frozenset[tuple[str, int]] = frozenset()
+    seen: frozenset[tuple[object, ...]] = frozenset()
     while not stop.is_set():
         report, held, parked = db.recover(grace=grace_s), db.quarantined(), db.parked_steps()
         if desk.out.json:
@@ -99,10 +101,15 @@ def _sweep_on(desk: Desk, db: Coordinator, every_s: float, grace_s: float | None
         else:
             if _did_something(report):
                 _print_report(desk, report, at=time.time())
-            now = frozenset([(one.attempt, one.branch) for one in held] + [(c.attempt, -1 - c.number) for c in parked])
+            now: frozenset[tuple[object, ...]] = frozenset(
+                [(one.attempt, one.branch) for one in held]
+                + [(c.attempt, -1 - c.number) for c in parked]
+                + [one.key for one in report.unreadable]
+            )
             if now - seen:
                 print_quarantined(desk, held)
                 print_parked(desk, parked)
+                print_unreadable(desk, report.unreadable)
             seen = now
         stop.wait(every_s)
 
@@ -163,6 +170,14 @@ def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> N
         overdue = "transaction" if report.reaped == 1 else "transactions"
         desk.out.say((f"{prefix}{report.reaped} overdue {overdue} aborted.", "yellow"))
     _print_steps(desk, report, prefix)
+    if report.unreadable:
+        rows, it = ("row", "it") if len(report.unreadable) == 1 else ("rows", "them")
+        desk.out.say(
+            (
+                f"{prefix}{len(report.unreadable)} {rows} of the journal cannot be read; what hangs on {it} was left.",
+                "red",
+            )
+        )
     for what, why in report.trouble.items():
         desk.out.say((f"{prefix}{what}: {why}", "red"))
 
@@ -209,4 +224,5 @@ def report_json(report: SweepReport, held: list[Quarantined], parked: list[Call]
         "trouble": dict(report.trouble),
         "quarantined": [held_json(one) for one in held],
         "parked": [call_json(one) for one in parked],
+        "unreadable": [unreadable_json(one) for one in report.unreadable],
     }

@@ -14,6 +14,7 @@ from click.exceptions import Exit as Leave
 from ..engine.reaper import ReapReport
 from ..engine.verbs import Result
 from ..errors import UnknownTransaction
+from .apart import print_unreadable, unreadable_json
 from .apps import app_option, import_apps
 from .asking import print_record
 from .deciding import tell
@@ -71,9 +72,19 @@ def reap(desk: Desk, apps: tuple[str, ...]) -> None:
     with desk.coordinator() as db:
         report = db.reap()
     if desk.out.json:
-        desk.out.document({"reaped": report.reaped, "rolled_back": report.rolled_back, "trouble": dict(report.trouble)})
+        desk.out.document(
+            {
+                "reaped": report.reaped,
+                "rolled_back": report.rolled_back,
+                "trouble": dict(report.trouble),
+                "unreadable": [unreadable_json(one) for one in report.unreadable],
+            }
+        )
     else:
         _print(desk, report)
+        print_unreadable(desk, report.unreadable)
+    if report.unreadable:
+        raise Leave(Exit.HUMAN)
     if report.trouble:
         raise Leave(Exit.AGAIN)
 

@@ -14,6 +14,7 @@ from click.exceptions import Exit as Leave
 
 from ..amounts import iso
 from ..protocol.records import Call, CallState
+from .apart import print_unreadable, unreadable_json
 from .apps import app_option, import_apps
 from .desk import Desk, desk_command
 from .outcome import Exit
@@ -44,13 +45,17 @@ def ls(desk: Desk) -> None:
     """List the steps whose compensation is parked: recovery has given up, and a human must look."""
     with desk.coordinator(read_only=True) as db:
         parked = db.parked_steps()
+        apart = [one for one in db.unreadable() if one.table == "calls"]
     if desk.out.json:
-        desk.out.document({"parked": [call_json(call) for call in parked]})
-    elif parked:
+        desk.out.document(
+            {"parked": [call_json(call) for call in parked], "unreadable": [unreadable_json(one) for one in apart]}
+        )
+    elif parked or apart:
         print_parked(desk, parked)
+        print_unreadable(desk, apart)
     else:
         desk.out.say("No step is parked.")
-    if parked:
+    if parked or apart:
         raise Leave(Exit.HUMAN)
 
 

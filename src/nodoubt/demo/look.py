@@ -14,7 +14,7 @@ from .. import wiring
 from ..engine.context import Context, using
 from ..engine.survey import survey
 from ..errors import NoDoubtError
-from ..ports import Reply, Session
+from ..ports import Reply, Session, readable
 from ..protocol.records import Staging, Standing
 from ..script import Script, do
 from . import payments
@@ -63,9 +63,10 @@ def _look(ctx: Context, attempts: Sequence[str]) -> Script[Moment]:
         moment.products = {int(one): (int(stock), int(reserved)) for one, stock, reserved in products}
     try:
         listed = yield from using(ctx.journal_pool, lambda session: ctx.journal.list_staged(session, "", NAMES_MAX))
-        moment.names = {staging.name: (staging, standing) for staging, standing in listed}
+        moment.names = {one.name: (readable(one), readable(standing)) for one, standing in listed}
         if attempts:
-            moment.verdicts = yield from using(ctx.journal_pool, lambda session: ctx.journal.look(session, attempts))
+            seen = yield from using(ctx.journal_pool, lambda session: ctx.journal.look(session, attempts))
+            moment.verdicts = {attempt: readable(one) for attempt, one in seen.items()}
         moment.parked = len((yield from using(ctx.journal_pool, ctx.journal.quarantined)))
     except NoDoubtError:
         moment.names = None

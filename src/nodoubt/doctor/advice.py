@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..amounts import span
+from ..engine.apart import WHAT_TO_DO
 from ..journals.attempts import begun_at
-from ..protocol.records import Standing
+from ..protocol.records import Standing, Unreadable
 from ..protocol.recovery import Action as Sweep
 from ..protocol.recovery import Age, Known, Seen, what_is_known, what_to_do
 from ..xid import Xid
@@ -73,6 +74,8 @@ def decision(one: Prepared, case: Case) -> str | None:
     standing = place.journal.decided.get(xid.attempt)
     if standing is not None:
         return standing.decision.verdict.value
+    if xid.attempt in place.journal.sealed:
+        return "unreadable"
     return "below the floor" if xid.attempt < place.journal.floor else "none"
 
 
@@ -96,6 +99,8 @@ def _elsewhere(one: Prepared, xid: Xid, case: Case) -> Action:
 
 def _ours(one: Prepared, xid: Xid, place: Place, case: Case) -> Action:
     journal = place.journal
+    if xid.attempt in journal.sealed:
+        return _sealed(xid, journal.sealed[xid.attempt])
     standing, staging = journal.decided.get(xid.attempt), journal.staged.get(xid.attempt)
     known = what_is_known(
         xid.attempt, standing, staging, floor=journal.floor, now=case.now, last_listed=_last_listed(xid, journal, case)
@@ -130,6 +135,17 @@ def _ours(one: Prepared, xid: Xid, place: Place, case: Case) -> Action:
         )
     why = f"{known.value}, {row.why}: it is younger than the grace of {span(case.grace_s)}"
     return Action(severity=Severity.NOTE, who=who, why=why, do=("look again",))
+
+
+def _sealed(xid: Xid, row: Unreadable) -> Action:
+    what = "its decision stands" if row.table == "decisions" else "it is staged, and may yet be decided"
+    return Action(
+        severity=Severity.HUMAN,
+        who="a human, who mends the row; then recovery",
+        why=f"do not roll it back, do not commit it by hand: {what}, but the row in the journal cannot be read, and "
+        f"recovery leaves it alone until it can. {row.which} {row.why}",
+        do=(f"nodoubt show {xid.attempt}", WHAT_TO_DO),
+    )
 
 
 def _decided(one: Prepared, standing: Standing, who: str, recover: tuple[str, ...], case: Case) -> Action:

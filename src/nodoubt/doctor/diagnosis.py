@@ -134,6 +134,7 @@ def _ours(journal: Journal) -> Ours:
         open_commits=len(journal.open_commits),
         names_undecided=len(journal.names),
         quarantined=len(journal.quarantined),
+        unreadable=len(journal.unreadable),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..protocol.records import Quarantined, Staging, Standing
+from ..protocol.records import Quarantined, Staging, Standing, Unreadable
 from .origins import Origin, XaId
 
 PREPARED_MAX = 1000  # prepared transactions that are looked at, the oldest first where their ages are known
@@ -146,7 +146,8 @@ class Registered(msgspec.Struct, frozen=True):
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """A journal of ours. `decided` and `staged`: by attempt, what it says of our branches that were found prepared,
     read plainly: advice, never grounds to act. `names`: those without a decision, the oldest first. `strange_marks`: of
-    epochs that participants have witnessed and this journal has never had.
+    epochs that participants have witnessed and this journal has never had. `unreadable`: its rows that cannot be read,
+    of all that is not over; `sealed`: by attempt, those on which a branch that was found prepared hangs.
     """
 
     cluster: str
@@ -160,6 +161,8 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     strange_marks: tuple[str, ...] = ()
     decided: dict[str, Standing] = {}
     staged: dict[str, Staging] = {}
+    unreadable: tuple[Unreadable, ...] = ()
+    sealed: dict[str, Unreadable] = {}
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
+from ..engine.apart import Apart, split
 from ..engine.context import chunks
 from ..errors import NoDoubtError, SchemaMismatch
 from ..journals.sql import ATTEMPTS_PER_STATEMENT
 from ..ports import Journal, Resource, Session, StatementFailed
-from ..protocol.records import Standing
+from ..protocol.records import Staging, Standing, Unreadable
 from ..script import Script
 from . import facts as f
 
@@ -78,6 +79,7 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
     names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
     held = yield from journal.quarantined(session, f.QUARANTINED_MAX + 1)
     registered = yield from journal.registered(session)
+    apart: Apart = {one.key: one for one in (yield from journal.unreadable(session))}
     lists: tuple[tuple[str, Sequence[Any], int], ...] = (
         ("decisions that have not ended", commits, f.OPEN_MAX),
         ("names without a decision", names, f.UNDECIDED_MAX),
@@ -89,10 +91,14 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
         version=version.stands,
         epoch=0,
         floor=floor,
-        open_commits=tuple(commits[: f.OPEN_MAX]),
-        names=tuple(names[: f.UNDECIDED_MAX]),
-        quarantined=tuple(held[: f.QUARANTINED_MAX]),
-        registered=tuple(f.Registered(key, name, one.server, one.epoch) for key, (name, one) in registered.items()),
+        open_commits=tuple(split(commits[: f.OPEN_MAX], apart)),
+        names=tuple(split(names[: f.UNDECIDED_MAX], apart)),
+        quarantined=tuple(split(held[: f.QUARANTINED_MAX], apart)),
+        registered=tuple(
+            f.Registered(one.resource_id, name, one.server, one.epoch)
+            for name, one in split(registered.values(), apart)
+        ),
+        unreadable=tuple(apart.values()),
     )
     return msgspec.structs.replace(facts, journal=found, cut=(*facts.cut, *cut))
 
@@ -110,12 +116,27 @@ def told(
     for mark in sorted(set(marks)):
         minted = yield from journal.minted(session, mark)
         strange += () if minted else (mark,)
-    decided: dict[str, Standing] = (yield from journal.look(session, attempts)) if attempts else {}
-    staged = {}
+    apart: Apart = {}
+    seen: dict[str, Standing | Unreadable] = (yield from journal.look(session, attempts)) if attempts else {}
+    decided = {one.attempt: one for one in split(seen.values(), apart)}
+    staged: dict[str, Staging] = {}
     for some in chunks(attempts, ATTEMPTS_PER_STATEMENT):
-        staged.update((yield from journal.staged(session, some)))
+        names = yield from journal.staged(session, some)
+        staged.update((one.attempt, one) for one in split(names.values(), apart))
+    known = {one.key: one for one in facts.journal.unreadable}
     found = msgspec.structs.replace(
-        facts.journal, epoch=epoch.number, strange_marks=strange, decided=decided, staged=staged
+        facts.journal,
+        epoch=epoch.number,
+        strange_marks=strange,
+        decided=decided,
+        staged=staged,
+        unreadable=tuple((known | apart).values()),
+        # What is decided and can be read is carried out, whatever its name's row says; else the decision speaks first.
+        sealed={
+            one.attempt: one
+            for one in sorted(apart.values(), key=lambda one: one.table == "decisions")
+            if one.attempt not in decided
+        },
     )
     return msgspec.structs.replace(facts, journal=found)
 

@@ -120,6 +120,7 @@ class Ours(msgspec.Struct, frozen=True, kw_only=True):
     open_commits: int
     names_undecided: int
     quarantined: int
+    unreadable: int  # rows that cannot be read
 
 
 class Examined(msgspec.Struct, frozen=True, kw_only=True):

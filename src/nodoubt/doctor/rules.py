@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..amounts import quantity, span
+from ..engine.apart import WHAT_TO_DO
 from ..engine.start import elsewhere, set_back
 from ..ports import Identity as Participant
 from ..protocol.records import BranchRef, Standing
 from ..resources.mariadb_settings import CNF
+from ..xid import is_attempt
 from .advice import Case
 from .facts import Facts, Prepared
 from .origins import Kind
@@ -345,6 +347,19 @@ def _quarantined(case: Case) -> Iterator[Finding]:
         )
 
 
+def _unreadable(case: Case) -> Iterator[Finding]:
+    """Rows of the journal that nobody can read: each holds up what hangs on it, and recovery leaves that alone."""
+    journal = case.facts.journal
+    for one in journal.unreadable if journal is not None else ():
+        yield Finding(
+            severity=Severity.HUMAN,
+            what=f"a row of the journal cannot be read: {one.which}",
+            why=f"it {one.why}. Recovery leaves alone what hangs on it, and carries out the others: {WHAT_TO_DO}",
+            changes=(Change(f"nodoubt show {one.printable}"),) if is_attempt(one.attempt) else (),
+            about=(one.printable,) if one.attempt else (),
+        )
+
+
 def _open(case: Case) -> Iterator[Finding]:
     """COMMIT decisions whose end is not recorded: each keeps what came after it from being forgotten."""
     journal = case.facts.journal
@@ -432,6 +447,7 @@ RULES: dict[str, Rule] = {
     "lineage": _lineage,
     "journal-elsewhere": _strange_journal,
     "quarantined": _quarantined,
+    "unreadable": _unreadable,
     "open-commits": _open,
     "failed-begins": _begins,
     "past-deadline": _due,

@@ -124,7 +124,7 @@ class Connection:
             raise self._ended()
         try:
             rows: list[Any] = self._database.execute(sql, values).fetchall()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._translated(error) from error
         return rows
 
@@ -153,7 +153,7 @@ class Connection:
             raise self._ended()
         try:
             return tuple(self._replies(sql, None))
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._translated(error) from error
 
     # -- the user's
@@ -301,7 +301,9 @@ class Connection:
     def _ended(self) -> SessionLost:
         return SessionLost(f"the connection to {self.path} was ended in the middle of a call")
 
-    def _translated(self, error: apsw.Error) -> StatementFailed | SessionLost:
+    def _translated(self, error: apsw.Error | UnicodeDecodeError) -> StatementFailed | SessionLost:
+        if isinstance(error, UnicodeDecodeError):  # any bytes can be a text here
+            return StatementFailed(str(apsw.SQLITE_ERROR), f"a text that was read is no UTF-8: {error}")
         if self.lost(error):
             return SessionLost(str(error))
         return StatementFailed(str(getattr(error, "extendedresult", 0) or getattr(error, "result", 0)), str(error))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from ..errors import NoDoubtError
 from ..ports import Session
-from ..protocol.records import Staging
+from ..protocol.records import Staging, Unreadable
 from ..script import Script
+from .apart import split
 from .context import Context, asked, log
 
 TOLD_MAX = 10_000
@@ -17,14 +18,14 @@ TOLD_MAX = 10_000
 def look(ctx: Context) -> Script[None]:
     """Look at what is staged and undecided."""
 
-    def body(session: Session) -> Script[list[Staging]]:
+    def body(session: Session) -> Script[list[Staging | Unreadable]]:
         return ctx.journal.undecided(session, "", ctx.settings.open_warn + 1)
 
     try:
         stagings = yield from asked(ctx, ctx.journal_pool, body)
     except NoDoubtError:
         return  # the sweep tells that the journal is away
-    for staging in stagings:
+    for staging in split(stagings, {}):  # the sweep tells of the others
         held_s = ctx.clock.now() - staging.created_at
         if held_s > ctx.settings.held_warn_s and _first(ctx, f"held {staging.attempt}"):
             log.warning(

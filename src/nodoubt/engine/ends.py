@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from ..errors import NoDoubtError
 from ..ports import Session
-from ..protocol.records import BranchRef, Standing
+from ..protocol.records import BranchRef, Standing, Unreadable
 from ..script import Script, every
-from ..xid import Xid
+from ..xid import Xid, is_attempt
+from .apart import Apart, split, tell
 from .branches import alarm_if_committed, may_have_committed
 from .context import ENDED_MAX, Context, Participant, asked, chunks, log
 
@@ -77,14 +78,18 @@ def _forget(ctx: Context, participant: Participant, ended: Sequence[tuple[str, S
 
 
 def retire(ctx: Context) -> Script[int]:
-    """Forget what ended longer ago than the retention, in batches; the floor is raised before anything is deleted."""
+    """Forget what ended longer ago than the retention, in batches; the floor is raised before anything is deleted.
+
+    A record that cannot be read is kept, with the receipts it may need; the others go as ever.
+    """
     cut = ctx.clock.now() - ctx.settings.retention_s
     gone = 0
 
     def body(session: Session) -> Script[tuple[str, ...]]:
         return ctx.journal.retire(session, cut, ENDED_MAX)
 
-    while (yield from _aborts_were_kept(ctx, cut)):
+    apart: Apart = {}
+    while (yield from _aborts_were_kept(ctx, cut, apart)):
         attempts = yield from asked(ctx, ctx.journal_pool, body)
         gone += len(attempts)
         if len(attempts) < ENDED_MAX:
@@ -96,6 +101,9 @@ def retire(ctx: Context) -> Script[int]:
         return ctx.journal.floor(session, flushed=True)
 
     floor = yield from asked(ctx, ctx.journal_pool, below)
+    split((yield from asked(ctx, ctx.journal_pool, ctx.journal.unreadable)), apart)
+    tell(ctx, apart.values())
+    floor = min(floor, *(one.attempt for one in apart.values() if is_attempt(one.attempt)), floor)
 
     def old(participant: Participant) -> Script[int]:
         def receipts(session: Session) -> Script[int]:
@@ -115,17 +123,17 @@ def retire(ctx: Context) -> Script[int]:
     return gone
 
 
-def _aborts_were_kept(ctx: Context, cut: float) -> Script[bool]:
+def _aborts_were_kept(ctx: Context, cut: float, apart: Apart) -> Script[bool]:
     """Look for receipts of the ABORTs that would be forgotten next; whoever has committed one has broken it (I17).
 
     Whoever rolls back meets most of those, but not where a process died between its decision and the last branch, and
     somebody ended that by hand. False: a database can't be asked, so nothing may be forgotten yet.
     """
 
-    def aborts(session: Session) -> Script[list[Standing]]:
+    def aborts(session: Session) -> Script[list[Standing | Unreadable]]:
         return ctx.journal.aborted(session, cut, ENDED_MAX)
 
-    standings = yield from asked(ctx, ctx.journal_pool, aborts)
+    standings = split((yield from asked(ctx, ctx.journal_pool, aborts)), apart)
     places = [place for standing in standings for place in may_have_committed(ctx, standing.decision)]
     for part in chunks(places, AT_ONCE_MAX):
         for outcome in (yield from every([alarm_if_committed(ctx, participant, xid) for participant, xid in part])):

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import ResourceRefused, ResourceUnavailable, UsageError
-from ..ports import Identity, Prepared, Session, Unclear
+from ..ports import Identity, Prepared, Session, Unclear, readable
 from ..script import Script
 from . import questions
+from .apart import WHAT_TO_DO
 from .context import Context, Participant, asked, told
 
 
@@ -35,6 +36,7 @@ def drop(ctx: Context, name: str, *, gone: bool = False) -> Script[Dropped]:
     Raises `UsageError`, `ResourceRefused` (it is still needed), `ResourceUnavailable`, `JournalUnavailable`.
     """
     cluster = yield from questions.ask(ctx, ctx.journal.cluster)
+    yield from _require_all_readable(ctx)
     resource_id, registered = yield from _registered(ctx, name)
     participant = yield from _present(ctx, registered, resource_id, gone=gone)
     before: Identity | None = None
@@ -56,9 +58,20 @@ def drop(ctx: Context, name: str, *, gone: bool = False) -> Script[Dropped]:
     return Dropped(registered, resource_id, participant is not None)
 
 
+def _require_all_readable(ctx: Context) -> Script[None]:
+    """A decision or a name that cannot be read may list the resource: nobody can say that it is not needed."""
+    found = yield from questions.ask(ctx, ctx.journal.unreadable)
+    may_list = [one for one in found if one.table in ("decisions", "names")]
+    if may_list:
+        raise ResourceRefused(
+            f"nothing was dropped: {len(may_list)} rows of the journal cannot be read, and may need it. The first is "
+            f"{may_list[0].which}: {WHAT_TO_DO}"
+        )
+
+
 def _registered(ctx: Context, name: str) -> Script[tuple[str, str]]:
     """Its id, and the name it was registered under last."""
-    known = yield from questions.ask(ctx, ctx.journal.registered)
+    known = {one: readable(row) for one, row in (yield from questions.ask(ctx, ctx.journal.registered)).items()}
     found = [(one, called) for one, (called, _) in known.items() if name in (one, called)]
     if not found:
         there = ", ".join(sorted(f"{called} ({one})" for one, (called, _) in known.items())) or "none"

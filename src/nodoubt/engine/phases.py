@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ..errors import DuplicateTransaction, InDoubt, JournalUnavailable, NoDoubtError, TransactionAborted
-from ..ports import BelowFloor, Conflict, Prepared, Refused, Session, SessionLost
+from ..ports import BelowFloor, Conflict, Prepared, Refused, Session, SessionLost, readable
 from ..protocol.commands import (
     Answer,
     Command,
@@ -40,7 +40,7 @@ from ..protocol.events import (
     Vote,
     Voted,
 )
-from ..protocol.records import Decision, Mode, Staging, Standing, Verdict
+from ..protocol.records import Decision, Mode, Staging, Standing, Unreadable, Verdict
 from ..script import Pause, Script, every
 from . import ends, lingering, register
 from .attempt import Attempt, Branch, undo
@@ -176,7 +176,7 @@ def _list(ctx: Context, course: Course, staging: Staging, *, forced: bool) -> Sc
 def _taken(ctx: Context, attempt: Attempt) -> Script[bool]:
     """Whether the row was refused because somebody else lives under the name, or because this attempt was fenced."""
 
-    def body(session: Session) -> Script[Staging | None]:
+    def body(session: Session) -> Script[Staging | Unreadable | None]:
         return ctx.journal.find(session, attempt.name)
 
     try:
@@ -368,11 +368,11 @@ def _has_ended(ctx: Context, attempt: str) -> Script[bool]:
     Read after the receipt was looked for. Confirmed, in one try: recovery has more time than the caller.
     """
 
-    def body(session: Session) -> Script[dict[str, Standing]]:
+    def body(session: Session) -> Script[dict[str, Standing | Unreadable]]:
         return ctx.journal.confirm(session, [attempt])
 
     try:
-        standing = (yield from asked(ctx, ctx.journal_pool, body)).get(attempt)
+        standing = readable((yield from asked(ctx, ctx.journal_pool, body)).get(attempt))
     except (NoDoubtError, SessionLost) as error:
         log.warning("the journal does not say whether %s has ended: %s", attempt, error)
         return False

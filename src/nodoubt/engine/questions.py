@@ -5,17 +5,25 @@ Guarantees: an outcome that is told here was read plainly, so it is for people t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ..errors import JournalUnavailable, NoDoubtError, ResourceRefused, ResourceUnavailable, UnknownTransaction
-from ..ports import Known, Prepared, Refused, Session, Unclear
-from ..protocol.records import Mode, Staging, Standing, Verdict
+from ..errors import (
+    JournalUnavailable,
+    NoDoubtError,
+    ResourceRefused,
+    ResourceUnavailable,
+    UnknownTransaction,
+    UnreadableRecord,
+)
+from ..ports import Known, Listed, Prepared, Refused, Session, Unclear, readable
+from ..protocol.records import Call, Mode, Quarantined, Staging, Standing, Unreadable, Verdict
 from ..protocol.recovery import STALE
 from ..script import Pause, Script
 from ..xid import Xid, is_attempt
+from .apart import Apart, split
 from .context import Context, Participant, asked, backoff, told
 
 R = TypeVar("R")
@@ -30,6 +38,7 @@ class State(StrEnum):
     PREPARED = "prepared"
     COMMITTED = "committed"
     ABORTED = "aborted"
+    UNREADABLE = "unreadable"  # a row of it cannot be read, so nobody can say
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +84,24 @@ def ask(ctx: Context, body: Callable[[Session], Script[R]], *, changes: bool = F
 
 
 def find(ctx: Context, name: str) -> Script[Staging | None]:
-    def body(session: Session) -> Script[Staging | None]:
+    """Raises `UnreadableRecord`."""
+
+    def body(session: Session) -> Script[Staging | Unreadable | None]:
         return ctx.journal.find(session, name)
 
-    return (yield from ask(ctx, body))
+    return readable((yield from ask(ctx, body)))
 
 
 def known(ctx: Context, name: str) -> Script[tuple[Staging | None, Standing | None, bool]]:
-    """The name's row, the decision that is seen, and whether X is surely prepared (False: ask for it)."""
+    """The name's row, the decision that is seen, and whether X is surely prepared (False: ask for it).
+
+    Raises `UnreadableRecord`.
+    """
+    staging, standing, listed = yield from _known(ctx, name)
+    return readable(staging), readable(standing), listed
+
+
+def _known(ctx: Context, name: str) -> Script[Known | tuple[None, None, bool]]:
     at = next((one for one in ctx.participants.values() if one.holds_journal), None)
     # Not `format`: the journal fills in what is its own.
     listed_sql = "" if at is None else at.resource.traits.listed_sql.replace("{cluster}", ctx.cluster)
@@ -93,11 +112,46 @@ def known(ctx: Context, name: str) -> Script[tuple[Staging | None, Standing | No
     return (yield from ask(ctx, body)) or (None, None, False)
 
 
-def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
-    def body(session: Session) -> Script[dict[str, Standing]]:
+def look(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
+    def body(session: Session) -> Script[dict[str, Standing | Unreadable]]:
         return ctx.journal.look(session, attempts)
 
     return (yield from ask(ctx, body))
+
+
+def decided(ctx: Context, attempt: str) -> Script[Standing | None]:
+    """As `look`. Raises `UnreadableRecord`."""
+    return readable((yield from look(ctx, [attempt])).get(attempt))
+
+
+def calls(ctx: Context, attempt: str) -> Script[list[Call]]:
+    """All its calls, by number. Raises `UnreadableRecord`."""
+    return [readable(one) for one in (yield from _calls(ctx, attempt))]
+
+
+def _calls(ctx: Context, attempt: str) -> Script[list[Call | Unreadable]]:
+    if not is_attempt(attempt):
+        return []
+
+    def body(session: Session) -> Script[list[Call | Unreadable]]:
+        return ctx.journal.calls(session, [attempt])
+
+    return (yield from ask(ctx, body))
+
+
+def unreadable(ctx: Context) -> Script[list[Unreadable]]:
+    """The rows of the journal that cannot be read, of all that is not over."""
+    return (yield from ask(ctx, ctx.journal.unreadable))
+
+
+def quarantined(ctx: Context) -> Script[list[Quarantined]]:
+    """What recovery must not resolve, and no operator has cleared. An entry that cannot be read says that of itself."""
+    found = yield from ask(ctx, ctx.journal.quarantined)
+    return [_entry(one) if isinstance(one, Unreadable) else one for one in found]
+
+
+def _entry(one: Unreadable) -> Quarantined:
+    return Quarantined(one.printable, -1 if one.number is None else one.number, one.name, f"this entry {one.why}")
 
 
 def status(ctx: Context, name: str) -> Script[TransactionRecord]:
@@ -105,23 +159,31 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
 
     An attempt that wrote to one database only has no record in the journal: there its receipt is asked for.
     """
-    staging, standing, _ = yield from known(ctx, name)
+    staging, standing, _ = yield from _known(ctx, name)
     if staging is None and is_attempt(name):
         standing = (yield from look(ctx, [name])).get(name)
     if staging is None and standing is None:
         return (yield from _by_receipt(ctx, name))
-    record = _record(staging, standing, (yield from _need_a_human(ctx)))
-    if staging is not None and standing is None and not (yield from _last_is_listed(ctx, staging)):
+    attempt = name if staging is None else staging.attempt
+    why = yield from _need_a_human(ctx)
+    why |= _apart_of((yield from _calls(ctx, attempt)))
+    record = _record(staging, standing, why)
+    if isinstance(staging, Staging) and standing is None and not (yield from _last_is_listed(ctx, staging)):
         return replace(record, state=State.BEGINNING)
     return record
 
 
 def _need_a_human(ctx: Context) -> Script[dict[str, str]]:
     """By attempt: what recovery has quarantined, and which compensations are parked."""
-    parked = yield from ask(ctx, ctx.journal.parked_calls)
+    apart: Apart = {}
+    parked = split((yield from ask(ctx, ctx.journal.parked_calls)), apart)
     why = {call.attempt: f"the compensation {call.undo} of {call.step} is parked: {call.error}" for call in parked}
-    entries = yield from ask(ctx, ctx.journal.quarantined)
-    return why | {entry.attempt: entry.why for entry in entries}
+    why |= {entry.attempt: entry.why for entry in split((yield from ask(ctx, ctx.journal.quarantined)), apart)}
+    return why | _apart_of(apart.values())
+
+
+def _apart_of(found: Iterable[object]) -> dict[str, str]:
+    return {one.attempt: f"{one.which} {one.why}" for one in found if isinstance(one, Unreadable)}
 
 
 def _by_receipt(ctx: Context, attempt: str) -> Script[TransactionRecord]:
@@ -172,20 +234,23 @@ def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
 def listing(
     ctx: Context, *, state: State | str | None, older_than_s: float | None, limit: int
 ) -> Script[list[TransactionRecord]]:
-    """The directory of names, newest first."""
+    """The directory of names, newest first; whatever state is asked for, with those that cannot be read."""
     why = yield from _need_a_human(ctx)
+    why |= _apart_of((yield from unreadable(ctx)))
     found: list[TransactionRecord] = []
     after = ""
     while True:
 
-        def page(session: Session, after: str = after) -> Script[list[tuple[Staging, Standing | None]]]:
+        def page(session: Session, after: str = after) -> Script[list[Listed]]:
             return ctx.journal.list_staged(session, after, PAGE_MAX)
 
         rows = yield from ask(ctx, page)
         for staging, standing in rows:
             record = _record(staging, standing, why)
-            young = older_than_s is not None and staging.created_at > ctx.clock.now() - older_than_s
-            if state in (None, record.state, record.status) and not young:
+            begun = record.created_at
+            young = older_than_s is not None and begun is not None and begun > ctx.clock.now() - older_than_s
+            asked_for = state in (None, record.state, record.status) or record.state is State.UNREADABLE
+            if asked_for and not young:
                 found.append(record)
             if len(found) >= limit:
                 return found
@@ -194,7 +259,11 @@ def listing(
         after = rows[-1][0].attempt
 
 
-def _record(staging: Staging | None, standing: Standing | None, why: dict[str, str]) -> TransactionRecord:
+def _record(
+    staging: Staging | Unreadable | None, standing: Standing | Unreadable | None, why: dict[str, str]
+) -> TransactionRecord:
+    if isinstance(staging, Unreadable) or isinstance(standing, Unreadable):
+        return _unreadable(staging, standing)
     decision = None if standing is None else standing.decision
     known: Any = staging or decision
     state = State.PREPARED
@@ -217,13 +286,37 @@ def _record(staging: Staging | None, standing: Standing | None, why: dict[str, s
     )
 
 
+def _unreadable(staging: Staging | Unreadable | None, standing: Standing | Unreadable | None) -> TransactionRecord:
+    """With what its rows say all the same: who it is. How it stands, nobody knows."""
+    apart = [one for one in (staging, standing) if isinstance(one, Unreadable)]
+    name = next((one.name for one in (staging, *apart) if one is not None and one.name), "")
+    told = staging if isinstance(staging, Staging) else None
+    return TransactionRecord(
+        name,
+        apart[0].printable,
+        "" if told is None else Mode.STAGED,
+        State.UNREADABLE,
+        () if told is None else tuple(ref.resource for ref in told.branches),
+        complete=False,
+        created_at=None if told is None else told.created_at,
+        deadline=None if told is None else told.deadline,
+        owner="" if told is None else told.owner,
+        heuristic="; ".join(f"{one.which} {one.why}" for one in apart),
+    )
+
+
 def wait_until(
     ctx: Context, name: str, timeout_s: float | None, done: Callable[[TransactionRecord], bool]
 ) -> Script[TransactionRecord]:
-    """Ask until `done`, or raise `TimeoutError` after `timeout_s`; the transaction goes on either way."""
+    """Ask until `done`, or raise `TimeoutError` after `timeout_s`; the transaction goes on either way.
+
+    Raises `UnreadableRecord`: how it stands, nobody can say, however long they wait.
+    """
     until = None if timeout_s is None else ctx.clock.elapsed() + timeout_s
     for pause_s in backoff():
         record = yield from status(ctx, name)
+        if record.state is State.UNREADABLE:
+            raise UnreadableRecord(f"{name!r}: {record.heuristic}. Nothing was changed")
         if done(record):
             return record
         if until is not None and ctx.clock.elapsed() + pause_s > until:

@@ -15,8 +15,8 @@ from ..errors import (
     TransactionAborted,
     UnknownTransaction,
 )
-from ..ports import Session
-from ..protocol.records import ANSWERED, Call, Confirmation, Readiness, Staging, Standing, Verdict
+from ..ports import Session, readable
+from ..protocol.records import ANSWERED, Confirmation, Readiness, Staging, Standing, Unreadable, Verdict
 from ..script import Pause, Script
 from . import questions
 from .context import Context, backoff
@@ -33,10 +33,10 @@ def answer(
     staging = yield from _staging(ctx, name, attempt)
     now = ctx.clock.now()
 
-    def body(session: Session) -> Script[Confirmation | None]:
+    def body(session: Session) -> Script[Confirmation | Unreadable | None]:
         return ctx.journal.answer(session, staging.attempt, who, said, why=why, at=now)
 
-    stands = yield from questions.ask(ctx, body, changes=True)
+    stands = readable((yield from questions.ask(ctx, body, changes=True)))
     if stands is None:
         raise NotAsked(name, who, staging.confirmations)
     if stands.answer is not said and stands.answer is not Readiness.ASKED:
@@ -61,7 +61,7 @@ def _staging(ctx: Context, name: str, attempt: str | None) -> Script[Staging]:
 
 
 def _decided(ctx: Context, staging: Staging) -> Script[Standing | None]:
-    return (yield from questions.look(ctx, [staging.attempt])).get(staging.attempt)
+    return (yield from questions.decided(ctx, staging.attempt))
 
 
 def _require_agreement(name: str, standing: Standing, said: Readiness) -> None:
@@ -78,11 +78,7 @@ def require(ctx: Context, staging: Staging) -> Script[None]:
     missing = yield from _missing(ctx, staging)
     steps: tuple[str, ...] = ()
     if staging.calls:
-
-        def body(session: Session) -> Script[list[Call]]:
-            return ctx.journal.calls(session, [staging.attempt])
-
-        calls = yield from questions.ask(ctx, body)
+        calls = yield from questions.calls(ctx, staging.attempt)
         steps = tuple(f"{call.step} (key {call.key!r})" for call in calls if call.state not in ANSWERED)
     if missing or steps:
         raise NotReady(staging.name, missing=missing, steps=steps)
@@ -98,10 +94,10 @@ def _missing(ctx: Context, staging: Staging) -> Script[tuple[str, ...]]:
 def confirmations(ctx: Context, attempt: str) -> Script[list[Confirmation]]:
     """What everybody who was asked has said."""
 
-    def body(session: Session) -> Script[list[Confirmation]]:
+    def body(session: Session) -> Script[list[Confirmation | Unreadable]]:
         return ctx.journal.confirmations(session, attempt)
 
-    return questions.ask(ctx, body)
+    return [readable(one) for one in (yield from questions.ask(ctx, body))]
 
 
 def wait(ctx: Context, name: str, *, attempt: str | None, timeout_s: float | None) -> Script[list[Confirmation]]:

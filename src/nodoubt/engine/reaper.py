@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 
 from ..errors import NoDoubtError
 from ..ports import Prepared, Session
-from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
+from ..protocol.records import BranchRef, Decision, Mode, Staging, Unreadable, Verdict
 from ..protocol.recovery import STALE
 from ..script import Script, every
-from ..xid import Xid
+from ..xid import Xid, is_attempt
 from . import register, start
+from .apart import Apart, split, tell
 from .branches import End, alarm_if_committed, carry_out
 from .context import Context, Participant, asked, chunks, log
 
@@ -32,18 +33,19 @@ REFUSED = "somebody who was asked refused it"
 class ReapReport:
     """What a reaper did. `reaped`: whose ABORT it has written. `trouble`: what it could not do, with the reason.
 
-    `silent`: the resources that gave no answer when it began.
+    `silent`: the resources that gave no answer when it began. `unreadable`: overdue, it may be; nobody can say.
     """
 
     reaped: int = 0
     rolled_back: int = 0  # branches
     trouble: dict[str, str] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 def reap(ctx: Context) -> Script[ReapReport]:
     """Abort whatever is overdue, once through the list. By a journal that was restored nothing is decided (I15)."""
-    report = ReapReport()
+    report, apart = ReapReport(), Apart()
     try:
         first = yield from _page(ctx, "", 1)
         if not first:
@@ -53,32 +55,35 @@ def reap(ctx: Context) -> Script[ReapReport]:
         if lineage.restored:
             return report
         middle = _somewhere_after(ctx, first[0].attempt)
-        yield from _reap_between(ctx, report, middle, None)
-        yield from _reap_between(ctx, report, "", middle)
+        yield from _reap_between(ctx, report, apart, middle, None)
+        yield from _reap_between(ctx, report, apart, "", middle)
     except NoDoubtError as error:
         report.trouble["journal"] = str(error)
+    report.unreadable += apart.values()
+    tell(ctx, report.unreadable)
     return report
 
 
 def _somewhere_after(ctx: Context, first: str) -> str:
     """A place between the oldest that is overdue and now, by chance. Attempts rise with time."""
-    begin, end = int(first, 16), int(ctx.ids.attempt(), 16)
+    begin, end = int(first, 16) if is_attempt(first) else 0, int(ctx.ids.attempt(), 16)
     return f"{begin + int(max(end - begin, 0) * ctx.chance()):032x}"
 
 
-def _page(ctx: Context, after: str, limit: int) -> Script[list[Staging]]:
+def _page(ctx: Context, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
     now = ctx.clock.now()
 
-    def body(session: Session) -> Script[list[Staging]]:
+    def body(session: Session) -> Script[list[Staging | Unreadable]]:
         return ctx.journal.overdue(session, now, after, limit)
 
     return asked(ctx, ctx.journal_pool, body)
 
 
-def _reap_between(ctx: Context, report: ReapReport, after: str, until: str | None) -> Script[None]:
+def _reap_between(ctx: Context, report: ReapReport, apart: Apart, after: str, until: str | None) -> Script[None]:
     while True:
         stagings = yield from _page(ctx, after, PAGE_MAX)
-        mine = [one for one in stagings if (until is None or one.attempt <= until) and one.attempt not in ctx.live]
+        in_time = [one for one in split(stagings, apart) if until is None or one.attempt <= until]
+        mine = [one for one in in_time if one.attempt not in ctx.live]
         yield from _reap_page(ctx, report, mine)
         if len(stagings) < PAGE_MAX or (until is not None and stagings[-1].attempt > until):
             return

@@ -4,7 +4,7 @@ Guarantees: what it returns was either written by us, forced, and acknowledged, 
 UPDATE of its own row. Nobody acts on a plain read. Concurrent decisions of one process share a forced write.
 
 Raises `NotDecided` when surely nothing of ours was written, `Unclear` when nobody knows, `BelowFloor` when the
-journal no longer remembers.
+journal no longer remembers, `UnreadableRecord` where a decision stands and cannot be read: it is never decided again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import NoDoubtError
-from ..ports import BelowFloor, Conflict, Refused, Session, Unclear
-from ..protocol.records import Decision, Standing
+from ..ports import BelowFloor, Conflict, Refused, Session, Unclear, readable
+from ..protocol.records import Decision, Standing, Unreadable
 from ..script import Do, Pause, Script
 from .context import Context, backoff, bounded, using
 
@@ -72,7 +72,7 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
                 error = trouble
             else:
                 if decision.attempt in standing:
-                    return standing[decision.attempt].decision
+                    return readable(standing[decision.attempt]).decision
         if ctx.clock.elapsed() + pause_s >= until:
             kind = Unclear if maybe_written or isinstance(error, Conflict) else NotDecided
             raise kind(f"the journal gave no decision within {ctx.settings.decide_s:g} s: {error}") from error
@@ -93,7 +93,12 @@ def decide_all(ctx: Context, wanted: Sequence[Decision]) -> Script[list[Decision
     return stand
 
 
-def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+def confirm_one(ctx: Context, attempt: str) -> Script[Standing | None]:
+    """As `confirm`. Raises `UnreadableRecord`: there is one, and nobody can say which."""
+    return readable((yield from confirm(ctx, [attempt])).get(attempt))
+
+
+def confirm(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
     """The decisions that stand among these attempts, flushed. Bounded by `decide_s`; raises `Unclear`."""
     until = ctx.clock.elapsed() + ctx.settings.decide_s
     for pause_s in backoff():
@@ -111,8 +116,8 @@ def _try_s(ctx: Context) -> float:
     return min(ctx.settings.answer_s, ctx.settings.decide_s)
 
 
-def _confirm_once(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
-    def body(session: Session) -> Script[dict[str, Standing]]:
+def _confirm_once(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
+    def body(session: Session) -> Script[dict[str, Standing | Unreadable]]:
         return ctx.journal.confirm(session, sorted(attempts))
 
     return (yield from bounded(using(ctx.journal_pool, body), _try_s(ctx), ctx.clock))

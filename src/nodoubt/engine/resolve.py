@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import OutcomeConflict, ResourceUnavailable, UnknownTransaction, UsageError
-from ..ports import Prepared, Session
+from ..ports import Prepared, Session, readable
 from ..protocol.records import BranchRef, Decision, Event, Quarantined, Standing, Verdict
 from ..script import Script
 from ..xid import Xid, is_attempt
@@ -58,9 +58,9 @@ def resolve(ctx: Context, name: str, wanted: Verdict, *, by: str, because: str) 
     if staging is None and not is_attempt(name):
         raise UnknownTransaction(name)
     attempt = name if staging is None else staging.attempt
-    standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
+    standing = yield from register.confirm_one(ctx, attempt)
     entries = yield from questions.ask(ctx, ctx.journal.quarantined)
-    held = tuple(entry for entry in entries if entry.attempt == attempt)
+    held = tuple(readable(entry) for entry in entries if entry.attempt == attempt)
     case = _Case(attempt, name, wanted, by.strip(), because.strip(), held)
     if standing is not None:
         return (yield from _agree(ctx, case, standing))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InDoubt, NoDoubtError, ResourceUnavailable, UsageError
-from ..ports import BelowFloor, Prepared, Session, Unclear
+from ..ports import BelowFloor, Prepared, Session, Unclear, readable
 from ..protocol.records import Decision, Mode, Verdict
 from ..script import Script, every
 from ..xid import Xid, is_attempt
@@ -36,7 +36,7 @@ def settle(ctx: Context, attempt: str) -> Script[Result]:
     if not is_attempt(attempt):
         raise UsageError(f"settle takes an attempt's id, 32 hexadecimal digits, not {attempt!r}: see nodoubt show NAME")
     staging = yield from questions.find(ctx, attempt)
-    standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
+    standing = yield from register.confirm_one(ctx, attempt)
     if standing is not None:
         return _result(standing.decision, complete=standing.ended)
     if staging is not None:
@@ -80,7 +80,8 @@ def _require_everybody(ctx: Context) -> Script[int]:
     registered = yield from questions.ask(ctx, ctx.journal.registered)
     for participant in ctx.participants.values():
         yield from start.admit(ctx, participant)
-    missing = [name for resource_id, (name, _) in registered.items() if ctx.by_id(resource_id) is None]
+    names = {resource_id: readable(one)[0] for resource_id, one in registered.items()}
+    missing = [name for resource_id, name in names.items() if ctx.by_id(resource_id) is None]
     if missing:
         raise UsageError(
             f"this coordinator does not know {', '.join(sorted(missing))}, where the attempt may have committed: name "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
-from ..ports import Identity, Prepared, Session, Unclear
+from ..ports import Identity, Prepared, Session, Unclear, readable
 from ..protocol.records import Epoch
 from ..script import Script, every
 from . import questions
@@ -246,7 +246,7 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Callable[[], 
             registered = yield from told(ctx, ctx.journal_pool, ctx.journal.registered)
         if registered.get(identity.resource_id) == before.get(identity.resource_id):
             break
-    witnessed = None if known is None else known[1].epoch
+    witnessed = None if known is None else readable(known)[1].epoch
     _raise(set_back(participant.name, identity, number, witnessed, minted=minted))
     return identity
 

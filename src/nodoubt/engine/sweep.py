@@ -4,8 +4,9 @@ What a sweep does is read from `protocol.recovery`'s table; here is how it looks
 
 Guarantees: acts only on confirmed decisions; asks the register for ABORT and carries out *what it answers*; ends a
 commit record only when every branch has proved itself (I6); what it may not resolve it quarantines, loudly (I17).
-A resource that is down, or whose lineage is broken, keeps no other from being swept. Its listings do not grow in
-number with what is prepared: what must be looked for again is looked for all together.
+A resource that is down, or whose lineage is broken, keeps no other from being swept, and a row of the journal that
+cannot be read keeps no other from being carried out: what hangs on it is left as it is, and told. Its listings do not
+grow in number with what is prepared: what must be looked for again is looked for all together.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 
 from ..errors import JournalRestored, LineageBroken, NoDoubtError, SchemaMismatch
 from ..ports import BelowFloor, Prepared, Session
-from ..protocol.records import BranchRef, Decision, Mode, Staging, Standing, Verdict
+from ..protocol.records import BranchRef, Decision, Mode, Staging, Standing, Unreadable, Verdict
 from ..protocol.recovery import Action, Age, Known, Seen, what_is_known, what_to_do
 from ..script import Script, every
 from ..xid import Xid
 from . import ends, register, start
+from .apart import Apart, split, tell
 from .branches import End, alarm_if_committed, carry_out, has_receipt, may_have_committed, quarantine
 from .context import Context, Participant, asked, chunks, log
 from .reaper import ReapReport
@@ -31,7 +33,10 @@ AT_ONCE_MAX = 16
 
 @dataclass(slots=True)
 class SweepReport:
-    """What a sweep saw and did. `trouble`: resources it could not sweep, with the reason."""
+    """What a sweep saw and did. `trouble`: resources it could not sweep, with the reason.
+
+    `unreadable`: rows of the journal that cannot be read. Nothing that hangs on one was done; a human must look.
+    """
 
     prepared: int = 0
     committed: int = 0
@@ -42,11 +47,12 @@ class SweepReport:
     reaped: int = 0  # staged transactions past their deadline, or refused, that were aborted
     steps: Any = None  # what became of steps: a `steps.undoing.Undoing`
     trouble: dict[str, str] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
-        """Nothing was left undone that this sweep could have finished."""
-        return not self.trouble and not self.quarantined
+        """Nothing was left undone that this sweep could have finished, and nothing needs a human."""
+        return not self.trouble and not self.quarantined and not self.unreadable
 
 
 @dataclass(slots=True)
@@ -85,6 +91,7 @@ class _Sweep:
     proved: set[Xid] = field(default_factory=set)  # branches whose commit has been acknowledged to this very sweep
     again: list[tuple[Known, _Found]] = field(default_factory=list)  # the record may be newer than the listing
     unknown: list[tuple[Decision, _Found]] = field(default_factory=list)  # their server knows no such branch
+    apart: Apart = field(default_factory=dict)  # rows that cannot be read
 
 
 def sweep(
@@ -98,6 +105,15 @@ def sweep(
     if reaped is not None:
         report.trouble = {name: reaped.trouble[name] for name in reaped.silent}
     run = _Sweep(ctx, report, grace_s)
+    yield from _sweep(run, courteous=courteous)
+    told = {one.key: one for one in reaped.unreadable} if reaped is not None else {}
+    tell(ctx, [one for key, one in run.apart.items() if key not in told])
+    report.unreadable = list((told | run.apart).values())
+    return report
+
+
+def _sweep(run: _Sweep, *, courteous: bool) -> Script[None]:
+    ctx, report = run.ctx, run.report
     began = ctx.clock.elapsed()
     to_ask = [p for p in ctx.participants.values() if p.name not in report.trouble]
     listings = yield from every([_list(ctx, p) for p in to_ask])
@@ -116,7 +132,7 @@ def sweep(
             one.listers += (participant.resource_id,)
     report.prepared = len(by_xid)
     if any(isinstance(outcome.error, JournalRestored) for outcome in listings):
-        return report  # a journal that has forgotten decisions must decide nothing, on any resource (I15)
+        return  # a journal that has forgotten decisions must decide nothing, on any resource (I15)
     _tell_ages(ctx, by_xid, began, complete=not report.trouble)
     found: dict[str, list[_Found]] = {}
     for one in by_xid.values():
@@ -127,7 +143,6 @@ def sweep(
     yield from _look_again(run)
     yield from _settle_unlisted(run, set(found) | run.mine)
     yield from _prove_open(run)
-    return report
 
 
 def _list(ctx: Context, participant: Participant) -> Script[tuple[Prepared, ...]]:
@@ -191,7 +206,7 @@ def _settle_listed(run: _Sweep, found: dict[str, list[_Found]]) -> Script[None]:
         # Confirmed, not just read: a row can be visible before it is flushed.
         standings = yield from register.confirm(ctx, attempts)
 
-        def staged_rows(session: Session) -> Script[dict[str, Staging]]:
+        def staged_rows(session: Session) -> Script[dict[str, Staging | Unreadable]]:
             return ctx.journal.staged(session, attempts)
 
         stagings = yield from asked(ctx, ctx.journal_pool, staged_rows)
@@ -202,11 +217,17 @@ def _settle_listed(run: _Sweep, found: dict[str, list[_Found]]) -> Script[None]:
 
     def one(attempt: str) -> Script[None]:
         standing, staging = standings.get(attempt), stagings.get(attempt)
+        if isinstance(standing, Unreadable) or (standing is None and isinstance(staging, Unreadable)):
+            run.report.left += len(found[attempt])  # not "nothing": what it says is not known, and may be COMMIT
+            return
+        if isinstance(staging, Unreadable):
+            staging = None  # what is decided names its branches itself
         last_listed = _last_listed(staging, found[attempt], run.reached)
         now = ctx.clock.now()
         known = what_is_known(attempt, standing, staging, floor=floor, now=now, last_listed=last_listed)
         yield from _settle(run, attempt, known, standing, staging, found[attempt])
 
+    split([*standings.values(), *stagings.values()], run.apart)
     yield from _each(run, [(attempt, one(attempt)) for attempt in attempts])
 
 
@@ -340,7 +361,7 @@ def _settle_unlisted(run: _Sweep, others: set[str]) -> Script[None]:
     ctx, after, seen = run.ctx, "", set[str]()
     while True:
 
-        def page(session: Session, after: str = after) -> Script[list[Staging]]:
+        def page(session: Session, after: str = after) -> Script[list[Staging | Unreadable]]:
             return ctx.journal.undecided(session, after, PAGE_MAX)
 
         try:
@@ -348,7 +369,7 @@ def _settle_unlisted(run: _Sweep, others: set[str]) -> Script[None]:
         except NoDoubtError as error:
             run.report.trouble["journal"] = str(error)
             return
-        theirs = [staging for staging in stagings if staging.attempt not in others]
+        theirs = [staging for staging in split(stagings, run.apart) if staging.attempt not in others]
         seen.update(staging.attempt for staging in theirs)
         yield from _fence_dead_begins(run, theirs)
         if len(stagings) < PAGE_MAX:
@@ -403,19 +424,19 @@ def _prove_open(run: _Sweep) -> Script[None]:
     ctx, after = run.ctx, ""
     while True:
 
-        def page(session: Session, after: str = after) -> Script[list[Standing]]:
+        def page(session: Session, after: str = after) -> Script[list[Standing | Unreadable]]:
             return ctx.journal.open_commits(session, after, PAGE_MAX)
 
         try:
             standings = yield from asked(ctx, ctx.journal_pool, page)
-            decisions = [s.decision for s in standings if s.decision.attempt not in run.mine]
+            decisions = [s.decision for s in split(standings, run.apart) if s.attempt not in run.mine]
             yield from _end(run, (yield from _proved(run, decisions)))
         except NoDoubtError as error:
             run.report.trouble["journal"] = str(error)
             return
         if len(standings) < PAGE_MAX:
             return
-        after = standings[-1].decision.attempt
+        after = standings[-1].attempt
 
 
 def _proved(run: _Sweep, decisions: Sequence[Decision]) -> Script[list[Decision]]:
@@ -478,7 +499,7 @@ def _commit_listed(run: _Sweep, missing: Sequence[_Missing], listed: dict[str, d
     there = [one for one in missing if one.xid in listed.get(one.participant.resource_id, ())]
     if not there:
         return
-    standings = yield from register.confirm(run.ctx, [one.xid.attempt for one in there])
+    standings = yield from _confirmed(run, there)
 
     def commit(one: _Missing) -> Script[None]:
         standing, resource_id = standings.get(one.xid.attempt), one.participant.resource_id
@@ -495,13 +516,13 @@ def _look_at_records(
     """What the records say of branches that are neither prepared nor have a receipt. Returns what to look for again."""
     if not missing:
         return []
-    standings = yield from register.confirm(run.ctx, [one.xid.attempt for one in missing])
+    standings = yield from _confirmed(run, missing)
     again = []
     for one in missing:
         standing = standings.get(one.xid.attempt)
         if standing is None or standing.decision.verdict is Verdict.ABORT:
-            # Seen before it was flushed, and its server has forgotten it in a crash; perhaps it was aborted since. It
-            # proves nothing, and accuses nobody.
+            # Seen before it was flushed, and its server has forgotten it in a crash; perhaps it was aborted since, or
+            # can't be read any more. It proves nothing, and accuses nobody.
             unproved.add(one.xid.attempt)
             continue
         row = what_to_do(Known.COMMIT_ENDED if standing.ended else Known.COMMIT, seen, Age.OLD)
@@ -511,6 +532,11 @@ def _look_at_records(
             unproved.add(one.xid.attempt)
             yield from _quarantine(run, one.xid, one.participant.name, f"heuristic: {row.why}")
     return again
+
+
+def _confirmed(run: _Sweep, missing: Sequence[_Missing]) -> Script[dict[str, Standing]]:
+    found = yield from register.confirm(run.ctx, [one.xid.attempt for one in missing])
+    return {one.attempt: one for one in split(found.values(), run.apart)}
 
 
 def _end(run: _Sweep, proved: Sequence[Decision]) -> Script[None]:

@@ -456,7 +456,7 @@ def _decided_before(ctx: Context, name: str, attempt: str, wanted: Verdict) -> S
     None: there is none, or it was seen and its server has forgotten it in a crash, so start over.
     """
     try:
-        standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
+        standing = yield from register.confirm_one(ctx, attempt)
     except Unclear as error:
         raise JournalUnavailable(f"the journal does not say what was decided for {name!r}: {error}") from error
     if standing is None or standing.decision.name != name:

@@ -100,13 +100,13 @@ class Store(Transactions):
         """The last key of this scope, with its row: a plain read."""
         reply = yield from self._read(
             session,
-            f"SELECT payload, {self.as_hex}, {self.pending}, idempotency_key FROM {self.table} "
+            f"SELECT {self._columns()}, {self.dialect.reading('idempotency_key', 'idempotency_key')} FROM {self.table} "
             f"WHERE scope = {self.dialect.key(scope)} ORDER BY idempotency_key DESC LIMIT 1",
         )
         if not reply.rows:
             return None
         *columns, key = reply.rows[0]
-        return rows.text(key), _row_of(columns)
+        return rows.raw(key), _row_of(columns)
 
     def drop(self, session: Session, last: Key) -> Script[None]:
         """Delete the last key of its scope, and so the scope: nobody takes over from what is not there."""
@@ -130,7 +130,10 @@ class Store(Transactions):
         )
 
     def _select(self, key: Key) -> str:
-        return f"SELECT payload, {self.as_hex}, {self.pending} FROM {self.table} {self._where(key)}"
+        return f"SELECT {self._columns()} FROM {self.table} {self._where(key)}"
+
+    def _columns(self) -> str:
+        return f"{self.dialect.reading('payload', 'payload')}, {self.as_hex}, {self.pending}"
 
     def _where(self, key: Key) -> str:
         return f"WHERE scope = {self.dialect.key(key.scope)} AND idempotency_key = {self.dialect.key(key.key)}"
@@ -141,8 +144,12 @@ def _row(reply: Reply) -> Row | None:
 
 
 def _row_of(columns: Sequence[Any]) -> Row:
+    """Raises `UnreadableRecord`: whether its effect happened is not guessed at."""
     payload, result, pending = columns
-    return Row(str(payload), bytes.fromhex(str(result)), bool(pending))
+    try:
+        return Row(rows.text(payload), bytes.fromhex(rows.text(result)), bool(pending))
+    except rows.UNREADABLE as error:
+        raise rows.unreadable("the row of an idempotency key", error) from error
 
 
 class PostgresStore(Store):

@@ -20,7 +20,8 @@ from ..errors import SchemaMismatch, UsageError
 from ..journals import rows
 from ..journals.dialects import Dialect
 from ..journals.transactions import Transactions
-from ..ports import Conflict, Refused, Session, StatementFailed, Unclear
+from ..ports import Conflict, Refused, Session, StatementFailed, Unclear, readable
+from ..protocol.records import Unreadable
 from ..script import Script
 from .records import JobRecord, JobState, Link, Row, number_of_items
 
@@ -52,9 +53,9 @@ class Board(Transactions):
     def find(self, session: Session, name: str) -> Script[Row | None]:
         """A plain read."""
         found = yield from self._rows(session, self._where(name))
-        return found[0] if found else None
+        return readable(found[0]) if found else None
 
-    def listing(self, session: Session) -> Script[list[Row]]:
+    def listing(self, session: Session) -> Script[list[Row | Unreadable]]:
         """Those that changed last come first."""
         return self._rows(session, f"ORDER BY changed_at DESC, name LIMIT {LIST_MAX}")
 
@@ -134,11 +135,11 @@ class Board(Transactions):
         )
 
     def forget(self, session: Session, older_than_s: float) -> Script[int]:
-        """Delete a batch of those that were done longer ago; how many there were."""
+        """Delete a batch of those that were done longer ago; how many there were. What cannot be read stays."""
         before = f"{self.dialect.now} - {self.dialect.seconds(older_than_s)}"
         old = f"state = '{JobState.DONE.value}' AND changed_at < {before}"
-        reply = yield from self._read(session, f"SELECT name FROM {self.table} WHERE {old} LIMIT {FORGET_MAX}")
-        names = sorted(rows.text(name) for (name,) in reply.rows)
+        found = yield from self._rows(session, f"WHERE {old} LIMIT {FORGET_MAX}")
+        names = sorted(row.record.name for row in found if not isinstance(row, Unreadable))
         if names:
             yield from self._write(
                 session, *(f"DELETE FROM {self.table} {self._where(name)} AND {old}" for name in names)
@@ -171,14 +172,14 @@ class Board(Transactions):
         return f"WHERE name = {self.dialect.key(name)}"
 
     def _select(self, which: str) -> str:
-        return f"SELECT {', '.join(COLUMNS)}, {self.dialect.now} FROM {self.table} {which}"
+        return f"SELECT {rows.select(self.dialect, COLUMNS)}, {self.dialect.now} FROM {self.table} {which}"
 
-    def _rows(self, session: Session, which: str) -> Script[list[Row]]:
+    def _rows(self, session: Session, which: str) -> Script[list[Row | Unreadable]]:
         reply = yield from self._read(session, self._select(which))
-        return [job_of(row) for row in reply.rows]
+        return job_of.each(reply.rows)
 
 
-@rows.read
+@rows.read("jobs", attempt=1, name=0)
 def job_of(row: rows.Row) -> Row:
     """A row of `COLUMNS`, and the server's time after it."""
     name, run, keeper, state, done, total, checkpoint, note, worker, claim, held_until, begun, changed, now = row

@@ -28,6 +28,7 @@ class JobState(StrEnum):
     STOPPED = "stopped"  # its worker has left it: an error, or a pause
     ABANDONED = "abandoned"  # its worker has not been heard of for as long as its lease lasts
     DONE = "done"
+    UNREADABLE = "unreadable"  # its row cannot be read: a human must look. Its note says why
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..engine.context import Context
 from ..engine.shell import AsyncShell, ThreadShell
 from ..errors import UnknownJob
+from ..protocol.records import Unreadable
 from ..script import Script
 from . import board
 from .blocks import AsyncJob, Job
-from .records import JobRecord
+from .records import JobRecord, JobState
 from .work import Work
 
 
@@ -20,8 +21,13 @@ def _progress(ctx: Context, name: str) -> Script[JobRecord]:
 
 
 def _listing(ctx: Context) -> Script[list[JobRecord]]:
+    """One whose row cannot be read stands among them, and says so."""
     found = yield from board.asked(ctx, lambda b, s: b.listing(s), changes=False)
-    return [row.record for row in found]
+    return [_unreadable(row) if isinstance(row, Unreadable) else row.record for row in found]
+
+
+def _unreadable(row: Unreadable) -> JobRecord:
+    return JobRecord(row.name or row.printable, JobState.UNREADABLE, 0, None, None, f"it {row.why}", "", 0.0, 0.0)
 
 
 class _Verb:

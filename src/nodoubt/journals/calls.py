@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ports import BelowFloor, Session
-from ..protocol.records import Call, CallState, Confirmation, Event, Readiness
+from ..protocol.records import Call, CallState, Confirmation, Event, Readiness, Unreadable
 from ..script import Script
 from . import rows, trail
 from .directory import Directory
@@ -76,41 +76,50 @@ class Calls(Directory):
             forced=False,
         )
 
-    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call]]:
+    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call | Unreadable]]:
         """By attempt and number."""
         if not attempts:
             return []
         return (yield from self._calls(session, f"attempt IN ({self.dialect.attempts(attempts)})"))
 
-    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str]]:
+    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str | Unreadable]]:
         """From an index that holds nothing else but what is parked."""
         reply = yield from self._read(
             session,
-            f"SELECT DISTINCT unfinished FROM {self.dialect.table('calls')} WHERE unfinished > "
-            f"{self.dialect.key(after)} AND state <> '{CallState.PARKED}' ORDER BY unfinished LIMIT {int(limit)}",
+            f"SELECT {self.dialect.reading('unfinished', 'unfinished')} FROM {self.dialect.table('calls')} "
+            f"WHERE unfinished > {self.dialect.raw(after)} AND state <> '{CallState.PARKED}' "
+            f"GROUP BY unfinished ORDER BY unfinished LIMIT {int(limit)}",
         )
-        return [rows.text(attempt) for (attempt,) in reply.rows]
+        return rows.unfinished.each(reply.rows)
 
-    def parked_calls(self, session: Session) -> Script[list[Call]]:
+    def parked_calls(self, session: Session) -> Script[list[Call | Unreadable]]:
         """Those that a human must look at."""
         parked = f"unfinished IS NOT NULL AND state = '{CallState.PARKED}'"
         return (yield from self._calls(session, parked))
 
-    def _calls(self, session: Session, which: str) -> Script[list[Call]]:
-        table = self.dialect.table("calls")
+    def _calls(self, session: Session, which: str) -> Script[list[Call | Unreadable]]:
+        columns, table = rows.select(self.dialect, rows.CALL), self.dialect.table("calls")
+        reply = yield from self._read(session, f"SELECT {columns} FROM {table} WHERE {which} ORDER BY attempt, number")
+        return rows.call.each(reply.rows)
+
+    def _unfinished(self, session: Session, which: str) -> Script[list[str | Call | Unreadable]]:
+        """Those that have something left to do, and by which attempts they are found."""
         reply = yield from self._read(
-            session, f"SELECT {rows.columns(rows.CALL)} FROM {table} WHERE {which} ORDER BY attempt, number"
+            session,
+            f"SELECT {self.dialect.reading('unfinished', 'unfinished')} FROM {self.dialect.table('calls')} "
+            f"WHERE {which} GROUP BY unfinished",
         )
-        return [rows.call(row) for row in reply.rows]
+        calls = yield from self._calls(session, which)
+        return [*rows.unfinished.each(reply.rows), *calls]
 
     # ---- confirmations
 
     def answer(
         self, session: Session, attempt: str, who: str, answer: Readiness, *, why: str, at: float
-    ) -> Script[Confirmation | None]:
+    ) -> Script[Confirmation | Unreadable | None]:
         """Write it if it is the first and nothing is decided; what stands is read back in the same transaction."""
         *_, stands = yield from self._write(session, *self._answer_rows(Confirmation(attempt, who, answer, why, at)))
-        return rows.confirmation(stands.rows[0]) if stands.rows else None
+        return rows.confirmation.apart(stands.rows[0]) if stands.rows else None
 
     def _answer_rows(self, said: Confirmation) -> tuple[str, ...]:
         table, literal = self.dialect.table("confirmations"), self.dialect.attempt(said.attempt)
@@ -128,17 +137,17 @@ class Calls(Directory):
             self._event_if(trail.of_answer(said), f"{table} WHERE {first}"),
             say,
             self._flush(f"EXISTS ({before})"),  # an answer of before may not be flushed, and will be told as it stands
-            f"SELECT {rows.columns(rows.CONFIRMATION)} FROM {table} WHERE {which}",
+            f"SELECT {rows.select(self.dialect, rows.CONFIRMATION)} FROM {table} WHERE {which}",
         )
 
-    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation]]:
+    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation | Unreadable]]:
         """Everybody who was asked."""
-        reply = yield from self._read(
-            session,
-            f"SELECT {rows.columns(rows.CONFIRMATION)} FROM {self.dialect.table('confirmations')} "
-            f"WHERE attempt = {self.dialect.attempt(attempt)} ORDER BY who",
-        )
-        return [rows.confirmation(row) for row in reply.rows]
+        return (yield from self._confirmations(session, f"attempt = {self.dialect.attempt(attempt)}"))
+
+    def _confirmations(self, session: Session, which: str) -> Script[list[Confirmation | Unreadable]]:
+        columns, table = rows.select(self.dialect, rows.CONFIRMATION), self.dialect.table("confirmations")
+        reply = yield from self._read(session, f"SELECT {columns} FROM {table} WHERE {which} ORDER BY attempt, who")
+        return rows.confirmation.each(reply.rows)
 
     def _event_if(self, event: Event, row: str) -> str:
         """A line of the trail, if there is such a row."""

@@ -85,6 +85,15 @@ SQLITE_CODES: Mapping[str, Failure] = {
 }
 
 
+# The columns that hold none but numbers: our tables there are STRICT. All others are text.
+SQLITE_NUMBERS = frozenset(
+    {
+        "at", "begin_by", "begun_at", "branch", "calls", "changed_at", "created_at", "deadline", "decided_at", "done",
+        "ended_at", "epoch", "held_until", "last_branch", "number", "point", "since", "total", "tries", "version",
+    }
+)  # fmt: skip
+
+
 class Dialect:
     """What every database has in common, and the names of what each has in its own way."""
 
@@ -114,6 +123,14 @@ class Dialect:
     def key(self, text: str) -> str:
         """A literal for a column that is compared byte by byte."""
         return self.text(text)
+
+    def reading(self, column: str, name: str) -> str:
+        """A column in a SELECT, as `rows` reads it."""
+        return column
+
+    def raw(self, text: str) -> str:
+        """A literal for a key as it stood in a row: what is a lone surrogate in it was a byte that is no text."""
+        return self.key(text)
 
     def text(self, text: str) -> str:
         """A literal for any text: as it stands, or from its hexadecimal digits. U+0000, which PostgreSQL can't store,
@@ -190,6 +207,10 @@ def _assignments(changes: Mapping[str, str]) -> str:
 def _hex(text: str) -> str:
     # A lone surrogate comes from a program's broken output; names that hold one were refused long before.
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").hex()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 class PostgresDialect(Dialect):
@@ -276,6 +297,9 @@ class MariaDBDialect(Dialect):
     def key(self, text: str) -> str:
         return f"x'{_hex(text)}'"
 
+    def raw(self, text: str) -> str:
+        return f"x'{_bytes(text).hex()}'"
+
     def upsert(self, table: str, keys: Sequence[str], row: Mapping[str, str], changes: Mapping[str, str]) -> str:
         # Assignments run from left to right here, and a later one sees what an earlier one has set.
         return (
@@ -314,6 +338,13 @@ class SqliteDialect(Dialect):
     encoding = "UTF-8"
     codes = SQLITE_CODES
     no_table = frozenset({"1"})
+
+    def reading(self, column: str, name: str) -> str:
+        # As bytes: a text need not be UTF-8 here, and the driver fails at one that is not.
+        return column if name in SQLITE_NUMBERS else f"CAST({column} AS BLOB)"
+
+    def raw(self, text: str) -> str:
+        return f"'{text}'" if kept.plain(text) else f"CAST(x'{_bytes(text).hex()}' AS TEXT)"
 
     def text(self, text: str) -> str:
         return f"'{text}'" if kept.plain(text) else f"CAST(x'{_hex(text)}' AS TEXT)"

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from ..errors import InvalidName, UsageError
 from ..kept import Kept
-from ..ports import BelowFloor, Conflict, Identity, Known, Session
-from ..protocol.records import Event, Quarantined, Readiness, Staging, Standing
+from ..ports import BelowFloor, Conflict, Identity, Known, Listed, Session
+from ..protocol.records import Event, Quarantined, Readiness, Staging, Unreadable
 from ..script import Script
 from ..xid import check_name, is_attempt
 from . import rows, trail
@@ -100,7 +100,7 @@ class Directory(Transactions):
             raise Conflict("the attempt has been decided already") from error
         raise error
 
-    def find(self, session: Session, name: str) -> Script[Staging | None]:
+    def find(self, session: Session, name: str) -> Script[Staging | Unreadable | None]:
         """By name; failing that, by attempt: a name may look like one."""
         try:
             which = f"name = {self.dialect.key(check_name(name))}"
@@ -139,7 +139,7 @@ class Directory(Transactions):
         kind = "known_listed" if listed_sql else "known"
         listed = listed_sql.format(attempt="n.attempt", branch="n.last_branch") or "NULL IS NOT NULL"
         select = (
-            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')}, "
+            f"SELECT {rows.select(self.dialect, rows.STAGING, 'n.')}, {rows.standing_columns(self.dialect, 'd.')}, "
             f"CASE WHEN {listed} THEN 1 ELSE 0 END AS listed FROM {names} AS n "
             f"LEFT JOIN {decisions} AS d ON d.attempt = n.attempt"
         )
@@ -148,50 +148,56 @@ class Directory(Transactions):
             Kept(f"{kind}_attempt", 1, lambda attempt: f"{select} WHERE n.attempt = {attempt}"),
         )
 
-    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging | Unreadable]]:
         """The rows of these attempts."""
         if not attempts:
             return {}
         found = yield from self._stagings(session, f"attempt IN ({self.dialect.attempts(attempts)})")
         return {one.attempt: one for one in found}
 
-    def _stagings(self, session: Session, which: str) -> Script[list[Staging]]:
-        names, columns = self.dialect.table("names"), rows.columns(rows.STAGING, "n.")
+    def _stagings(self, session: Session, which: str) -> Script[list[Staging | Unreadable]]:
+        names, columns = self.dialect.table("names"), rows.select(self.dialect, rows.STAGING, "n.")
         reply = yield from self._read(session, f"SELECT {columns} FROM {names} AS n WHERE {which}")
-        return [rows.staging(row) for row in reply.rows]
+        return rows.staging.each(reply.rows)
 
-    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging]]:
+    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
         """By attempt, from an index that holds little else.
 
         A name that was staged at the very moment when its attempt was fenced is in that index for good, so the
         decisions are asked too.
         """
-        return (yield from self._stagings(session, self._undecided_after(after, "", limit)))
+        return (yield from self._undecided(session, self._undecided_after(after, "", limit)))
 
-    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+    def _undecided(self, session: Session, which: str) -> Script[list[Staging | Unreadable]]:
+        names, columns = self.dialect.table("names"), rows.select(self.dialect, (*rows.STAGING, "undecided"), "n.")
+        reply = yield from self._read(session, f"SELECT {columns} FROM {names} AS n WHERE {which}")
+        return rows.undecided.each(reply.rows)
+
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
         """Those of `undecided` that nothing but an ABORT can end: past their deadline, or refused."""
         refused = (
             f"SELECT 1 FROM {self.dialect.table('confirmations')} AS r WHERE r.attempt = n.attempt "
             f"AND r.answer = '{Readiness.REFUSED.value}'"
         )
         only = f" AND (n.deadline <= {self.dialect.seconds(before)} OR EXISTS ({refused}))"
-        return (yield from self._stagings(session, self._undecided_after(after, only, limit)))
+        return (yield from self._undecided(session, self._undecided_after(after, only, limit)))
 
     def _undecided_after(self, after: str, only: str, limit: int) -> str:
         return (
-            f"undecided > {self.dialect.key(after)} AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} "
+            f"undecided > {self.dialect.raw(after)} AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} "
             f"AS d WHERE d.attempt = undecided){only} ORDER BY undecided LIMIT {int(limit)}"
         )
 
-    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
+    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[Listed]]:
         """Newest first; `after`: the attempt that the page before ended with, or ""."""
-        older = f"WHERE attempt < {self.dialect.attempt(after)} " if after else ""
+        older = f"WHERE attempt < {self.dialect.raw(after)} " if after else ""
         # The page first, from an index that holds all it takes: else MariaDB would read and sort every name there is.
         names, decisions = self.dialect.table("names"), self.dialect.table("decisions")
         page = f"SELECT attempt AS begun FROM {names} {older}ORDER BY attempt DESC LIMIT {int(limit)}"
         reply = yield from self._read(
             session,
-            f"SELECT {rows.columns(rows.STAGING, 'n.')}, {rows.standing_columns('d.')} FROM ({page}) AS page "
+            f"SELECT {rows.select(self.dialect, rows.STAGING, 'n.')}, {rows.standing_columns(self.dialect, 'd.')} "
+            f"FROM ({page}) AS page "
             f"JOIN {names} AS n ON n.attempt = page.begun LEFT JOIN {decisions} AS d ON d.attempt = page.begun "
             "ORDER BY page.begun DESC",
         )
@@ -211,11 +217,11 @@ class Directory(Transactions):
         changes = {column: self.dialect.new(column) for column in row if column != "resource_id"}
         yield from self._write(session, self.dialect.upsert("resources", ("resource_id",), row, changes))
 
-    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
+    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity] | Unreadable]]:
         """By resource id."""
-        resources = self.dialect.table("resources")
-        reply = yield from self._read(session, f"SELECT {rows.columns(rows.RESOURCE)} FROM {resources}")
-        return {identity.resource_id: (name, identity) for name, identity in map(rows.resource, reply.rows)}
+        columns, resources = rows.select(self.dialect, rows.RESOURCE), self.dialect.table("resources")
+        reply = yield from self._read(session, f"SELECT {columns} FROM {resources}")
+        return {rows.raw(row[0]): rows.resource.apart(row) for row in reply.rows}
 
     def unregister(self, session: Session, resource_id: str) -> Script[None]:
         """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it.
@@ -269,15 +275,15 @@ class Directory(Transactions):
             session, first_time, self.dialect.upsert("quarantine", ("attempt", "branch"), row, changes)
         )
 
-    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined | Unreadable]]:
         """Those not cleared, oldest first."""
         reply = yield from self._read(
             session,
-            f"SELECT {rows.columns(rows.QUARANTINED)} FROM {self.dialect.table('quarantine')} "
+            f"SELECT {rows.select(self.dialect, rows.QUARANTINED)} FROM {self.dialect.table('quarantine')} "
             f"WHERE {rows.not_cleared(self.dialect)} ORDER BY since, attempt, branch"
             f"{'' if limit is None else f' LIMIT {int(limit)}'}",
         )
-        return [rows.quarantined(row) for row in reply.rows]
+        return rows.quarantined.each(reply.rows)
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]:
         """Take it off the list, in the name of an operator. Forced."""
@@ -321,21 +327,25 @@ class Directory(Transactions):
         which = f"attempt = {self.dialect.key(attempt)}"
         names = yield from self._stagings(session, which)
         decided = yield from self._read(
-            session, f"SELECT {rows.standing_columns()}, ended_at FROM {self.dialect.table('decisions')} WHERE {which}"
+            session,
+            f"SELECT {rows.standing_columns(self.dialect)}, {self.dialect.reading('ended_at', 'ended_at')} "
+            f"FROM {self.dialect.table('decisions')} WHERE {which}",
         )
         stored = yield from self._read(
-            session, f"SELECT {rows.columns(rows.EVENT)} FROM {self.dialect.table('events')} WHERE {which} ORDER BY id"
+            session,
+            f"SELECT {rows.select(self.dialect, rows.EVENT)} FROM {self.dialect.table('events')} WHERE {which} "
+            "ORDER BY id",
         )
         *row, ended_at = decided.rows[0] if decided.rows else (None,)
         return trail.told(
-            [rows.event(one) for one in stored.rows],
+            rows.event.each(stored.rows),
             names[0] if names else None,
-            rows.standing(row) if row else None,
-            None if ended_at is None else rows.moment(ended_at),
+            rows.standing.apart(row) if row else None,
+            None if ended_at is None else rows.ended(ended_at),
         )
 
 
-def _with_decision(row: rows.Row) -> tuple[Staging, Standing | None]:
+def _with_decision(row: rows.Row) -> Listed:
     """A row of `STAGING` and `standing_columns`, of which the latter may be empty."""
     width = len(rows.STAGING)
-    return rows.staging(row[:width]), None if row[width] is None else rows.standing(row[width:])
+    return rows.staging.apart(row[:width]), None if row[width] is None else rows.standing.apart(row[width:])

@@ -25,6 +25,7 @@ from ..ports import (
     Conflict,
     Identity,
     Known,
+    Listed,
     Params,
     Refused,
     Reply,
@@ -43,6 +44,7 @@ from ..protocol.records import (
     Quarantined,
     Staging,
     Standing,
+    Unreadable,
     Verdict,
 )
 from ..script import Do, Script
@@ -240,7 +242,7 @@ class MemoryStore(CallStore):
             self.state.epochs = [epoch for epoch in self.state.epochs if epoch.number >= oldest]
 
     def _aborted(self, older_than: float, limit: int) -> list[Standing]:
-        uncleared = {entry.attempt for entry in self._quarantined()}
+        uncleared = self._kept()
         return [
             row.standing
             for attempt, row in sorted(self.state.decisions.items())
@@ -250,9 +252,13 @@ class MemoryStore(CallStore):
             and attempt not in uncleared
         ][:limit]
 
+    def _kept(self) -> set[str]:
+        """What an operator may still ask for, and what has steps to undo."""
+        unfinished = {call.attempt for call in self.state.calls.values() if self.state.unfinished(call)}
+        return unfinished | {entry.attempt for entry in self._quarantined()}
+
     def _retirable(self, older_than: float, limit: int) -> list[str]:
-        uncleared = {entry.attempt for entry in self._quarantined()}
-        uncleared |= {call.attempt for call in self.state.calls.values() if self.state.unfinished(call)}
+        uncleared = self._kept()
         old = [
             attempt
             for attempt, row in sorted(self.state.decisions.items())
@@ -496,13 +502,13 @@ class MemoryJournal(CallJournal):
         """For `apply("ride", rows)`, by whoever begins and commits the transaction."""
         return (msgspec.json.encode(Rider(decision=decision)).decode(),)
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         return self._apply(session, "confirm", tuple(attempts))
 
-    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         return self._apply(session, "look", tuple(attempts))
 
-    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing | Unreadable]]:
         return self._apply(session, "open_commits", after, limit)
 
     def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
@@ -511,7 +517,7 @@ class MemoryJournal(CallJournal):
     def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
         return self._apply(session, "floor_flushed" if flushed else "floor")
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
         return self._apply(session, "aborted", older_than, max(limit, 1))
 
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
@@ -521,6 +527,11 @@ class MemoryJournal(CallJournal):
         retired = yield from self._apply(session, "retirable", older_than, max(limit, 1))
         yield from self._apply(session, "delete", retired, older_than)
         return tuple(retired)
+
+    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
+        """None: what is kept here are the records themselves."""
+        yield from ()
+        return []
 
     # -- the directory of names
     def stage(
@@ -532,7 +543,7 @@ class MemoryJournal(CallJournal):
         """As `decision_rows`."""
         return (msgspec.json.encode(Rider(staging=staging, replace=replace)).decode(),)
 
-    def find(self, session: Session, name: str) -> Script[Staging | None]:
+    def find(self, session: Session, name: str) -> Script[Staging | Unreadable | None]:
         return self._apply(session, "find", name)
 
     def known(self, session: Session, name: str, *, listed_sql: str = "") -> Script[Known | None]:
@@ -541,20 +552,20 @@ class MemoryJournal(CallJournal):
             return None
         return staging, (yield from self.look(session, [staging.attempt])).get(staging.attempt), False
 
-    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]:
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging | Unreadable]]:
         return self._apply(session, "staged", tuple(attempts))
 
-    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging]]:
+    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
         return self._apply(session, "undecided", after, limit)
 
-    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
+    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[Listed]]:
         return self._apply(session, "list_staged", after, limit)
 
     # -- resources, quarantine, events
     def register(self, session: Session, name: str, identity: Identity) -> Script[None]:
         return self._apply(session, "register", name, identity)
 
-    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
+    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity] | Unreadable]]:
         return self._apply(session, "registered")
 
     def unregister(self, session: Session, resource_id: str) -> Script[None]:
@@ -563,8 +574,8 @@ class MemoryJournal(CallJournal):
     def quarantine(self, session: Session, entry: Quarantined) -> Script[None]:
         return self._apply(session, "quarantine", entry)
 
-    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
-        every: list[Quarantined] = yield from self._apply(session, "quarantined")
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined | Unreadable]]:
+        every: list[Quarantined | Unreadable] = yield from self._apply(session, "quarantined")
         return every[:limit]
 
     def clear(self, session: Session, attempt: str, branch: int, by: str) -> Script[None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..ports import BelowFloor, Conflict, Session
-from ..protocol.records import ANSWERED, Call, CallState, Confirmation, Readiness, Staging
+from ..protocol.records import ANSWERED, Call, CallState, Confirmation, Readiness, Staging, Unreadable
 from ..script import Script
 from . import trail
 
@@ -104,15 +104,15 @@ class CallJournal:
     def _apply(self, session: Session, verb: str, *args: Any) -> Script[Any]:
         raise NotImplementedError
 
-    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
         return self._apply(session, "overdue", before, after, limit)
 
     def answer(
         self, session: Session, attempt: str, who: str, answer: Readiness, *, why: str, at: float
-    ) -> Script[Confirmation | None]:
+    ) -> Script[Confirmation | Unreadable | None]:
         return self._apply(session, "answer", attempt, who, answer, why, at)
 
-    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation]]:
+    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation | Unreadable]]:
         return self._apply(session, "confirmations", attempt)
 
     def now(self, session: Session) -> Script[float]:
@@ -127,11 +127,11 @@ class CallJournal:
     def hold(self, session: Session, attempts: Sequence[str], until: float) -> Script[None]:
         return self._apply(session, "hold", tuple(attempts), until)
 
-    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call]]:
+    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call | Unreadable]]:
         return self._apply(session, "calls", tuple(attempts))
 
-    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str]]:
+    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str | Unreadable]]:
         return self._apply(session, "unfinished_calls", after, limit)
 
-    def parked_calls(self, session: Session) -> Script[list[Call]]:
+    def parked_calls(self, session: Session) -> Script[list[Call | Unreadable]]:
         return self._apply(session, "parked_calls")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from ..errors import SchemaMismatch
+from ..errors import UnreadableRecord
 from ..ports import Identity
 from ..protocol.records import (
     ANSWERED,
@@ -30,13 +30,16 @@ from ..protocol.records import (
     Readiness,
     Staging,
     Standing,
+    Unreadable,
     Verdict,
 )
 from ..xid import BRANCHES_MAX, is_attempt
 from .dialects import Dialect
 
 Row = Sequence[Any]
+_BYTES = (bytes, bytearray, memoryview)
 R = TypeVar("R")
+WHY_LENGTH_MAX = 300  # of what is wrong with a row that cannot be read
 
 # What Python's conversions and msgspec raise for what we have not written; the last one for JSON of a great depth.
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
@@ -57,13 +60,18 @@ CALL = (
 
 
 def columns(names: Sequence[str], table: str = "") -> str:
-    """The list after SELECT or INSERT INTO."""
+    """The list after INSERT INTO."""
     return ", ".join(f"{table}{name}" for name in names)
 
 
-def standing_columns(table: str = "") -> str:
+def select(dialect: Dialect, names: Sequence[str], table: str = "") -> str:
+    """The list after SELECT: so that what is no text in a column fails where the row is read, and not in a driver."""
+    return ", ".join(dialect.reading(f"{table}{name}", name) for name in names)
+
+
+def standing_columns(dialect: Dialect, table: str = "") -> str:
     """What `standing` reads."""
-    return f"{columns(DECISION, table)}, {ENDED.format(table)} AS ended"
+    return f"{select(dialect, DECISION, table)}, {ENDED.format(table)} AS ended"
 
 
 def decision_values(dialect: Dialect, decision: Decision) -> dict[str, str]:
@@ -185,28 +193,98 @@ def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False, o
     )
 
 
-def unreadable(what: str, error: Exception) -> SchemaMismatch:
-    """The error that says so."""
-    return SchemaMismatch(
-        f"{what} cannot be read ({type(error).__name__}: {error}): it was written by a release that this one does not "
-        "know, or changed by hand. Nothing was done on the strength of it"
-    )
+def why(error: Exception, column: str = "") -> str:
+    """What is wrong with a row: the end of a sentence about it."""
+    told = f"{column}{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()[:WHY_LENGTH_MAX]
+    return f"cannot be read ({told}): it was written by a release that this one does not know, or changed by hand"
 
 
-def read(reading: Callable[[Row], R]) -> Callable[[Row], R]:
-    """A reading of a row that says what is wrong with one that nobody of ours has written. Raises `SchemaMismatch`."""
+def unreadable(what: str, error: Exception) -> UnreadableRecord:
+    """The error that says so, of a row that was asked for."""
+    return UnreadableRecord(f"{what} {why(error)}. Nothing was done on the strength of it")
 
-    @functools.wraps(reading)
-    def checked(row: Row) -> R:
+
+class Reading(Generic[R]):
+    """How a row of one table is read, and which of its columns say whose it is. Called, it raises `UnreadableRecord`
+    for a row that nobody of ours has written.
+    """
+
+    def __init__(
+        self,
+        reading: Callable[[Row], R],
+        table: str,
+        columns: Sequence[str],
+        attempt: int | None,
+        name: int | None,
+        number: int | None,
+    ) -> None:
+        self.bare, self._table, self._columns = reading, table, columns
+        self._attempt, self._name, self._number = attempt, name, number
+
+    def __call__(self, row: Row) -> R:
         try:
-            return reading(row)
+            return self.bare(row)
         except UNREADABLE as error:
             raise unreadable("a row of the journal", error) from error
 
-    return checked
+    def apart(self, row: Row) -> R | Unreadable:
+        """The same for a row among others, none of which it may hold up."""
+        try:
+            return self.bare(row)
+        except UNREADABLE as error:
+            return Unreadable(
+                self._table,
+                raw(_at(row, self._attempt)),
+                self._why(row, error),
+                raw(_at(row, self._name)).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+                _whole(_at(row, self._number)),
+            )
+
+    def _why(self, row: Row, error: Exception) -> str:
+        """With the column, where it is one alone: whoever mends the row looks for it."""
+        for column, value in zip(self._columns, row, strict=False):
+            try:
+                CONVERSIONS.get(column, text)(value)
+            except UNREADABLE as found:
+                return why(found, f"{column}: ")
+        return why(error)
+
+    def each(self, found: Iterable[Row]) -> list[R | Unreadable]:
+        """A page."""
+        return [self.apart(row) for row in found]
 
 
-@read
+def _at(row: Row, place: int | None) -> Any:
+    return None if place is None or place >= len(row) else row[place]
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return None if value is None else int(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def raw(value: Any) -> str:
+    """As `text`, of whatever bytes; "" for NULL. Bytes that are no text become lone surrogates: see `Dialect.raw`."""
+    if value is None:
+        return ""
+    return bytes(value).decode("utf-8", "surrogateescape") if isinstance(value, _BYTES) else str(value)
+
+
+def read(
+    table: str,
+    columns: Sequence[str] = (),
+    *,
+    attempt: int | None = 0,
+    name: int | None = None,
+    number: int | None = None,
+) -> Callable[[Callable[[Row], R]], Reading[R]]:
+    """Makes a `Reading` of a function. `attempt`, `name`, `number`: where in the row they stand."""
+    return lambda reading: Reading(reading, table, columns, attempt, name, number)
+
+
+@read("decisions", DECISION, name=3)
 def standing(row: Row) -> Standing:
     """A row of `standing_columns`."""
     decision = Decision(
@@ -215,7 +293,7 @@ def standing(row: Row) -> Standing:
         mode=Mode(text(row[2])),
         name=text(row[3]),
         branches=branches(row[4]),
-        point=None if row[5] is None else branch(row[5]),
+        point=_nullable(row[5]),
         owner=text(row[6]),
         reason=text(row[7]),
         decided_at=moment(row[8]),
@@ -223,32 +301,32 @@ def standing(row: Row) -> Standing:
     return Standing(decision, bool(int(row[9])))
 
 
-@read
+@read("names", STAGING, name=1)
 def staging(row: Row) -> Staging:
     """A row of `STAGING`."""
     return Staging(
         attempt=attempt(row[0]),
         name=text(row[1]),
         branches=branches(row[2]),
-        last=None if row[3] is None else branch(row[3]),
+        last=_nullable(row[3]),
         deadline=moment(row[4]),
         owner=text(row[5]),
-        metadata=msgspec.json.decode(text(row[6]), type=dict[str, str]),
+        metadata=_metadata(row[6]),
         created_at=moment(row[7]),
         begin_by=moment(row[8]),
-        confirmations=msgspec.json.decode(text(row[9]), type=tuple[str, ...]),
+        confirmations=_who(row[9]),
         calls=int(row[10]),
     )
 
 
-@read
+@read("confirmations", CONFIRMATION, name=1)
 def confirmation(row: Row) -> Confirmation:
     """A row of `CONFIRMATION`."""
     of, who, answer, why, at = row
     return Confirmation(attempt(of), text(who), Readiness(text(answer)), text(why), moment(at))
 
 
-@read
+@read("calls", CALL, name=3, number=1)
 def call(row: Row) -> Call:
     """A row of `CALL`."""
     return Call(
@@ -271,30 +349,49 @@ def call(row: Row) -> Call:
     )
 
 
-@read
+@read("quarantine", QUARANTINED, name=2, number=1)
 def quarantined(row: Row) -> Quarantined:
     """A row of `QUARANTINED`."""
     of, number, resource, why, since, cleared_by = row
     return Quarantined(attempt(of), branch(number), text(resource), text(why), moment(since), text(cleared_by))
 
 
-@read
+@read("events", EVENT)
 def event(row: Row) -> Event:
     """A row of `EVENT`."""
     of, at, what, detail = row
     return Event(attempt(of), moment(at), text(what), text(detail))
 
 
-@read
+@read("resources", RESOURCE, attempt=None, name=1)
 def resource(row: Row) -> tuple[str, Identity]:
     """A row of `RESOURCE`: the name it was registered under, and who it said it was."""
     resource_id, name, cluster, server, epoch = row
     return text(name), Identity(text(resource_id), text(cluster), text(server), int(epoch))
 
 
+@read("names", (*STAGING, "undecided"), attempt=len(STAGING), name=1)
+def undecided(row: Row) -> Staging:
+    """A row of `STAGING` and `undecided`, by which it was found, and by which its page goes on."""
+    *columns, listed = row
+    found = staging.bare(columns)
+    if attempt(listed) != found.attempt:
+        raise ValueError(f"it is listed as undecided for {text(listed)!r}")
+    return found
+
+
+@read("calls", ("unfinished",))
+def unfinished(row: Row) -> str:
+    """A row of one column, `unfinished`."""
+    (of,) = row
+    return attempt(of)
+
+
 def text(value: Any) -> str:
-    """A text column: MariaDB's byte-exact ones come as bytes."""
-    return bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)
+    """A text column: MariaDB's byte-exact ones, and all of SQLite's, come as bytes. None of ours may be NULL."""
+    if value is None:
+        raise ValueError("NULL")
+    return bytes(value).decode() if isinstance(value, _BYTES) else str(value)
 
 
 def number(value: int | None) -> str:
@@ -337,9 +434,47 @@ def branch(value: Any) -> int:
     return found
 
 
+def ended(value: Any) -> float:
+    """When, for people; what is no time is told as the beginning of all times."""
+    try:
+        return moment(value)
+    except UNREADABLE:
+        return 0.0
+
+
 def moment(value: Any) -> float:
     """A time."""
     found = float(value)
     if not math.isfinite(found):
         raise ValueError(f"{found} is no time")
     return found
+
+
+def _nullable(value: Any) -> int | None:
+    return None if value is None else branch(value)
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    return msgspec.json.decode(text(value), type=dict[str, str])
+
+
+def _who(value: Any) -> tuple[str, ...]:
+    return msgspec.json.decode(text(value), type=tuple[str, ...])
+
+
+# What a column is read by, if it is no plain text: to tell which one of a row cannot be.
+CONVERSIONS: dict[str, Callable[[Any], object]] = {
+    **dict.fromkeys(("attempt", "undecided", "unfinished"), attempt),
+    **dict.fromkeys(("point", "last_branch"), _nullable),
+    **dict.fromkeys(("number", "calls", "tries", "version", "epoch"), int),
+    **dict.fromkeys(("decided_at", "deadline", "created_at", "begin_by", "since", "at"), moment),
+    **dict.fromkeys(("held_until", "begun_at", "changed_at"), moment),
+    "verdict": lambda value: Verdict(text(value)),
+    "mode": lambda value: Mode(text(value)),
+    "state": lambda value: CallState(text(value)),
+    "answer": lambda value: Readiness(text(value)),
+    "branches": branches,
+    "branch": branch,
+    "metadata": _metadata,
+    "confirmations": _who,
+}

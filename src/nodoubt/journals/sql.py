@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..errors import ResourceRefused, SchemaMismatch, invariant
+from ..errors import ResourceRefused, SchemaMismatch, UnreadableRecord, invariant
 from ..kept import Kept
 from ..ports import BelowFloor, Session, StatementFailed, Unclear, require_none
-from ..protocol.records import Decision, Epoch, Mode, Standing, Verdict
+from ..protocol.records import Decision, Epoch, Mode, Standing, Unreadable, Verdict
 from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Script
+from ..xid import is_attempt
 from . import rows
 from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
 from .calls import Calls
 from .dialects import Dialect
 
 ATTEMPTS_PER_STATEMENT = 500
+NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
 
 
 class SqlJournal(Calls):
@@ -186,47 +189,52 @@ class SqlJournal(Calls):
         names = self.dialect.table("names")
         return Kept("decided", 1, lambda attempt: f"UPDATE {names} SET undecided = NULL WHERE undecided = {attempt}")
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         """Flush the rows of these attempts and return them.
 
         The SELECT locks what it returns, in the order of the attempts, so the UPDATE changes at least those, and the
         COMMIT flushes them. The other way round, a row that came between the two would be returned unconfirmed.
+        A verdict that is neither of the two is left out: the table's CHECK would refuse the UPDATE, and so all of it.
         """
-        found: dict[str, Standing] = {}
+        found: dict[str, Standing | Unreadable] = {}
         table = self.dialect.table("decisions")
         for some in pieces(attempts):
             which = f"attempt IN ({self.dialect.attempts(some)})"
             locked, confirmed = yield from self._write(
                 session,
-                f"SELECT {rows.standing_columns()} FROM {table} WHERE {which} ORDER BY attempt{self.dialect.row_lock}",
-                f"UPDATE {table} SET confirms = confirms + 1 WHERE {which}",
+                f"SELECT {rows.standing_columns(self.dialect)} FROM {table} WHERE {which} "
+                f"ORDER BY attempt{self.dialect.row_lock}",
+                f"UPDATE {table} SET confirms = confirms + 1 WHERE {which} AND verdict IN ('commit', 'abort')",
             )
-            if 0 <= confirmed.count < len(locked):
-                raise Unclear(f"the journal confirmed {confirmed.count} of {len(locked)} decisions")
-            found.update((one.decision.attempt, one) for one in map(rows.standing, locked.rows))
+            shown = rows.standing.each(locked.rows)
+            flushed = sum(not isinstance(one, Unreadable) for one in shown)
+            if 0 <= confirmed.count < flushed:
+                raise Unclear(f"the journal confirmed {confirmed.count} of {flushed} decisions")
+            found.update((one.attempt, one) for one in shown)
         return found
 
-    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         """A plain read: advice, never grounds to act."""
-        found: dict[str, Standing] = {}
+        found: dict[str, Standing | Unreadable] = {}
         for some in pieces(attempts):
             reply = yield from self._read(
                 session,
-                f"SELECT {rows.standing_columns()} FROM {self.dialect.table('decisions')} "
+                f"SELECT {rows.standing_columns(self.dialect)} FROM {self.dialect.table('decisions')} "
                 f"WHERE attempt IN ({self.dialect.attempts(some)})",
             )
-            found.update((one.decision.attempt, one) for one in map(rows.standing, reply.rows))
+            found.update((one.attempt, one) for one in rows.standing.each(reply.rows))
         return found
 
-    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing | Unreadable]]:
         """COMMIT decisions that have not ended, from the index that holds nothing else."""
         key = self.dialect.open_key
-        reply = yield from self._read(
-            session,
-            f"SELECT {rows.standing_columns()} FROM {self.dialect.table('decisions')} "
-            f"WHERE {self.dialect.is_open} AND {key} > {self.dialect.key(after)} ORDER BY {key} LIMIT {int(limit)}",
-        )
-        return [rows.standing(row) for row in reply.rows]
+        which = f"{self.dialect.is_open} AND {key} > {self.dialect.raw(after)}"
+        return (yield from self._standings(session, f"{which} ORDER BY {key} LIMIT {int(limit)}"))
+
+    def _standings(self, session: Session, which: str) -> Script[list[Standing | Unreadable]]:
+        decisions, columns = self.dialect.table("decisions"), rows.standing_columns(self.dialect, "d.")
+        reply = yield from self._read(session, f"SELECT {columns} FROM {decisions} AS d WHERE {which}")
+        return rows.standing.each(reply.rows)
 
     def end(self, session: Session, attempts: Sequence[str]) -> Script[None]:
         """Mark them ended, forced: receipts are deleted on the strength of it.
@@ -260,25 +268,107 @@ class SqlJournal(Calls):
     def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
         """Below it nothing can be decided any more, and what is not found is unknown."""
         if not flushed:
-            return rows.text((yield from self._read(session, self._item("value", "floor"))).scalar())
-        found, _ = yield from self._write(session, self._item("value", "floor"), self._flush())
-        return rows.text(found.scalar())
+            found = yield from self._read(session, self._item("value", "floor"))
+        else:
+            found, _ = yield from self._write(session, self._item("value", "floor"), self._flush())
+        floor: Any = found.scalar()
+        if floor is None or not is_attempt(rows.raw(floor)):
+            raise UnreadableRecord("the floor of the journal cannot be read: nothing is forgotten, and nothing decided")
+        return rows.text(floor)
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
         """What `_retirable` finds of them, and, where something holds the floor down, some that it does not find yet.
 
         Those come last: the floor is never above the first attempt of that time.
         """
+        ceiling = first_attempt_of(older_than)
+        which = f"verdict <> 'commit' AND decided_at < {self.dialect.seconds(older_than)}"
+        readable, unreadable = yield from self._forgettable(session, ceiling, which, limit)
+        return [*readable, *unreadable]
+
+    def _forgettable(
+        self, session: Session, ceiling: str, which: str, limit: int
+    ) -> Script[tuple[list[Standing], list[Unreadable]]]:
+        """Of the decisions below the ceiling the first that nothing keeps; and those met on the way that can't be read.
+
+        What is quarantined is kept: an operator may still ask what was decided (I17). So is what has steps to undo, and
+        that of which any row cannot be read: nobody knows what it would take to forget it.
+        """
+        limit, after = max(1, min(limit, ATTEMPTS_PER_STATEMENT)), ""
+        found, apart = list[Standing](), list[Unreadable]()
         which = (
-            f"attempt < {self.dialect.attempt(first_attempt_of(older_than))} AND verdict = 'abort' "
-            f"AND decided_at < {self.dialect.seconds(older_than)} AND {self._not_quarantined()}"
+            f"attempt < {self.dialect.attempt(ceiling)} AND {which} AND {self._not_quarantined()} "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('calls')} AS c WHERE c.unfinished = d.attempt)"
         )
-        reply = yield from self._read(
-            session,
-            f"SELECT {rows.standing_columns()} FROM {self.dialect.table('decisions')} AS d WHERE {which} "
-            f"ORDER BY attempt LIMIT {max(1, min(limit, ATTEMPTS_PER_STATEMENT))}",
+        while True:
+            page = yield from self._standings(
+                session, f"attempt > {self.dialect.raw(after)} AND {which} ORDER BY attempt LIMIT {limit}"
+            )
+            standings = [one for one in page if not isinstance(one, Unreadable)]
+            kept = yield from self._unreadable_of(session, [one.attempt for one in standings])
+            apart += [one for one in page if isinstance(one, Unreadable)] + kept
+            held = {one.attempt for one in kept}
+            found += [one for one in standings if one.attempt not in held]
+            if len(found) >= limit or len(page) < limit:
+                return found[:limit], apart
+            after = page[-1].attempt
+
+    def _unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
+        """What else there is of these attempts, but their decisions, and cannot be read."""
+        if not attempts:
+            return []
+        which = f"attempt IN ({self.dialect.attempts(attempts)})"
+        found: list[Any] = [
+            *(yield from self._stagings(session, which)),
+            *(yield from self._calls(session, which)),
+            *(yield from self._confirmations(session, which)),
+        ]
+        return [one for one in found if isinstance(one, Unreadable)]
+
+    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
+        """Set by set, each by its own index and page by page. The floor's own attempt is what holds it down: a verdict
+        that is neither of the two stands in no index.
+        """
+        below = f"attempt <= {self.dialect.attempt((yield from self.floor(session)))}"
+        sets: tuple[tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]], ...] = (
+            ("decisions", self.dialect.open_key, self.dialect.is_open, self._standings),
+            ("decisions", "attempt", below, self._standings),
+            ("names", "undecided", "undecided IS NOT NULL", self._undecided_and_asked),
+            ("names", "attempt", below, self._stagings),
+            ("calls", "unfinished", "unfinished IS NOT NULL", self._unfinished),
+            ("calls", "attempt", below, self._calls),
+            ("confirmations", "attempt", below, self._confirmations),
         )
-        return [rows.standing(row) for row in reply.rows]
+        found: list[Any] = []
+        for table, key, which, reading in sets:
+            found += yield from self._every(session, table, key, which, reading)
+        found += yield from self.quarantined(session)
+        found += (yield from self.registered(session)).values()
+        return list({one.key: one for one in found if isinstance(one, Unreadable)}.values())
+
+    def _undecided_and_asked(self, session: Session, which: str) -> Script[list[Any]]:
+        """Names by `undecided`, and what was said by those who must confirm them."""
+        names = yield from self._undecided(session, which)
+        said = yield from self._confirmations(session, which.replace("undecided", "attempt", 1))
+        return [*names, *said]
+
+    def _every(
+        self, session: Session, table: str, key: str, which: str, reading: Callable[[Session, str], Script[list[Any]]]
+    ) -> Script[list[Any]]:
+        """What is read of a set, a page of keys at a time; all of it, or whoever asks has no answer in time."""
+        found, after, column = list[Any](), "", self.dialect.reading(f"r.{key}", key)
+        while True:
+            reply = yield from self._read(
+                session,
+                f"SELECT {column} FROM {self.dialect.table(table)} AS r WHERE r.{key} > {self.dialect.raw(after)} "
+                f"AND {which} GROUP BY r.{key} ORDER BY r.{key} LIMIT {ATTEMPTS_PER_STATEMENT}",
+            )
+            keys = [rows.raw(value) for (value,) in reply.rows]
+            if keys:
+                found += yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
+            if len(keys) < ATTEMPTS_PER_STATEMENT:
+                return found
+            after = keys[-1]
 
     def _not_quarantined(self) -> str:
         """Of the decision d. What is quarantined is kept: an operator may still ask what was decided (I17)."""
@@ -318,20 +408,36 @@ class SqlJournal(Calls):
     def _highest_floor(self, session: Session, floor: str, cutoff: str) -> Script[str]:
         """How far the floor may rise, by a plain read that holds up nobody. `_floor_statements` makes sure of it.
 
-        Not above the newest record: a clock that has jumped ahead must not lock out every transaction to come.
+        Not above the newest record: a clock that has jumped ahead must not lock out every transaction to come. Nor
+        above a decision that is neither of the two: what it would take to forget it, nobody knows.
         """
         decisions, undecided = self.dialect.table("decisions"), self._undecided_between(floor, cutoff)
-        calls = self._undecided_calls_between(floor, cutoff)
+        calls, reading = self._undecided_calls_between(floor, cutoff), self.dialect.reading
+        neither = f"{self._between('attempt', floor, cutoff)} AND verdict NOT IN ('commit', 'abort')"
+        newest = yield from self._read(
+            session,
+            f"SELECT {reading('attempt', 'attempt')} FROM {decisions} ORDER BY attempt DESC LIMIT {NEWEST_MAX}",
+        )
         reply = yield from self._read(
             session,
-            f"SELECT (SELECT max(attempt) FROM {decisions}), "
-            f"(SELECT min({self.dialect.open_key}) FROM {decisions} WHERE {self.dialect.is_open}), "
-            f"(SELECT min(n.undecided) {undecided}), (SELECT min(c.unfinished) {calls})",
+            f"SELECT (SELECT {reading(f'min({self.dialect.open_key})', 'attempt')} FROM {decisions} "
+            f"WHERE {self._open_between(floor, cutoff)}), "
+            f"(SELECT {reading('min(n.undecided)', 'attempt')} {undecided}), "
+            f"(SELECT {reading('min(c.unfinished)', 'attempt')} {calls}), "
+            f"(SELECT {reading('min(attempt)', 'attempt')} FROM {decisions} WHERE {neither})",
         )
-        newest, *bounds = (None if value is None else rows.text(value) for value in reply.rows[0])
-        if newest is None:
-            return floor
-        return min(cutoff, next_attempt(newest), *(bound for bound in bounds if bound is not None))
+        bounds = [rows.raw(value) for value in reply.rows[0] if value is not None]
+        last = next((one for one in map(rows.raw, (value for (value,) in newest.rows)) if is_attempt(one)), None)
+        if last is None or not all(map(is_attempt, bounds)):
+            return floor  # what holds it down is no attempt: a row that cannot be read
+        return min(cutoff, next_attempt(last), *bounds)
+
+    def _between(self, column: str, floor: str, ceiling: str) -> str:
+        return f"{column} >= {self.dialect.attempt(floor)} AND {column} < {self.dialect.attempt(ceiling)}"
+
+    def _open_between(self, floor: str, ceiling: str) -> str:
+        """The COMMITs that have not ended. There are none below a floor, but what has no attempt for its key."""
+        return f"{self.dialect.is_open} AND {self._between(self.dialect.open_key, floor, ceiling)}"
 
     def _undecided_between(self, floor: str, ceiling: str) -> str:
         """The live names that began from `floor` on and before `ceiling`, from the index that holds little else.
@@ -364,8 +470,7 @@ class SqlJournal(Calls):
         """
         journal, item = self.dialect.table("journal"), self.dialect.key("floor")
         nothing_open = (
-            f"NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} WHERE {self.dialect.is_open} "
-            f"AND {self.dialect.open_key} < {self.dialect.attempt(wanted)})"
+            f"NOT EXISTS (SELECT 1 FROM {self.dialect.table('decisions')} WHERE {self._open_between(floor, wanted)})"
         )
         nothing_undecided = (
             f"NOT EXISTS (SELECT 1 {self._undecided_between(floor, wanted)}) "
@@ -376,36 +481,27 @@ class SqlJournal(Calls):
         return *self.dialect.lock_floor(), f"{rise} AND {nothing_open} AND {nothing_undecided}"
 
     def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
-        """Below the floor a record can't come back, and one that has ended stays so: a plain read will do.
-
-        What is quarantined is kept: an operator may still ask what was decided (I17). So is what has steps to undo.
-        """
+        """Below the floor a record can't come back, and one that has ended stays so: a plain read will do."""
         before = self.dialect.seconds(older_than)
-        reply = yield from self._read(
-            session,
-            f"SELECT attempt FROM {self.dialect.table('decisions')} AS d WHERE attempt < {self.dialect.attempt(floor)} "
-            f"AND decided_at < {before} AND (verdict = 'abort' OR ended_at < {before}) "
-            f"AND {self._not_quarantined()} "
-            f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('calls')} AS c WHERE c.unfinished = d.attempt) "
-            f"ORDER BY attempt LIMIT {limit}",
-        )
-        return [rows.text(attempt) for (attempt,) in reply.rows]
+        which = f"decided_at < {before} AND (verdict = 'abort' OR ended_at < {before})"
+        found, _ = yield from self._forgettable(session, floor, which, limit)
+        return [one.attempt for one in found]
 
     def _stray_events(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
         """Attempts that have left events but never a decision: nothing else would ever delete those."""
         decisions = self.dialect.table("decisions")
         reply = yield from self._read(
             session,
-            f"SELECT DISTINCT attempt FROM {self.dialect.table('events')} AS e "
+            f"SELECT {self.dialect.reading('attempt', 'attempt')} FROM {self.dialect.table('events')} AS e "
             f"WHERE attempt < {self.dialect.attempt(floor)} AND at < {self.dialect.seconds(older_than)} "
             f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = e.attempt) "
-            f"ORDER BY attempt LIMIT {limit}",
+            f"GROUP BY attempt ORDER BY attempt LIMIT {limit}",
         )
-        return [rows.text(attempt) for (attempt,) in reply.rows]
+        return [rows.raw(attempt) for (attempt,) in reply.rows]
 
     def _delete(self, session: Session, retired: Sequence[str], strays: Sequence[str]) -> Script[None]:
         """The last DELETE says again what must never go: a COMMIT that has not ended (I6)."""
-        table, key = self.dialect.table, self.dialect.key
+        table, key = self.dialect.table, self.dialect.raw
         statements = []
         if retired:
             which = f"attempt IN ({self.dialect.attempts(retired)})"

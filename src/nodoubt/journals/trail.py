@@ -26,6 +26,7 @@ from ..protocol.records import (
     Quarantined,
     Staging,
     Standing,
+    Unreadable,
     Verdict,
 )
 
@@ -33,16 +34,25 @@ STAGED = "staged"  # an attempt is so once
 
 
 def told(
-    stored: Sequence[Event], staging: Staging | None, standing: Standing | None, ended_at: float | None
+    found: Sequence[Event | Unreadable],
+    staging: Staging | Unreadable | None,
+    standing: Standing | Unreadable | None,
+    ended_at: float | None,
 ) -> list[Event]:
-    """The whole trail. What an earlier release has stored of a row is not told again from it, nor as the row went."""
+    """The whole trail. What an earlier release has stored of a row is not told again from it, nor as the row went.
+
+    What cannot be read is told as that, before all else.
+    """
+    apart = [one for one in (*found, staging, standing) if isinstance(one, Unreadable)]
+    stored = [one for one in found if not isinstance(one, Unreadable)]
     first = next((number for number, event in enumerate(stored) if event.what == STAGED), None)
     stored = [event for number, event in enumerate(stored) if event.what != STAGED or number == first]
-    derived = [] if staging is None else [of_staging(staging)]
-    if standing is not None:
+    derived = [of_staging(staging)] if isinstance(staging, Staging) else []
+    if isinstance(standing, Standing):
         derived += _of_standing(standing.decision, ended_at)
     there = {event.what for event in stored}
-    return list(heapq.merge((one for one in derived if one.what not in there), stored, key=lambda event: event.at))
+    told = heapq.merge((one for one in derived if one.what not in there), stored, key=lambda event: event.at)
+    return [*(Event(one.printable, 0.0, "unreadable", f"{one.which} {one.why}") for one in apart), *told]
 
 
 def _of_standing(decision: Decision, ended_at: float | None) -> list[Event]:

@@ -32,6 +32,7 @@ from ..protocol.records import (
     Readiness,
     Staging,
     Standing,
+    Unreadable,
     Verdict,
 )
 from ..script import Script
@@ -45,6 +46,7 @@ from .answers import Shortcoming as Shortcoming
 from .answers import StatementFailed as StatementFailed
 from .answers import Unclear as Unclear
 from .answers import UnknownXid as UnknownXid
+from .answers import readable as readable
 from .answers import require_none as require_none
 from .backend import Backend as Backend
 from .notices import Notice as Notice
@@ -361,11 +363,15 @@ class Resource(Protocol):
         ...
 
 
-Known = tuple[Staging, Standing | None, bool]  # the decision seen is advice; True: X is prepared; False: ask for it
+Listed = tuple[Staging | Unreadable, Standing | Unreadable | None]  # a name, and the decision seen: advice
+Known = tuple[Staging | Unreadable, Standing | Unreadable | None, bool]  # True: X is prepared; False: ask for it
 
 
 class Journal(Protocol):
-    """Where decisions live: scripts over sessions of the database that holds it."""
+    """Where decisions live: scripts over sessions of the database that holds it.
+
+    A row that cannot be read stands in an answer as `Unreadable`, in its own place: neither left out nor guessed at.
+    """
 
     @property
     def tables(self) -> Tables: ...
@@ -409,15 +415,15 @@ class Journal(Protocol):
         """The literal statements of such a write, for a transaction that somebody else begins and commits."""
         ...
 
-    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         """The decisions that stand, each flushed by a forced UPDATE of its own row. Only these may be acted on."""
         ...
 
-    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing]]:
+    def look(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         """A plain read: advice, never grounds to act."""
         ...
 
-    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing]]:
+    def open_commits(self, session: Session, after: str, limit: int) -> Script[list[Standing | Unreadable]]:
         """COMMIT decisions that have not ended, by attempt, from `after` on (exclusive)."""
         ...
 
@@ -429,12 +435,20 @@ class Journal(Protocol):
         """The oldest attempt that may still be decided COMMIT; below it all is unknown. `flushed`: and stays so."""
         ...
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing]]:
-        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete. A plain read."""
+    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
+        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete; then, uncounted,
+        what could not be read among them. A plain read.
+        """
         ...
 
     def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
-        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts."""
+        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts. Of
+        an attempt of which a row cannot be read all stays.
+        """
+        ...
+
+    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
+        """The rows that cannot be read, of all that is not over and of all below the floor. A plain read."""
         ...
 
     # -- the directory of names
@@ -448,7 +462,7 @@ class Journal(Protocol):
         ...
 
     def staging_rows(self, staging: Staging, *, replace: Staging | None = None) -> tuple[str, ...]: ...
-    def find(self, session: Session, name: str) -> Script[Staging | None]:
+    def find(self, session: Session, name: str) -> Script[Staging | Unreadable | None]:
         """The row by name, or by attempt id."""
         ...
 
@@ -456,30 +470,30 @@ class Journal(Protocol):
         """As `find`, with more. `listed_sql`: the trait of X's resource, if that is this very database."""
         ...
 
-    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging]]: ...
-    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging]]:
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Staging | Unreadable]]: ...
+    def undecided(self, session: Session, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
         """Names without a decision, by attempt, from `after` on (exclusive). A plain read."""
         ...
 
-    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[tuple[Staging, Standing | None]]]:
+    def list_staged(self, session: Session, after: str, limit: int) -> Script[list[Listed]]:
         """The directory with what was decided, newest first."""
         ...
 
-    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging]]:
+    def overdue(self, session: Session, before: float, after: str, limit: int) -> Script[list[Staging | Unreadable]]:
         """As `undecided`, but only those whose deadline lies before, or that somebody has refused."""
         ...
 
     # -- readiness: who was asked is stored with the row of the name
     def answer(
         self, session: Session, attempt: str, who: str, answer: Readiness, *, why: str, at: float
-    ) -> Script[Confirmation | None]:
+    ) -> Script[Confirmation | Unreadable | None]:
         """What stands for them now, forced; None: nobody asked them.
 
         Only a first answer is written, and none where a decision is seen.
         """
         ...
 
-    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation]]: ...
+    def confirmations(self, session: Session, attempt: str) -> Script[list[Confirmation | Unreadable]]: ...
 
     # -- steps that were called outside (I19)
     def now(self, session: Session) -> Script[float]:
@@ -498,15 +512,15 @@ class Journal(Protocol):
         """Whoever called steps in these undecided attempts is alive, and shall be left alone until then. Unforced."""
         ...
 
-    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call]]:
+    def calls(self, session: Session, attempts: Sequence[str]) -> Script[list[Call | Unreadable]]:
         """All calls of these attempts, by attempt and number."""
         ...
 
-    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str]]:
+    def unfinished_calls(self, session: Session, after: str, limit: int) -> Script[list[str | Unreadable]]:
         """Attempts with calls that are neither closed nor parked, and have not ended with a COMMIT; from `after` on."""
         ...
 
-    def parked_calls(self, session: Session) -> Script[list[Call]]:
+    def parked_calls(self, session: Session) -> Script[list[Call | Unreadable]]:
         """Those that a human must look at."""
         ...
 
@@ -515,7 +529,7 @@ class Journal(Protocol):
         """Remember the resource, its server and the epoch it has witnessed."""
         ...
 
-    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity]]]:
+    def registered(self, session: Session) -> Script[dict[str, tuple[str, Identity] | Unreadable]]:
         """By resource id: the name it was registered under, and its identity as of then."""
         ...
 
@@ -530,7 +544,7 @@ class Journal(Protocol):
         """Store it, forced; one entry per (attempt, branch)."""
         ...
 
-    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined]]:
+    def quarantined(self, session: Session, limit: int | None = None) -> Script[list[Quarantined | Unreadable]]:
         """Those not cleared, oldest first."""
         ...
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
-from ..errors import NoDoubtError, ResourceRefused
+from ..errors import NoDoubtError, ResourceRefused, UnreadableRecord
+from ..protocol.records import Unreadable
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,15 @@ class BelowFloor(Refused):
 
 class Unclear(NoDoubtError):
     """No answer: it may have been done, or not, or be done later."""
+
+
+def readable(one: R | Unreadable) -> R:
+    """What was asked for; raises `UnreadableRecord` where its row cannot be read."""
+    if isinstance(one, Unreadable):
+        raise UnreadableRecord(
+            f"{one.which}: this row of the journal {one.why}. Nothing was done on the strength of it"
+        )
+    return one
 
 
 class Failure(Enum):

@@ -71,6 +71,10 @@ class Standing(msgspec.Struct, frozen=True):
     decision: Decision
     ended: bool  # every branch has proved itself (I6)
 
+    @property
+    def attempt(self) -> str:
+        return self.decision.attempt
+
 
 class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A row of the directory of names: a staged attempt whose branches, but for `last`, are all prepared."""
@@ -160,6 +164,38 @@ class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: str
     since: float = 0.0
     cleared_by: str = ""
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A row of the journal that cannot be read: damaged, or written in a form that this release does not know.
+
+    It stands in a page in its own place, so that it holds up none of the others. What it says is not guessed at:
+    nothing that hangs on it is done, neither a commit nor a presumed abort nor a forgetting.
+    """
+
+    table: str
+    attempt: str  # as it stands there, by which pages go on: bytes that are no text are lone surrogates
+    why: str
+    name: str = ""  # the transaction's (a step's, a job's, a resource's), as far as it can be read
+    number: int | None = None  # the branch's or the step's, likewise
+
+    @property
+    def key(self) -> tuple[str, str, int | None, str]:
+        """The row, whichever page it is met in."""
+        return self.table, self.attempt, self.number, self.name
+
+    @property
+    def which(self) -> str:
+        """The row, for people."""
+        of = f"attempt {self.printable}" if self.attempt else ""
+        number = "" if self.number is None else f"number {self.number}"
+        name = repr(self.name) if self.name else ""
+        return f"{self.table}: {', '.join(filter(None, (of, number, name)))}"
+
+    @property
+    def printable(self) -> str:
+        """The attempt; what is no text in it is written out."""
+        return self.attempt.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

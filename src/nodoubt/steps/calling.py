@@ -217,7 +217,7 @@ def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
             raise JournalUnavailable(
                 f"the journal did not take the intent of {use.bound.step.name}, so it was not begun: {error}"
             ) from error
-        others = yield from ledger.calls(ctx, [site.attempt])
+        others = yield from ledger.calls_of(ctx, site.attempt)
         same = next((one for one in others if one.key == use.key), None)
         if same is not None and ledger.same(same, record):
             # Ours, and its answer was lost. It is seen, which is not yet flushed: written once more, it is.

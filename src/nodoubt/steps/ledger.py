@@ -17,7 +17,7 @@ from ..engine.context import Context, asked, backoff
 from ..errors import JournalUnavailable, NoDoubtError, UsageError
 from ..ports import Session
 from ..protocol import compensation
-from ..protocol.records import Call, CallState, Standing
+from ..protocol.records import Call, CallState, Standing, Unreadable
 from ..script import Pause, Script
 
 CLOCK_GOOD_S = 60.0  # for so long a look at the journal's clock is good: clocks drift, and are set
@@ -33,18 +33,25 @@ def now(ctx: Context) -> Script[float]:
     return shown + ctx.clock.elapsed() - then
 
 
-def calls(ctx: Context, attempts: Sequence[str]) -> Script[list[Call]]:
+def calls(ctx: Context, attempts: Sequence[str]) -> Script[list[Call | Unreadable]]:
     """By attempt and number. Raises `JournalUnavailable`."""
 
-    def body(session: Session) -> Script[list[Call]]:
+    def body(session: Session) -> Script[list[Call | Unreadable]]:
         return ctx.journal.calls(session, attempts)
 
     return questions.ask(ctx, body)
 
 
+def calls_of(ctx: Context, attempt: str) -> Script[list[Call]]:
+    """All calls of one attempt, by number. Raises `JournalUnavailable`, and `UnreadableRecord` if one cannot be read:
+    what comes after what among them, nobody can say.
+    """
+    return questions.calls(ctx, attempt)
+
+
 def decided(ctx: Context, attempt: str) -> Script[Standing | None]:
     """A plain look: enough to refuse an action, never enough to undo one."""
-    return (yield from questions.look(ctx, [attempt])).get(attempt)
+    return questions.decided(ctx, attempt)
 
 
 def intend(ctx: Context, call: Call) -> Script[None]:
@@ -126,7 +133,7 @@ def _advance(ctx: Context, before: Call, after: Call) -> Script[bool]:
 
 
 def _again(ctx: Context, call: Call) -> Script[Call]:
-    for one in (yield from calls(ctx, [call.attempt])):
+    for one in (yield from calls_of(ctx, call.attempt)):
         if one.number == call.number:
             return one
     raise UsageError(f"the journal knows no step #{call.number} of {call.attempt} any more")

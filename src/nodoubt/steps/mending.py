@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ..engine import questions, register
+from ..engine.apart import Apart, split, tell
 from ..engine.context import Context
 from ..errors import UnknownTransaction, UsageError
 from ..protocol.compensation import Edited, Event, NotNow, NotPossible, Retried, Skipped
@@ -39,12 +40,15 @@ def steps(ctx: Context, name: str) -> Script[list[Call]]:
     staging = yield from questions.find(ctx, name)
     if staging is None and not is_attempt(name):
         raise UnknownTransaction(name)
-    return (yield from ledger.calls(ctx, [name if staging is None else staging.attempt]))
+    return (yield from ledger.calls_of(ctx, name if staging is None else staging.attempt))
 
 
 def parked(ctx: Context) -> Script[list[Call]]:
-    """Every call that a human must look at."""
-    return questions.ask(ctx, ctx.journal.parked_calls)
+    """Every call that a human must look at; of those that cannot be read `questions.unreadable` tells."""
+    apart: Apart = {}
+    found = split((yield from questions.ask(ctx, ctx.journal.parked_calls)), apart)
+    tell(ctx, apart.values())
+    return found
 
 
 def retry(ctx: Context, name: str, number: int, *, by: str) -> Script[Mended]:
@@ -85,7 +89,7 @@ def _aborted_call(ctx: Context, name: str, number: int) -> Script[Call]:
     if call is None:
         have = ", ".join(f"#{one.number}" for one in calls) or "none"
         raise UsageError(f"{name!r} has no step #{number}; it has {have}")
-    standing = (yield from register.confirm(ctx, [call.attempt])).get(call.attempt)
+    standing = yield from register.confirm_one(ctx, call.attempt)
     if standing is None:
         raise UsageError(f"{name!r} is not decided yet: there is nothing to undo. Commit it or roll it back first")
     if standing.decision.verdict is Verdict.COMMIT:

@@ -20,7 +20,7 @@ from ..engine import register
 from ..engine.context import Context, log
 from ..errors import NoDoubtError
 from ..protocol.compensation import Bare, Claimed, Failed, GivenUp, NotNow, NotPossible, Undone, Unfit, following
-from ..protocol.records import Call, CallState, Decision, Verdict
+from ..protocol.records import Call, CallState, Decision, Unreadable, Verdict
 from ..script import Script
 from . import ledger, running
 from .calling import CALLS_MAX, pause_between, words
@@ -31,13 +31,17 @@ from .running import Job, Runner
 
 @dataclass(slots=True)
 class Undoing:
-    """What became of the steps of aborted attempts. `without_code`: compensations that this process does not know."""
+    """What became of the steps of aborted attempts. `without_code`: compensations that this process does not know.
+
+    `unreadable`: rows that cannot be read. Of their attempts nothing was undone.
+    """
 
     undone: int = 0
     failed: int = 0
     parked: int = 0
     waiting: int = 0  # calls that are neither undone nor parked yet
     without_code: Counter[str] = field(default_factory=Counter)
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 TURNS_MAX = 4 * CALLS_MAX  # looks at one attempt: each brings one of its calls further
@@ -90,12 +94,12 @@ def _open(calls: Sequence[Call]) -> int:
 def undo(hand: Hand, attempt: str) -> Script[Undoing]:
     """Undo what can be undone now. Raises `JournalUnavailable`, `Unclear`: recovery goes on with it."""
     ctx, report = hand.ctx, hand.report
-    standing = (yield from register.confirm(ctx, [attempt])).get(attempt)
+    standing = yield from register.confirm_one(ctx, attempt)
     if standing is None or standing.decision.verdict is not Verdict.ABORT:
         return report
     calls: list[Call] = []
     for _ in range(TURNS_MAX):
-        calls = yield from ledger.calls(ctx, [attempt])
+        calls = yield from ledger.calls_of(ctx, attempt)
         chosen = following(calls)
         if chosen is None:
             break
@@ -231,7 +235,7 @@ def undo_quietly(hand: Hand, attempt: str) -> Script[int]:
     """For whoever has just aborted it: undo what can be undone now; how many steps are left to recovery, or a human."""
     try:
         report = yield from undo(hand, attempt)
-        left = yield from ledger.calls(hand.ctx, [attempt])
+        left = yield from ledger.calls_of(hand.ctx, attempt)
     except NoDoubtError as error:
         log.warning("the steps of %s are left to recovery: %s", attempt, error)
         return 1

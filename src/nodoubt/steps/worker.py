@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..engine import questions, register, start
+from ..engine.apart import Apart, split, tell
 from ..engine.context import Context, Participant, asked, log
 from ..errors import NoDoubtError
 from ..ports import BelowFloor, Prepared, Session
 from ..protocol.compensation import NotNow, NotPossible, Unfit
-from ..protocol.records import Call, Decision, Mode, Staging, Standing, Verdict
+from ..protocol.records import Call, Decision, Mode, Staging, Standing, Unreadable, Verdict
 from ..script import Script, every
 from ..xid import Xid
 from . import ledger
@@ -33,6 +34,7 @@ class _Page:
     """What was read, plainly, of so many attempts: advice what to look at."""
 
     at: float  # by the journal's clock
+    apart: Apart
     calls: dict[str, list[Call]] = field(default_factory=dict)
     standings: dict[str, Standing] = field(default_factory=dict)
     stagings: dict[str, Staging] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class _Page:
 def turn(hand: Hand) -> Script[Undoing]:
     """One look at every attempt that has steps which are neither undone nor parked. Raises `JournalUnavailable`."""
     ctx, report = hand.ctx, hand.report
-    attempts = yield from _page(ctx, "")
+    attempts, apart = (yield from _page(ctx, "")), Apart()
     if not attempts:
         ctx.unclaimed = {}
         return report  # without a look at the databases, of which one may be frozen
@@ -53,42 +55,51 @@ def turn(hand: Hand) -> Script[Undoing]:
         return report
     ctx.journal_clock = None  # looked at anew
     while True:
-        yield from _look_after_page(hand, [attempt for attempt in attempts if attempt not in ctx.holding])
+        mine = [attempt for attempt in split(attempts, apart) if attempt not in ctx.holding]
+        yield from _look_after_page(hand, mine, apart)
         if len(attempts) < PAGE_MAX:
             ctx.unclaimed = {which: since for which, since in ctx.unclaimed.items() if which in hand.lacking}
+            report.unreadable += apart.values()
+            tell(ctx, apart.values())
             return report
-        attempts = yield from _page(ctx, attempts[-1])
+        last = attempts[-1]
+        attempts = yield from _page(ctx, last.attempt if isinstance(last, Unreadable) else last)
 
 
-def _page(ctx: Context, after: str) -> Script[list[str]]:
-    def body(session: Session) -> Script[list[str]]:
+def _page(ctx: Context, after: str) -> Script[list[str | Unreadable]]:
+    def body(session: Session) -> Script[list[str | Unreadable]]:
         return ctx.journal.unfinished_calls(session, after, PAGE_MAX)
 
     return questions.ask(ctx, body)
 
 
-def _look_after_page(hand: Hand, attempts: Sequence[str]) -> Script[None]:
+def _look_after_page(hand: Hand, attempts: Sequence[str], apart: Apart) -> Script[None]:
+    """What hangs on a row that cannot be read is left: which step comes first, or how it ended, nobody knows."""
     if not attempts:
         return
     read = yield from _read(hand.ctx, attempts)
-    waiting = deque(attempts)
-    lanes = min(LANES_MAX, len(attempts))
+    apart.update(read.apart)
+    held = {one.attempt for one in read.apart.values()}
+    waiting = deque(attempt for attempt in attempts if attempt not in held)
+    lanes = min(LANES_MAX, len(waiting))
     for lane in (yield from every([_lane(hand, waiting, read) for _ in range(lanes)])):
         lane.get()
 
 
 def _read(ctx: Context, attempts: Sequence[str]) -> Script[_Page]:
-    page = _Page((yield from ledger.now(ctx)))
-    for call in (yield from ledger.calls(ctx, attempts)):
+    page = _Page((yield from ledger.now(ctx)), {})
+    for call in split((yield from ledger.calls(ctx, attempts)), page.apart):
         page.calls.setdefault(call.attempt, []).append(call)
-    page.standings = yield from questions.look(ctx, attempts)
-    undecided = [attempt for attempt in attempts if attempt not in page.standings]
+    stand = yield from questions.look(ctx, attempts)
+    page.standings = {one.attempt: one for one in split(stand.values(), page.apart)}
+    undecided = [attempt for attempt in attempts if attempt not in stand]
     if undecided:
 
-        def body(session: Session) -> Script[dict[str, Staging]]:
+        def body(session: Session) -> Script[dict[str, Staging | Unreadable]]:
             return ctx.journal.staged(session, undecided)
 
-        page.stagings = yield from questions.ask(ctx, body)
+        staged = yield from questions.ask(ctx, body)
+        page.stagings = {one.attempt: one for one in split(staged.values(), page.apart)}
         page.beginning = yield from _beginning(ctx, [one for one in page.stagings.values() if one.begin_by])
     return page
 

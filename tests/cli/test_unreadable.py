@@ -1,0 +1,410 @@
+"""One row of the journal cannot be read: the others are carried out, and the one stays loud until it is mended.
+
+With the real command, on a journal of each kind; the other database is a SQLite file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from cli import shop_steps
+from cli.conftest import Shop, nodoubt
+from kit import QUICK, Database, make_database
+from nodoubt import Coordinator, Settings, State, UnreadableRecord, wiring
+from nodoubt.engine import ends, register
+from nodoubt.engine.context import Context, using
+from nodoubt.journals.sql import SqlJournal
+from nodoubt.ports import Session
+from nodoubt.protocol.records import Decision, Mode, Unreadable, Verdict
+from nodoubt.script import Script
+from nodoubt.testing.samples import LONG_AGO, abort, attempt_at
+from nodoubt.testing.samples import decision as decided
+
+NAMES = (
+    "good-1",
+    "bad",
+    "good-2",
+    "open",
+)  # each with a table of its own: what is prepared locks a whole one in SQLite
+TORN = '[{"number": 0'
+TABLES = {"decisions": "branches", "names": "branches", "calls": "state"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Two databases, of which the first holds the journal."""
+
+    databases: Sequence[Database]
+
+    @property
+    def journal(self) -> Database:
+        return self.databases[0]
+
+    def nodoubt(self, *arguments: str) -> Result:
+        options = [part for one in self.databases for part in ("-r", f"{one.name}={one.url}")]
+        return nodoubt(*options, *arguments)
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        result = self.nodoubt(*arguments, "--json")
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+    def coordinator(self, settings: Settings = QUICK) -> Coordinator:
+        return Coordinator({one.name: one.url for one in self.databases}, recovery=False, settings=settings)
+
+    def stage(self, name: str, *, deadline: float | None = None) -> str:
+        """Staged, with a row in both."""
+        with self.coordinator() as db, db.begin_distributed(name, deadline=deadline) as tx:
+            for one in self.databases:
+                tx[one.name].execute(f"insert into {_table(name)} values (1)")
+            return tx.attempt
+
+    def decide(self, *attempts: str) -> None:
+        """COMMIT, by somebody who died before they carried it out."""
+
+        def body(session: Session) -> Script[None]:
+            stagings = yield from ctx.journal.staged(session, attempts)
+            for one in stagings.values():
+                assert not isinstance(one, Unreadable)
+                commit = Decision(one.attempt, Verdict.COMMIT, Mode.STAGED, one.name, one.branches)
+                yield from ctx.journal.insert(session, [commit])
+
+        with wiring.onlooker({one.name: one.url for one in self.databases}, None) as (ctx, shell):
+            shell.run(using(ctx.journal_pool, body))
+
+    def table(self, name: str) -> str:
+        return f"nodoubt.{name}" if self.journal.kind == "postgres" else f"nodoubt_{name}"
+
+    def spoil(self, table: str, attempt: str, value: str = TORN) -> str:
+        """What was there."""
+        column, name = TABLES[table], self.table(table)
+        ((before,),) = self.journal.query(f"select {column} from {name} where attempt = '{attempt}'")
+        self.journal.query(f"update {name} set {column} = '{value}' where attempt = '{attempt}'")
+        return str(before)
+
+    def mend(self, table: str, attempt: str, value: str) -> None:
+        sql = f"update {self.table(table)} set {TABLES[table]} = ? where attempt = ?"
+        self.journal.query(sql, value, attempt)
+
+    def rows(self, name: str) -> list[int]:
+        """In each database."""
+        return [int(one.query(f"select count(*) from {_table(name)}")[0][0]) for one in self.databases]
+
+    def prepared(self) -> int:
+        return sum(len(one.prepared()) for one in self.databases)
+
+
+def _table(name: str) -> str:
+    return f"t_{name.replace('-', '_')}"
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+def place(request: Any, tmp_path: Path) -> Place:
+    made = Place(
+        [make_database(request.param, "a", request, tmp_path), make_database("sqlite", "b", request, tmp_path)]
+    )
+    for one in made.databases:
+        for name in NAMES:
+            one.query(f"create table {_table(name)} (n int primary key)")
+    with made.coordinator() as db:
+        db.setup()
+    return made
+
+
+def context(db: Coordinator) -> Context:
+    return db._ctx
+
+
+def three_commits_of_which_one_cannot_be_read(place: Place) -> tuple[dict[str, str], str]:
+    """Their attempts, and what stood in the bad row. A fourth transaction is staged, and nobody has decided it."""
+    attempts = {name: place.stage(name) for name in NAMES}
+    place.decide(*(attempts[name] for name in NAMES[:3]))
+    return attempts, place.spoil("decisions", attempts["bad"])
+
+
+def test_one_decision_that_cannot_be_read_keeps_no_other_from_being_carried_out(place: Place) -> None:
+    attempts, before = three_commits_of_which_one_cannot_be_read(place)
+    report = place.json("recover", "--grace", "0", code=3)
+    assert [place.rows(name) for name in NAMES] == [[1, 1], [0, 0], [1, 1], [0, 0]]
+    assert place.prepared() == 4, "what cannot be read, and what is undecided, is left as it is"
+    (row,) = report["unreadable"]
+    assert (row["table"], row["attempt"], row["name"]) == ("decisions", attempts["bad"], "bad")
+    assert "cannot be read" in row["why"] and "mend the row" in row["what_to_do"]
+    assert (report["clean"], report["committed"], report["rolled_back"], report["trouble"]) == (False, 4, 0, {})
+
+    again = place.nodoubt("recover", "--grace", "0")
+    assert again.exit_code == 3 and "1 row of the journal cannot be read" in again.stdout
+    assert attempts["bad"] in again.stdout and "mend the row" in again.output
+    assert [place.rows(name) for name in NAMES] == [[1, 1], [0, 0], [1, 1], [0, 0]]
+
+    place.journal.query(
+        f"update {place.table('decisions')} set branches = ? where attempt = ?", before, attempts["bad"]
+    )
+    assert place.json("recover", "--grace", "0")["unreadable"] == []
+    assert place.json("recover", "--grace", "0")["clean"] is True
+    assert [place.rows(name) for name in NAMES] == [[1, 1], [1, 1], [1, 1], [0, 0]]
+    assert place.json("ls")["unreadable"] == []
+
+
+def test_what_cannot_be_read_is_listed_and_shown(place: Place) -> None:
+    attempts, _ = three_commits_of_which_one_cannot_be_read(place)
+    document = place.json("ls", code=3)
+    states = {one["name"]: one["state"] for one in document["transactions"]}
+    assert states == {"good-1": "committed", "bad": "unreadable", "good-2": "committed", "open": "prepared"}
+    assert [one["attempt"] for one in document["unreadable"]] == [attempts["bad"]]
+    (alone,) = place.json("ls", "--state", "unreadable", code=3)["transactions"]
+    assert alone["status"] == "requires_manual_intervention"
+    asked = [one["name"] for one in place.json("ls", "--state", "prepared", code=3)["transactions"]]
+    assert sorted(asked) == ["bad", "open"], "nobody can say that it is not"
+    listed = place.nodoubt("ls", "--limit", "1")
+    assert listed.exit_code == 3 and attempts["bad"] in listed.stdout, "though its place is further down the list"
+    for which in ("bad", attempts["bad"]):
+        shown = place.nodoubt("show", which)
+        assert shown.exit_code == 3 and "unreadable" in shown.stdout and "cannot be read" in shown.stdout
+    with place.coordinator() as db:
+        assert (db.status("bad").state, db.status("bad").complete) == (State.UNREADABLE, False)
+        assert [one.attempt for one in db.unreadable()] == [attempts["bad"]]
+
+
+def test_the_doctor_advises_on_all_others_and_against_any_act_on_the_one(place: Place) -> None:
+    options = [part for one in place.databases for part in ("-r", f"{one.name}={one.url}")]
+    attempts, before = three_commits_of_which_one_cannot_be_read(place)
+    result = nodoubt("doctor", *options, "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == document["exit_code"] == 3
+    (finding,) = [one for one in document["databases"][0]["findings"] if one["rule"] == "unreadable"]
+    assert finding["severity"] == "human" and attempts["bad"] in finding["about"]
+    assert document["databases"][0]["journal"]["unreadable"] == 1
+    told: dict[str, list[tuple[str, str]]] = {}
+    for one in (prepared for database in document["databases"] for prepared in database["prepared"]):
+        for name, attempt in attempts.items():
+            if attempt in one["id"]:  # the server may have some of others
+                told.setdefault(name, []).append((one["decision"], one["action"]["why"]))
+    assert set(told) == set(NAMES), "a readable decision is told beside one that is not"
+    assert {decision for decision, _ in told["good-1"] + told["good-2"]} == {"commit"}
+    assert {decision for decision, _ in told["open"]} == {"none"}
+    for decision, why in told["bad"]:
+        assert decision == "unreadable"
+        assert why.startswith("do not roll it back, do not commit it by hand: its decision stands, but")
+    place.journal.query(
+        f"update {place.table('decisions')} set branches = ? where attempt = ?", before, attempts["bad"]
+    )
+    mended = json.loads(nodoubt("doctor", *options, "--json").stdout)
+    assert "cannot be read" not in json.dumps(mended)
+
+
+def test_a_decision_that_cannot_be_read_is_neither_repeated_nor_contradicted(place: Place) -> None:
+    attempts, _ = three_commits_of_which_one_cannot_be_read(place)
+    for verb in ("commit", "rollback"):
+        result = place.nodoubt(verb, "bad", "--yes")
+        assert result.exit_code == 3 and "cannot be read" in result.output
+    with place.coordinator() as db:
+        for act in (db.commit_distributed, db.rollback_distributed):
+            with pytest.raises(UnreadableRecord, match="Nothing was done on the strength of it"):
+                act("bad")
+        for ask in (lambda: db.settle(attempts["bad"]), lambda: db.wait("bad", timeout=5)):
+            with pytest.raises(UnreadableRecord):
+                ask()
+        began = context(db).clock.elapsed()
+        with pytest.raises(UnreadableRecord):
+            db._shell.run(register.decide(context(db), abort(attempts["bad"], mode=Mode.STAGED)))
+        assert context(db).clock.elapsed() - began < QUICK.decide_s / 2, "no wait makes it readable"
+    assert place.rows("bad") == [0, 0] and place.prepared() == 8
+
+
+# ---- names ----------------------------------------------------------------------------------------
+
+
+def overdue(place: Place) -> dict[str, str]:
+    """Three past their deadline, of which one cannot be read."""
+    attempts = {name: place.stage(name, deadline=0.001) for name in NAMES[:3]}
+    place.spoil("names", attempts["bad"])
+    return attempts
+
+
+def test_a_name_that_cannot_be_read_is_not_taken_for_none_and_the_others_are_cleaned_up(place: Place) -> None:
+    attempts = overdue(place)
+    reaped = place.json("reap", code=3)
+    assert (reaped["reaped"], [one["attempt"] for one in reaped["unreadable"]]) == (2, [attempts["bad"]])
+    report = place.json("recover", "--grace", "0", code=3)
+    assert [(one["table"], one["attempt"]) for one in report["unreadable"]] == [("names", attempts["bad"])]
+    assert place.prepared() == 2
+    assert {one["name"]: one["state"] for one in place.json("ls", code=3)["transactions"]} == {
+        "good-1": "aborted", "bad": "unreadable", "good-2": "aborted",
+    }  # fmt: skip
+
+
+class TakesItForNone(SqlJournal):
+    """The mutant: a name that cannot be read is left out."""
+
+    def staged(self, session: Session, attempts: Sequence[str]) -> Script[Any]:
+        found = yield from super().staged(session, attempts)
+        return {attempt: one for attempt, one in found.items() if not isinstance(one, Unreadable)}
+
+
+def test_a_journal_that_left_it_out_would_have_it_aborted(place: Place) -> None:
+    attempts = overdue(place)
+    with place.coordinator() as db:
+        sound: Any = context(db).journal
+        context(db).journal = TakesItForNone(sound.dialect)
+        db.recover(grace=0)
+        assert place.prepared() == 0, "presumed abort, though it may have had all the time in the world"
+        assert db.status(attempts["bad"]).state is State.UNREADABLE
+
+
+# ---- steps ----------------------------------------------------------------------------------------
+
+
+def test_a_step_that_cannot_be_read_keeps_no_other_from_being_undone(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmailed = tmp_path / "unmailed"
+    monkeypatch.setenv("UNMAILED", str(unmailed))
+    attempts = {name: place.stage(name, deadline=3600) for name in NAMES[:3]}
+    with place.coordinator() as db:
+        for name in attempts:
+            for number in range(2):
+                db.call(name, shop_steps.mail, f"{name} {number}", undo=shop_steps.unmail, key=f"{number}")
+    where = f"attempt = '{attempts['bad']}' and number = 0"
+    calls = place.table("calls")
+    spoilt = {"sqlite": "arguments = cast(x'ff' as text)", "postgres": "tries = 2147483647, begun_at = 'nan'"}
+    change = spoilt.get(place.journal.kind, "state = 'nearly'")
+    place.journal.query(f"update {calls} set {change} where {where}")
+    for name in attempts:
+        place.nodoubt("rollback", name, "--yes")
+    report = place.json("recover", code=3)
+    assert sorted(unmailed.read_text().split()) == ["0", "0", "1", "1", "good-1", "good-1", "good-2", "good-2"]
+    assert [(one["table"], one["attempt"], one["number"]) for one in report["unreadable"]] == [
+        ("calls", attempts["bad"], 0)
+    ]
+    assert report["clean"] is False
+    assert place.nodoubt("ls").exit_code == place.nodoubt("steps", "ls").exit_code == 3
+    shown = place.nodoubt("show", "bad")
+    assert shown.exit_code == 3 and "cannot be read" in shown.stdout
+
+
+def test_whose_name_cannot_be_read_is_not_taken_for_dead_because_it_has_called_a_step(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNMAILED", str(tmp_path / "unmailed"))
+    attempt = place.stage("bad", deadline=3600)
+    with place.coordinator() as db:
+        db.call("bad", shop_steps.mail, "ann", undo=shop_steps.unmail)
+    place.spoil("names", attempt)
+    report = place.json("recover", "--grace", "0", code=3)
+    assert [(one["table"], one["attempt"]) for one in report["unreadable"]] == [("names", attempt)]
+    assert place.prepared() == 2 and not (tmp_path / "unmailed").exists()
+
+
+# ---- what is forgotten ----------------------------------------------------------------------------
+
+
+def test_an_old_abort_that_cannot_be_read_stops_no_forgetting_and_is_told_for_good(place: Place) -> None:
+    old = [attempt_at(LONG_AGO + number) for number in range(6)]
+    records = [*map(abort, old[:3]), *(decided(attempt=attempt) for attempt in old[3:])]
+    with place.coordinator() as db:
+        ctx = context(db)
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, records)))
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.end(session, old[3:])))
+        before = place.spoil("decisions", old[1])
+        cut = ctx.clock.now() - ctx.settings.retention_s
+        place.journal.query(f"update {place.table('decisions')} set ended_at = {cut - 1} where ended_at is not null")
+        assert db._shell.run(ends.retire(ctx)) == 5
+        assert [one.attempt for one in db.unreadable()] == [old[1]]
+        assert db.recover().unreadable == db.unreadable()
+    assert place.nodoubt("ls").exit_code == place.nodoubt("recover").exit_code == 3
+    place.mend("decisions", old[1], before)
+    with place.coordinator() as db:
+        assert db._shell.run(ends.retire(context(db))) == 1
+        assert db.unreadable() == []
+    assert place.nodoubt("ls").exit_code == place.nodoubt("recover").exit_code == 0
+
+
+def test_the_receipt_that_an_unreadable_abort_may_need_is_kept_and_the_alarm_comes_when_it_is_mended(
+    place: Place,
+) -> None:
+    """I17: somebody has committed the branch by hand, and by nothing but its receipt will that ever be known."""
+    old = [attempt_at(LONG_AGO + number) for number in range(3)]
+    with place.coordinator() as db:
+        ctx = context(db)
+        records = [abort(attempt, branches=()) for attempt in old]
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, records)))
+        before = place.spoil("decisions", old[1])
+        place.databases[1].query(f"insert into nodoubt_receipts values ('{old[1]}', 1, 'commit', 1, 0, 0, {LONG_AGO})")
+        assert db._shell.run(ends.retire(ctx)) == 2
+        assert place.databases[1].query("select attempt from nodoubt_receipts") == [(old[1],)]
+        assert db.quarantined() == []
+        place.mend("decisions", old[1], before)
+        assert db._shell.run(ends.retire(ctx)) == 0
+        assert [(one.attempt, one.resource) for one in db.quarantined()] == [(old[1], "b")]
+
+
+def test_a_database_that_an_unreadable_decision_may_list_is_not_dropped(place: Place) -> None:
+    with place.coordinator() as db:
+        ctx = context(db)
+        one = decided()
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, [one])))
+    place.spoil("decisions", one.attempt)
+    refused = place.nodoubt("drop", "b", "--yes")
+    assert refused.exit_code == 1 and "nothing was dropped" in refused.output and one.attempt in refused.output
+    place.mend("decisions", one.attempt, "[]")
+    assert place.nodoubt("drop", "b", "--yes").exit_code == 0
+
+
+# ---- every column ---------------------------------------------------------------------------------
+
+COLUMNS = {
+    "decisions": ("mode", "name", "branches", "owner", "reason", "decided_at"),
+    "names": ("name", "branches", "owner", "metadata", "confirmations", "deadline", "created_at", "begin_by"),
+    "calls": (
+        "call_key", "step", "compensation", "arguments", "state", "result", "error", "held_until", "claim", "worker",
+        "begun_at", "changed_at",
+    ),
+    "confirmations": ("who", "answer", "why", "at"),
+    "quarantine": ("resource", "why", "since"),
+    "resources": ("name", "cluster", "server"),
+}  # fmt: skip
+NUMBERS = {"decided_at", "deadline", "created_at", "begin_by", "held_until", "begun_at", "changed_at", "at", "since"}
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_whichever_column_holds_no_text_or_no_number_it_is_told_and_nothing_breaks(shop: Shop, table: str) -> None:
+    """In SQLite, which keeps any bytes as a text, and infinity as a number."""
+    with shop.coordinator() as db:
+        with db.begin_distributed("order-1", confirmations=["ann"]) as tx:
+            for name in shop.urls:
+                tx[name].execute("insert into notes values (1)")
+        db.call("order-1", shop_steps.mail, "nobody", undo=shop_steps.unmail)
+        attempt = db.status("order-1").attempt
+    if table in ("decisions", "calls"):
+        shop.nodoubt("rollback", "order-1", "--yes")
+    shop.quarantine(attempt)
+    home = Database("shop", shop.urls["shop"])
+    ((stock,),) = home.query("select resource_id from nodoubt_resources where name = 'stock'")
+    which = f"resource_id = '{stock}'" if table == "resources" else f"attempt = '{attempt}'"
+    for column in COLUMNS[table]:
+        ((before,),) = home.query(f"select {column} from nodoubt_{table} where {which}")
+        value = "9e999" if column in NUMBERS else "cast(x'ff00fe' as text)"
+        home.query(f"create table kept as select * from nodoubt_{table} where {which}")
+        home.query(f"update nodoubt_{table} set {column} = {value} where {which}")
+        told = {}
+        for command in ("recover --grace 0", "ls", f"show {attempt}", "steps ls", f"steps show {attempt}"):
+            said = told[command.partition(" ")[0]] = shop.nodoubt(*command.split())
+            assert "this is a bug in nodoubt" not in said.output, (column, command)
+        told["doctor"] = nodoubt("doctor", *shop.options)
+        over = table == "decisions"  # an ABORT that is carried out: nothing asks for it but who asks for it
+        for command in ("show",) if over else ("recover", "ls", "doctor"):
+            shown = " ".join(told[command].output.split())
+            assert told[command].exit_code == 3 and f"cannot be read ({column}: " in shown, (column, command, shown)
+        home.query(f"delete from nodoubt_{table} where {which}")
+        home.query(f"insert into nodoubt_{table} select * from kept")
+        home.query("drop table kept")
+        assert home.query(f"select {column} from nodoubt_{table} where {which}") == [(before,)]
+    assert "cannot be read" not in shop.nodoubt("ls").output

@@ -1,0 +1,121 @@
+"""Rows that are not even to be found where they belong: pages go past them, and end; nothing else is held up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from journals.places import Place, query
+from nodoubt.protocol.records import Unreadable
+from nodoubt.testing.bench import Bench
+from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, call, decision, staging
+
+KINDS = [("sqlite", "sync"), ("postgres", "sync"), ("mariadb", "sync")]
+PAGES_MAX = 20
+WORDS = {
+    "before all": "!" * 32,
+    "after all": "~" * 32,
+    "among them": attempt_at(LONG_AGO + 1)[:12] + "z" * 20,
+    "bytes": "",
+}
+
+
+def literal(place: Place, word: str) -> str:
+    """Bytes that are no text, where a key can be such."""
+    if word:
+        return f"'{word}'"
+    octets = {"sqlite": f"CAST(x'{'ff' * 32}' AS TEXT)", "mariadb": f"x'{'ff' * 32}'"}
+    return octets.get(place.kind, f"'{'ÿ' * 32}'")
+
+
+def paged(page: Callable[[str, int], list[Any]], size: int) -> list[Any]:
+    met, after = list[Any](), ""
+    for _ in range(PAGES_MAX):
+        some = page(after, size)
+        met += some
+        if len(some) < size:
+            return met
+        after = some[-1] if isinstance(some[-1], str) else some[-1].attempt
+    raise AssertionError(f"pages of {size} do not end")
+
+
+def change(place: Place, bench: Bench, table: str, column: str, attempt: str, value: str) -> None:
+    # SQLite counts the characters of what is no text in a way of its own.
+    before, after = {
+        "sqlite": ("PRAGMA ignore_check_constraints = ON", "PRAGMA ignore_check_constraints = OFF")
+    }.get(place.kind, ("SELECT 1", "SELECT 1"))  # fmt: skip
+    name = place.dialect().table(table)
+    for statement in (before, f"UPDATE {name} SET {column} = {value} WHERE attempt = '{attempt}'", after):
+        query(bench, statement)
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_pages_of_decisions_go_past_an_attempt_that_is_none(place: Place, bench: Bench, word: str, size: int) -> None:
+    commits = [decision(attempt=attempt_at(NOW + n)) for n in range(7)]
+    bench.insert(commits)
+    change(place, bench, "decisions", "attempt", commits[3].attempt, literal(place, WORDS[word]))
+    met = paged(bench.open_commits, size)
+    assert {one.attempt for one in met if not isinstance(one, Unreadable)} == {
+        one.attempt for number, one in enumerate(commits) if number != 3
+    }
+    assert len(met) == 7 and len([one for one in met if isinstance(one, Unreadable)]) == 1
+    (told,) = bench.unreadable()
+    assert told.table == "decisions" and told.printable.isprintable() and told.which
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_pages_of_names_go_past_one_that_is_listed_for_another(
+    place: Place, bench: Bench, word: str, size: int
+) -> None:
+    names = [staging(f"n{n}", attempt_at(NOW + n), deadline=NOW - 1) for n in range(7)]
+    for one in names:
+        bench.stage(one)
+    bad, value = names[3].attempt, literal(place, WORDS[word])
+    change(place, bench, "names", "undecided", bad, value)
+    for page in (bench.undecided, lambda after, most: bench.overdue(NOW, after, most)):
+        met = paged(page, size)
+        assert len(met) == 7 and len([one for one in met if isinstance(one, Unreadable)]) == 1
+        assert [one for one in met if not isinstance(one, Unreadable)] == [*names[:3], *names[4:]]
+    assert [one.table for one in bench.unreadable()] == ["names"]
+    change(place, bench, "names", "attempt", bad, value)
+    listed = paged(lambda after, most: [one for one, _ in bench.list_staged(after, most)], size)
+    assert len(listed) == 7 and len([one for one in listed if isinstance(one, Unreadable)]) == 1
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+@pytest.mark.parametrize("word", WORDS)
+def test_pages_of_steps_go_past_one_that_is_found_for_none(place: Place, bench: Bench, word: str) -> None:
+    attempts = [attempt_at(NOW + n) for n in range(5)]
+    for attempt in attempts:
+        bench.intend(call(attempt))
+    change(place, bench, "calls", "unfinished", attempts[2], literal(place, WORDS[word]))
+    for size in (1, 2, 5):
+        met = paged(bench.unfinished_calls, size)
+        assert [one for one in met if isinstance(one, str)] == [*attempts[:2], *attempts[3:]]
+        assert len(met) == 5
+    assert [one.table for one in bench.unreadable()] == ["calls"]
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("verdict", [decision, abort])
+def test_a_record_of_no_attempt_neither_goes_nor_keeps_any_other(
+    place: Place, bench: Bench, word: str, verdict: Callable[..., Any]
+) -> None:
+    old = [attempt_at(LONG_AGO + n) for n in range(4)]
+    bench.insert([verdict(attempt=old[0]), *map(abort, old[1:])])
+    change(place, bench, "decisions", "attempt", old[0], literal(place, WORDS[word]))
+    gone = bench.retire(CUT, 10)
+    if (word, verdict) == ("among them", decision):
+        assert gone == (), "an open COMMIT holds down what comes after it; where that is, is not known"
+        assert [one.table for one in bench.unreadable()] == ["decisions"]
+    else:
+        assert list(gone) == old[1:]
+    found = query(bench, f"SELECT count(*) FROM {place.dialect().table('decisions')}")
+    assert int(found.scalar()) == 4 - len(gone)
