@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 import pytest
 
-from nodoubt.drivers.sqlite import Connection
+from nodoubt.drivers.sqlite_connection import Connection
 from nodoubt.errors import ResourceRefused, SchemaMismatch, UsageError
 from nodoubt.ports import (
     BelowFloor,

@@ -17,7 +17,8 @@ import apsw
 import pytest
 
 from nodoubt.drivers import sqlite as driver
-from nodoubt.drivers.sqlite import Connection, SqliteSession, aconnect, connect
+from nodoubt.drivers.sqlite import SqliteSession, aconnect, connect
+from nodoubt.drivers.sqlite_connection import Connection
 from nodoubt.errors import ResourceRefused, ResourceUnavailable
 from nodoubt.ports import Refused, Session, SessionLost, StatementFailed
 from nodoubt.resources.sqlite.face import Connection as Face

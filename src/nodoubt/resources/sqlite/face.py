@@ -1,7 +1,7 @@
 """What the pieces of this package need of a connection, and what they keep on it.
 
-`drivers.sqlite.Connection` is the one that is used; this is its face, so that no driver is imported here. All
-functions of this package that take a `Connection` run inside one `call` of a session, in the session's thread.
+`drivers.sqlite_connection.Connection` is the one that is used; this is its face, so that no driver is imported here.
+All functions of this package that take a `Connection` run inside one `call` of a session, in the session's thread.
 
 Must not: import a driver.
 """
@@ -41,7 +41,7 @@ class Change(Protocol):
 
 
 class Connection(Protocol):
-    """See `drivers.sqlite.Connection`."""
+    """See `drivers.sqlite_connection.Connection`."""
 
     path: str
     lock_wait_s: float
