@@ -28,7 +28,7 @@ from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
 from .failures import commit, failure, lock, refusal, ride, undo
 from .receipts import refuse_fenced, write_receipt
-from .record import Record, Row, TableRedo, decode, digest, encode, order
+from .record import Record, Row, TableRedo, decode, digest, encode, exact, order
 from .redo import apply, changed_since, columns_of, image, rehearse, sequences
 from .tables import LOCKED, Schema, guard, load
 
@@ -217,34 +217,28 @@ def _refuse_locked(branch: Branch) -> None:
 
 def _captured(connection: Connection, branch: Branch, schema: Schema) -> Record:
     """Read the after-images, take the work back, read the same rows as they were before; then rehearse."""
-    keys = {name: sorted(found, key=order) for name, found in branch.keys().items()}
-    columns = {name: columns_of(schema.tables[name]) for name in keys}
+    touched = [
+        (schema.tables[name], columns_of(schema.tables[name]), tuple(sorted(found, key=order)))
+        for name, found in branch.keys().items()
+    ]
 
-    def images() -> tuple[dict[str, list[Row]], dict[str, str]]:
-        rows = {
-            name: image(connection, name, schema.tables[name].key, columns[name], found) for name, found in keys.items()
-        }
-        return rows, {name: digest(found) for name, found in rows.items()}
+    def images() -> dict[str, tuple[Row, ...]]:
+        return {table.name: image(connection, table.name, table.key, columns, keys) for table, columns, keys in touched}
 
-    (rows, after), numbers = images(), sequences(connection, schema)
+    rows, numbers = images(), sequences(connection, schema)
     connection.query(f"ROLLBACK TO {SAVEPOINT}")
-    (_, before), old_numbers = images(), sequences(connection, schema)
-    tables = tuple(
-        TableRedo(
-            name=name,
-            shape=schema.tables[name].shape,
-            before=before[name],
-            key=schema.tables[name].key,
-            columns=columns[name],
-            erase=tuple(keys[name]),
-            insert=tuple(rows[name]),
-        )
-        for name in keys
-        if before[name] != after[name]
-    )
+    old_rows, old_numbers = images(), sequences(connection, schema)
+    after: dict[str, bytes] = {}
+    tables: list[TableRedo] = []
+    for table, columns, keys in touched:
+        before, after[table.name] = exact(old_rows[table.name]), exact(rows[table.name])
+        if before != after[table.name]:
+            tables.append(
+                TableRedo(table.name, table.shape, digest(before), table.key, columns, keys, rows[table.name])
+            )
     counted = {table.name for table in tables if schema.tables[table.name].counted}
     counted |= {name for name in numbers.keys() | old_numbers.keys() if numbers.get(name) != old_numbers.get(name)}
-    record = Record(branch.gid, tables, tuple((name, numbers.get(name)) for name in sorted(counted)))
+    record = Record(branch.gid, tuple(tables), tuple([(name, numbers.get(name)) for name in sorted(counted)]))
     rehearse(connection, record, schema, after, numbers)
     connection.query(f"ROLLBACK TO {SAVEPOINT}; RELEASE {SAVEPOINT}")
     return record
