@@ -80,7 +80,7 @@ class SqliteSession:
 
     def refuse_inherited(self) -> None:
         """Raise `SessionLost` in the child of a fork."""
-        if self.inherited:
+        if self._pid != os.getpid():
             raise SessionLost(f"the connection to {self.connection.path} was opened before a fork: open a new one")
 
     def run(self, sql: str) -> tuple[Reply, ...]:
@@ -94,14 +94,13 @@ class SqliteSession:
     def call(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(connection, *args)`: many statements, one effect."""
         self.refuse_inherited()
+        connection = self.connection
         with self._mutex:
-            if self._closed or self.connection.killed:
-                raise SessionLost(f"the connection to {self.connection.path} is closed")
-            if self._busy:
-                raise SessionLost(f"the connection to {self.connection.path} is in use by another thread")
+            if self._busy or self._closed or connection.killed:
+                raise self._not_free()
             self._busy = True
         try:
-            return function(self.connection, *args)
+            return function(connection, *args)
         except Exception:
             raise
         except BaseException:
@@ -109,12 +108,18 @@ class SqliteSession:
             raise
         finally:
             # Closed or not, what the connection is in now is read here, by the thread that used it.
-            self._open_transaction = self.connection.in_transaction
+            self._open_transaction = connection.in_transaction
             with self._mutex:
                 self._busy = False
-                killed = self.connection.killed
+                killed = connection.killed
             if killed:
                 self.close()
+
+    def _not_free(self) -> SessionLost:
+        ended = self._closed or self.connection.killed
+        return SessionLost(
+            f"the connection to {self.connection.path} is {'closed' if ended else 'in use by another thread'}"
+        )
 
     def lost(self, error: BaseException) -> bool:
         """Whether this error of `execute` means that the connection is gone."""

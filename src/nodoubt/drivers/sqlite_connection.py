@@ -124,10 +124,9 @@ class Connection:
         if self.killed:
             raise self._ended()
         try:
-            rows: list[Any] = self._database.execute(sql, values).fetchall()
+            return self._database.execute(sql, values).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from error
-        return rows
 
     def look(self, sql: str) -> list[tuple[Any, ...]]:
         """The same, of the schema. For that SQLite resolves every view there is, and would tell the authorizer of
