@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -106,6 +106,7 @@ class Connection:
         self.at_work = False  # the open transaction is a branch's, and whoever began it will end it
         self.kept: Any = None
         self._database = database
+        self._cursor = database.cursor()  # for what is read to its end at once; a new one costs as much as a statement
         self._waiting_since = 0.0
         self._waited_at = 0.0
         self._on_access: OnAccess | None = None
@@ -120,11 +121,11 @@ class Connection:
 
     # -- our own statements
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Our own statements; all rows. Raises `StatementFailed` or `SessionLost`."""
+        """Our own statement, compiled once; all rows. Raises `StatementFailed` or `SessionLost`."""
         if self.killed:
             raise self._ended()
         try:
-            return self._database.execute(sql, values).fetchall()
+            return self._cursor.execute(sql, values).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from error
 
@@ -138,12 +139,15 @@ class Connection:
         finally:
             self._database.authorizer = self._authorize
 
-    def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """One statement of our own, for each of the rows."""
+        if len(rows) == 1:
+            self.query(sql, rows[0])
+            return
         if self.killed:
             raise self._ended()
         try:
-            self._database.executemany(sql, rows).fetchall()
+            self._cursor.executemany(sql, rows).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from error
 
@@ -220,7 +224,7 @@ class Connection:
         """The reply of a known statement that returns no rows: it has run when `execute` returns."""
         database = self._database
         before = database.total_changes()
-        database.execute(statement, params, prepare_flags=self._flags)
+        self._cursor.execute(statement, params, prepare_flags=self._flags)
         return Reply(tag, database.changes() if database.total_changes() != before else 0)
 
     def _replies(self, sql: str, params: Any, *, cached: bool = False) -> list[Reply]:
