@@ -96,6 +96,19 @@ def test_an_error_ends_the_message_and_names_its_code(world: World) -> None:
     assert session.usable
 
 
+@pytest.mark.parametrize("ask", ["query", "run"])
+def test_a_text_that_is_no_utf_8_is_a_statement_that_failed_and_leaves_no_reading_behind(
+    world: World, ask: str
+) -> None:
+    session, other = world.session(), world.session()
+    world.run(session, "create table t(a); insert into t values (cast(x'ff' as text)), (1), (2)")
+    with pytest.raises(StatementFailed, match="a text that was read is no UTF-8"):
+        world.ask(session, "call", getattr(Connection, ask), "select a from t")
+    assert session.usable
+    world.run(other, "insert into t values (3)")
+    assert world.rows(other, "pragma wal_checkpoint(truncate)") == [(0, 0, 0)], "a reader is still at it"
+
+
 def test_a_transaction_left_open_makes_the_session_unusable_until_it_ends(world: World) -> None:
     session = world.session()
     world.run(session, "begin immediate")

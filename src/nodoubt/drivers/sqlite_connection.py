@@ -126,7 +126,7 @@ class Connection:
             raise self._ended()
         try:
             return self._cursor.execute(sql, values).fetchall()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._translated(error) from error
 
     def look(self, sql: str) -> list[tuple[Any, ...]]:
@@ -157,7 +157,7 @@ class Connection:
             raise self._ended()
         try:
             return tuple(self._replies(sql, None))
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._translated(error) from error
 
     # -- the user's
@@ -252,8 +252,12 @@ class Connection:
 
         cursor = database.cursor()
         cursor.exec_trace = next_one  # called as each statement begins
-        for row in cursor.execute(sql, params, can_cache=cached, prepare_flags=self._flags):
-            rows.append(row)
+        try:
+            for row in cursor.execute(sql, params, can_cache=cached, prepare_flags=self._flags):
+                rows.append(row)
+        except UnicodeDecodeError:
+            cursor.close(force=True)  # see `_translated`
+            raise
         finish()
         return replies
 
@@ -350,7 +354,11 @@ class Connection:
     def _ended(self) -> SessionLost:
         return SessionLost(f"the connection to {self.path} was ended in the middle of a call")
 
-    def _translated(self, error: apsw.Error) -> StatementFailed | SessionLost:
+    def _translated(self, error: apsw.Error | UnicodeDecodeError) -> StatementFailed | SessionLost:
+        if isinstance(error, UnicodeDecodeError):  # any bytes can be a text here
+            self._cursor.close(force=True)  # it stands in the middle of its rows, and would hold up every checkpoint
+            self._cursor = self._database.cursor()
+            return StatementFailed(str(apsw.SQLITE_ERROR), f"a text that was read is no UTF-8: {error}")
         if self.lost(error):
             return SessionLost(str(error))
         return StatementFailed(str(getattr(error, "extendedresult", 0) or getattr(error, "result", 0)), str(error))
