@@ -26,12 +26,13 @@ plain = re.compile(r'[A-Za-z0-9 _.,:/@+=<>()\[\]{}"-]*').fullmatch
 class Kept:
     """A statement with places for literals; called with them it gives its text."""
 
-    __slots__ = ("_order", "_pieces", "declared", "name")
+    __slots__ = ("_order", "_pieces", "declared", "name", "numbered")
 
     def __init__(self, name: str, count: int, build: Callable[..., str]) -> None:
         """`build` makes the text from what stands in its `count` places; the server shows `nodoubt_` and `name`."""
         self.name = f"nodoubt_{name}"
         self.declared = build(*(f"${place + 1}" for place in range(count)))
+        self.numbered = build(*(f"?{place + 1}" for place in range(count)))
         # No name of a database or table has a NUL in it.
         pieces = build(*(f"\0{place}\0" for place in range(count))).split("\0")
         self._pieces = pieces[::2]
@@ -57,6 +58,11 @@ class _Text(str):
     def execute(self) -> str:
         """The same, where it has been prepared."""
         return f"EXECUTE {self.kept.name}({', '.join(self.values)})"
+
+
+def parts(text: str) -> tuple[str, tuple[str, ...]] | None:
+    """The statement with `?1`, `?2` … in its places, and the literals for them; None: no `Kept` has said this."""
+    return (text.kept.numbered, text.values) if isinstance(text, _Text) else None
 
 
 def literal(text: str) -> str:

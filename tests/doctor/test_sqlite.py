@@ -16,7 +16,7 @@ import pytest
 from nodoubt import Coordinator
 from nodoubt.doctor.facts import Facts
 from nodoubt.drivers import sqlite_onlooker
-from nodoubt.drivers.sqlite import Connection
+from nodoubt.drivers.sqlite_connection import Connection
 from nodoubt.url import parse_url
 
 from .conftest import doctor, looked

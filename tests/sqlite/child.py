@@ -15,7 +15,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from nodoubt.drivers.sqlite import Connection, connect
+from nodoubt.drivers.sqlite import connect
+from nodoubt.drivers.sqlite_connection import Connection
 from nodoubt.ports import Prepared, Work
 from nodoubt.resources.sqlite import SqliteResource
 from nodoubt.script import Script, Watch, drive

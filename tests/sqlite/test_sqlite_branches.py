@@ -9,9 +9,14 @@ from typing import Any
 
 import apsw
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from nodoubt.drivers.sqlite import Connection
+from nodoubt.drivers.sqlite_connection import Connection
 from nodoubt.errors import ResourceRefused, SchemaMismatch, UsageError
+from nodoubt.journals import rows
+from nodoubt.journals.dialects import SqliteDialect
+from nodoubt.kept import Kept
 from nodoubt.ports import (
     BelowFloor,
     Conflict,
@@ -107,6 +112,45 @@ def test_riders_are_there_with_the_very_commit_that_they_ride_on(world: World, s
     world.drive(world.resource.commit_prepared(session, Prepared(work.xid), riders=[rider] * (verb != "prepare")))
     assert len(world.rows(session, "select * from nodoubt_decisions")) == 1
     assert receipts(world, session) == [(work.xid.attempt, 0, "commit", 7, 0, 0)]
+
+
+KEPT = Kept("test", 4, lambda *values: f"INSERT INTO main.nodoubt_kept VALUES ({', '.join(values)})")
+LITE = SqliteDialect()
+QUICK = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@QUICK
+@given(
+    text=st.text(st.characters(codec="utf-8")),
+    number=st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
+    seconds=st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_a_rider_that_is_kept_stores_what_its_text_would(
+    world: World, text: str, number: int | None, seconds: float
+) -> None:
+    """Its values are bound, so that it is compiled once."""
+    rider = KEPT(LITE.attempt("0" * 32), LITE.text(text), rows.number(number), LITE.seconds(seconds))
+    session = world.session() if not world.sessions[1:] else world.sessions[1]
+    world.run(session, "create table if not exists nodoubt_kept(a, b, c, d); delete from nodoubt_kept")
+    work = world.begin(session)
+    world.drive(world.resource.commit_alone(session, work, riders=[rider, str(rider)]))
+    bound, said = world.rows(session, "select typeof(a), a, typeof(b), b, typeof(c), c, typeof(d), d from nodoubt_kept")
+    assert bound == said == ("text", "0" * 32, *typed(text.replace("\0", "\ufffd")), *typed(number), *typed(seconds))
+
+
+def typed(value: str | float | None) -> tuple[str, object]:
+    return {str: "text", int: "integer", float: "real"}.get(type(value), "null"), value
+
+
+def test_a_rider_that_is_kept_is_compiled_once(world: World, session: Any) -> None:
+    kept = Kept("test", 1, lambda attempt: f"INSERT INTO main.nodoubt_decisions VALUES ({attempt}, 'commit')")
+    compiled = []
+    for number in range(3):
+        work = world.begin(session)
+        riders = [kept(LITE.attempt(f"{number:032x}"))]
+        world.drive(world.resource.commit_alone(session, work, riders=riders))
+        compiled.append(session.connection._database.cache_stats()["misses"])
+    assert compiled[1] == compiled[2]
 
 
 def test_a_deferred_reference_that_stays_broken_fails_the_one_phase_commit_whole(world: World, session: Any) -> None:

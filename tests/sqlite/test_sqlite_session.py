@@ -17,7 +17,8 @@ import apsw
 import pytest
 
 from nodoubt.drivers import sqlite as driver
-from nodoubt.drivers.sqlite import Connection, SqliteSession, aconnect, connect
+from nodoubt.drivers.sqlite import SqliteSession, aconnect, connect
+from nodoubt.drivers.sqlite_connection import Connection
 from nodoubt.errors import ResourceRefused, ResourceUnavailable
 from nodoubt.ports import Refused, Session, SessionLost, StatementFailed
 from nodoubt.resources.sqlite.face import Connection as Face
@@ -93,6 +94,19 @@ def test_an_error_ends_the_message_and_names_its_code(world: World) -> None:
         assert caught.value.code == code
     assert world.rows(session, "select a from t") == [(1,)]
     assert session.usable
+
+
+@pytest.mark.parametrize("ask", ["query", "run"])
+def test_a_text_that_is_no_utf_8_is_a_statement_that_failed_and_leaves_no_reading_behind(
+    world: World, ask: str
+) -> None:
+    session, other = world.session(), world.session()
+    world.run(session, "create table t(a); insert into t values (cast(x'ff' as text)), (1), (2)")
+    with pytest.raises(StatementFailed, match="a text that was read is no UTF-8"):
+        world.ask(session, "call", getattr(Connection, ask), "select a from t")
+    assert session.usable
+    world.run(other, "insert into t values (3)")
+    assert world.rows(other, "pragma wal_checkpoint(truncate)") == [(0, 0, 0)], "a reader is still at it"
 
 
 def test_a_transaction_left_open_makes_the_session_unusable_until_it_ends(world: World) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kit import QUICK, Database, Face, opened
 from nodoubt import ResourceUnavailable, TransactionAborted, wiring
-from nodoubt.drivers import sqlite
+from nodoubt.drivers import sqlite_connection
 from nodoubt.url import parse_url
 
 pytestmark = pytest.mark.anyio
@@ -118,7 +118,9 @@ async def test_mutant_that_waits_longer_than_its_call_may_take_is_cut_off(
 async def test_a_timeout_that_comes_first_says_what_was_waited_for(
     how: str, mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_WAITED_S", 60.0)  # of who has let go of the file this would be said as well
+    monkeypatch.setattr(
+        sqlite_connection, "_WAITED_S", 60.0
+    )  # of who has let go of the file this would be said as well
     async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=60, grace_s=60)) as db:
         error, path = await refused(db, how, pair, timeout=0.2)
     assert type(error) is TransactionAborted

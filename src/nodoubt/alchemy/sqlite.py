@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
-from ..drivers import sqlite as driver
+from ..drivers import sqlite_connection as driver
 
 
 class Error(Exception):

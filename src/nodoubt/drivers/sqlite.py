@@ -2,7 +2,7 @@
 
 Beyond `run` and `execute` a session has `call(function, *args)`: it runs `function(connection, *args)` in the
 session's thread as one effect, so that an algorithm of many small statements costs one hop. `connection` is a
-`Connection` (below), the only face of apsw that anybody else sees.
+`Connection` (sqlite_connection).
 
 Guarantees: every connection waits for locks at most `lock_wait_s`, and not at all once killed; it writes in WAL with
 synchronous=FULL, or in a rollback journal with EXTRA (what the file has; a new file gets WAL); a fatal I/O error, an
@@ -18,19 +18,16 @@ import asyncio
 import contextlib
 import itertools
 import os
-import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import msgspec
-
 from ..errors import MissingExtra, ResourceUnavailable
-from ..ports import Bound, Params, Reply, SessionLost, StatementFailed
+from ..ports import Params, Reply, SessionLost, StatementFailed
 from ..url import Url
 from . import sqlite_files
+from .sqlite_connection import Connection
 
 try:
     import apsw
@@ -38,285 +35,10 @@ except ImportError:
     raise MissingExtra("SQLite", "sqlite") from None
 
 R = TypeVar("R")
-OnChange = Callable[[Any], None]
-OnAccess = Callable[[str, str | None, str | None, str | None, str | None], None]
-
 TIMEOUT_S = 10.0
 LOCK_WAIT_S = 5.0
-_PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02)  # between tries for a lock; the last one repeats
 
-_WAITED_S = 0.1  # a few of the longest pauses
-
-_STEPS_BETWEEN_LOOKS = 100_000  # instructions of SQLite's machine: a millisecond or two
-
-LIBRARY = tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
 WAL_SAFE_VERSION = (3, 51, 3)  # 3.7.0 to 3.51.2 can corrupt the file when a WAL is reset
-
-_BEGIN = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]+)", re.DOTALL)
-_CHANGING = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"})
-_ACTIONS: dict[int, str] = {
-    number: name.removeprefix("SQLITE_")
-    for number, name in apsw.mapping_authorizer_function.items()
-    if isinstance(number, int) and isinstance(name, str)
-}
-
-# Primary result codes after which the connection must not be used again. After the first two, nothing is
-# known of the statement either: a failed fsync may have written, and cannot be repeated.
-_UNKNOWN = frozenset({apsw.SQLITE_IOERR, apsw.SQLITE_INTERRUPT})
-_BROKEN = frozenset(
-    {
-        apsw.SQLITE_CORRUPT,
-        apsw.SQLITE_NOTADB,
-        apsw.SQLITE_CANTOPEN,
-        apsw.SQLITE_NOMEM,
-        apsw.SQLITE_PROTOCOL,
-        apsw.SQLITE_MISUSE,
-    }
-)
-
-
-# What PEP 249 calls apsw's errors, as Python's sqlite3 does; the first that fits.
-_STANDARD: tuple[tuple[type[Exception], str], ...] = (
-    (apsw.ConstraintError, "IntegrityError"),
-    (apsw.MismatchError, "IntegrityError"),
-    (apsw.TooBigError, "DataError"),
-    (apsw.BindingsError, "ProgrammingError"),
-    (apsw.MisuseError, "InterfaceError"),
-    (apsw.InternalError, "InternalError"),
-    (apsw.CorruptError, "DatabaseError"),
-    (apsw.NotADBError, "DatabaseError"),
-    (apsw.Error, "OperationalError"),
-)
-
-
-def standard_name(error: Exception) -> str | None:
-    """PEP 249's name for an error of apsw's; None if it is another's."""
-    return next((name for kind, name in _STANDARD if isinstance(error, kind)), None)
-
-
-class Connection:
-    """An open file, as the functions in `call` see it. Used by one thread at a time.
-
-    `kept` is a place for whoever calls: what must live and die with this connection.
-    """
-
-    def __init__(self, database: apsw.Connection, lock_wait_s: float) -> None:
-        self.path: str = database.filename
-        self.lock_wait_s = lock_wait_s
-        self.broken = False
-        self.killed = False
-        self.at_work = False  # the open transaction is a branch's, and whoever began it will end it
-        self.kept: Any = None
-        self._database = database
-        self._waiting_since = 0.0
-        self._waited_at = 0.0
-        self._on_access: OnAccess | None = None
-        # But for a look at the schema, for good: each time that it is set, SQLite compiles all statements anew.
-        database.authorizer = self._authorize
-        database.set_busy_handler(self.wait)
-        # SQLite forgets an interrupt that comes just before a statement begins. This asks again while it runs.
-        database.set_progress_handler(lambda: self.killed, _STEPS_BETWEEN_LOOKS)
-
-    # -- our own statements
-    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Our own statements; all rows. Raises `StatementFailed` or `SessionLost`."""
-        if self.killed:
-            raise self._ended()
-        try:
-            rows: list[Any] = self._database.execute(sql, values).fetchall()
-        except (apsw.Error, UnicodeDecodeError) as error:
-            raise self._translated(error) from error
-        return rows
-
-    def look(self, sql: str) -> list[tuple[Any, ...]]:
-        """The same, of the schema. For that SQLite resolves every view there is, and would tell the authorizer of
-        strangers' names, which need not be text. All statements are compiled anew then.
-        """
-        self._database.authorizer = None
-        try:
-            return self.query(sql)
-        finally:
-            self._database.authorizer = self._authorize
-
-    def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """One statement of our own, for each of the rows."""
-        if self.killed:
-            raise self._ended()
-        try:
-            self._database.executemany(sql, rows).fetchall()
-        except apsw.Error as error:
-            raise self._translated(error) from error
-
-    def run(self, sql: str) -> tuple[Reply, ...]:
-        """Our own literal statements, a reply for each. Raises `StatementFailed` or `SessionLost`."""
-        if self.killed:
-            raise self._ended()
-        try:
-            return tuple(self._replies(sql, None))
-        except (apsw.Error, UnicodeDecodeError) as error:
-            raise self._translated(error) from error
-
-    # -- the user's
-    def execute(self, statement: str, params: Params) -> Reply:
-        """The user's statement, `?` or `:name`; of several, the last one's reply. Raises apsw's own errors.
-
-        It is always compiled anew: one compiled without the authorizer would skip it, and one compiled before the hook
-        was there deletes a whole table without telling it. (SQLite expires what is cached; we do not rely on that.)
-        """
-        if self.killed:
-            raise self._ended()
-        try:
-            if isinstance(params, Bound):
-                return self._in_full(statement, params)
-            replies = self._replies(statement, params)
-        except apsw.Error as error:
-            if self.lost(error) and self.killed:
-                raise SessionLost(str(error)) from error
-            raise
-        return replies[-1] if replies else Reply()
-
-    def _in_full(self, statement: str, params: Bound) -> Reply:
-        if params.many:
-            counts = [one.count for values in params.values for one in self._replies(statement, values)[-1:]]
-            return Reply(count=sum(counts))
-        reply = next(reversed(self._replies(statement, params.values)), Reply())
-        return msgspec.structs.replace(reply, last_id=self._database.last_insert_rowid())
-
-    def _replies(self, sql: str, params: Any) -> list[Reply]:
-        database, replies = self._database, list[Reply]()
-        tag, columns, rows, before = "", tuple[str, ...](), list[Any](), 0
-        started = False
-
-        def finish() -> None:
-            if started:
-                if tag in _CHANGING and database.total_changes() != before:
-                    count = database.changes()
-                elif columns:
-                    count = len(rows)
-                else:
-                    count = 0 if tag in _CHANGING else -1
-                replies.append(Reply(self._proven(tag), count, columns, tuple(rows)))
-
-        def next_one(cursor: apsw.Cursor, statement: str, _: Any) -> bool:
-            nonlocal tag, columns, rows, before, started
-            finish()
-            match = _BEGIN.match(statement)
-            tag, rows, before, started = (match[1].upper() if match else ""), [], database.total_changes(), True
-            columns = tuple(column[0] for column in cursor.get_description())
-            return True
-
-        cursor = database.cursor()
-        cursor.exec_trace = next_one  # called as each statement begins
-        for row in cursor.execute(sql, params, can_cache=False):
-            rows.append(row)
-        finish()
-        return replies
-
-    def _proven(self, tag: str) -> str:
-        """The tag, if the connection's state bears it out: SQLite has no tags of its own."""
-        inside = self._database.in_transaction
-        if (tag == "BEGIN" and not inside) or (tag in ("COMMIT", "END") and inside):
-            return ""
-        return "COMMIT" if tag == "END" else tag
-
-    # -- what the connection knows
-    @property
-    def in_transaction(self) -> bool:
-        return self._database.in_transaction
-
-    @property
-    def library(self) -> tuple[int, ...]:
-        """The version of SQLite in use."""
-        return LIBRARY
-
-    @property
-    def readonly(self) -> bool:
-        return self._database.readonly("main")
-
-    def total_changes(self) -> int:
-        """Rows inserted, updated and deleted since the connection was opened, by triggers and cascades too."""
-        return self._database.total_changes()
-
-    def unresolved_references(self) -> bool:
-        """Whether a deferred foreign key is violated now."""
-        return self._database.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0] != 0
-
-    def writers(self) -> str:
-        """Who holds the file's write lock, in words."""
-        return sqlite_files.writers(self.path)
-
-    def waits(self) -> bool:
-        """Whether it waits for a lock now, or did a moment ago. From any thread; for people, so a guess will do."""
-        return time.monotonic() - self._waited_at < _WAITED_S
-
-    def lockers(self) -> tuple[str, ...] | None:
-        """The processes that hold it now; None where the system does not tell."""
-        return sqlite_files.lockers(self.path)
-
-    # -- watching the user's work
-    def watch(self, on_access: OnAccess, on_change: OnChange | None) -> None:
-        """Call `on_access(action, first, second, database, trigger)` for all that a statement wants, and `on_change`
-        before each row changes. What `on_access` raises stops the statement and comes out of `execute`.
-        """
-        self._database.preupdate_hook(on_change)
-        self._on_access = on_access
-
-    def unwatch(self) -> None:
-        self._on_access = None
-        self._database.preupdate_hook(None)
-
-    def _authorize(self, action: int, *names: str | None) -> int:
-        if self._on_access is not None:
-            self._on_access(_ACTIONS.get(action) or str(action), *names)
-        return apsw.SQLITE_OK
-
-    def bare(self, on: bool) -> None:
-        """Switch triggers, foreign keys and CHECKs off, so that rows are written as they are; or on again."""
-        known, self.broken = self.broken, True  # a connection that stayed bare would let everything pass
-        self._database.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0 if on else 1)
-        self._database.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0 if on else 1)
-        self.query(f"PRAGMA ignore_check_constraints = {'ON' if on else 'OFF'}")
-        self.broken = known
-
-    # -- its end
-    def lost(self, error: BaseException) -> bool:
-        """Whether nothing more can be had from the connection after this error; remembers it."""
-        if not isinstance(error, apsw.Error):
-            return False
-        code = getattr(error, "result", 0)
-        if code in _UNKNOWN or code in _BROKEN or isinstance(error, apsw.ConnectionClosedError):
-            self.broken = True
-        return code in _UNKNOWN or isinstance(error, apsw.ConnectionClosedError)
-
-    def kill(self) -> None:
-        """From any thread: whatever runs ends at its next step, and nothing new begins."""
-        self.killed = True
-        with contextlib.suppress(apsw.Error):
-            self._database.interrupt()
-
-    def close(self) -> None:
-        """Rolls back what is open."""
-        self._database.close(force=True)
-
-    def _ended(self) -> SessionLost:
-        return SessionLost(f"the connection to {self.path} was ended in the middle of a call")
-
-    def _translated(self, error: apsw.Error | UnicodeDecodeError) -> StatementFailed | SessionLost:
-        if isinstance(error, UnicodeDecodeError):  # any bytes can be a text here
-            return StatementFailed(str(apsw.SQLITE_ERROR), f"a text that was read is no UTF-8: {error}")
-        if self.lost(error):
-            return SessionLost(str(error))
-        return StatementFailed(str(getattr(error, "extendedresult", 0) or getattr(error, "result", 0)), str(error))
-
-    def wait(self, tries: int) -> bool:
-        """SQLite's busy handler: True, try again. Our own, because SQLite's cannot be interrupted."""
-        now = self._waited_at = time.monotonic()
-        if tries == 0:
-            self._waiting_since = now
-        if self.killed or now - self._waiting_since >= self.lock_wait_s:
-            return False
-        time.sleep(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
-        return True
 
 
 class SqliteSession:
@@ -358,7 +80,7 @@ class SqliteSession:
 
     def refuse_inherited(self) -> None:
         """Raise `SessionLost` in the child of a fork."""
-        if self.inherited:
+        if self._pid != os.getpid():
             raise SessionLost(f"the connection to {self.connection.path} was opened before a fork: open a new one")
 
     def run(self, sql: str) -> tuple[Reply, ...]:
@@ -372,14 +94,13 @@ class SqliteSession:
     def call(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(connection, *args)`: many statements, one effect."""
         self.refuse_inherited()
+        connection = self.connection
         with self._mutex:
-            if self._closed or self.connection.killed:
-                raise SessionLost(f"the connection to {self.connection.path} is closed")
-            if self._busy:
-                raise SessionLost(f"the connection to {self.connection.path} is in use by another thread")
+            if self._busy or self._closed or connection.killed:
+                raise self._not_free()
             self._busy = True
         try:
-            return function(self.connection, *args)
+            return function(connection, *args)
         except Exception:
             raise
         except BaseException:
@@ -387,12 +108,18 @@ class SqliteSession:
             raise
         finally:
             # Closed or not, what the connection is in now is read here, by the thread that used it.
-            self._open_transaction = self.connection.in_transaction
+            self._open_transaction = connection.in_transaction
             with self._mutex:
                 self._busy = False
-                killed = self.connection.killed
+                killed = connection.killed
             if killed:
                 self.close()
+
+    def _not_free(self) -> SessionLost:
+        ended = self._closed or self.connection.killed
+        return SessionLost(
+            f"the connection to {self.connection.path} is {'closed' if ended else 'in use by another thread'}"
+        )
 
     def lost(self, error: BaseException) -> bool:
         """Whether this error of `execute` means that the connection is gone."""

@@ -29,7 +29,8 @@ from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import SessionLost, StatementFailed
 from ..url import Url
 from . import sqlite_files
-from .sqlite import Connection, SqliteSession, _may_be_open
+from .sqlite import SqliteSession, _may_be_open
+from .sqlite_connection import Connection
 
 try:
     import apsw

@@ -56,8 +56,8 @@ class _Pool:
         self._lock = threading.Lock()
         self._idle: list[tuple[Any, float]] = []
         self._waiting: deque[Any] = deque()
-        self._ours: set[int] = set()
-        self._borrowed: set[int] = set()
+        self._ours: set[Any] = set()
+        self._borrowed: set[Any] = set()
         self._count = 0
         self._closed = False
 
@@ -72,7 +72,7 @@ class _Pool:
         session = self._beside.spare()
         if session is not None:
             with self._lock:
-                self._borrowed.add(id(session))
+                self._borrowed.add(session)
         return session
 
     def spare(self) -> Any:
@@ -85,7 +85,7 @@ class _Pool:
                 return None
             self._idle.pop()
             self._count += 1
-            self._ours.add(id(session))
+            self._ours.add(session)
             return session
 
     def _take_free_place(self) -> bool:
@@ -106,13 +106,13 @@ class _Pool:
 
     def release(self, session: Any) -> None:
         """Take a session back. Never raises, never waits."""
-        which, lender, keep = id(session), None, False
+        lender, keep = None, False
         with self._lock:
-            if which in self._borrowed:
-                self._borrowed.discard(which)
+            if session in self._borrowed:
+                self._borrowed.discard(session)
                 lender = self._beside
-            elif which in self._ours:
-                self._ours.discard(which)
+            elif session in self._ours:
+                self._ours.discard(session)
                 keep = session.usable and not self._closed
                 if keep:
                     self._idle.append((session, time.monotonic()))
@@ -192,7 +192,7 @@ class ThreadPool(_Pool):
                     session.kill()
                     continue
                 with self._lock:
-                    self._ours.add(id(session))
+                    self._ours.add(session)
                 return session
         except BaseException:
             self._leave_place()
@@ -280,7 +280,7 @@ class AsyncPool(_Pool):
                     session = await self._open()
                 elif time.monotonic() - idle_since > CHECK_AFTER_IDLE_S and not await self._alive(session):
                     continue
-                self._ours.add(id(session))
+                self._ours.add(session)
                 return session
         except BaseException:
             self._leave_place()

@@ -87,11 +87,11 @@ class Branch:
 
         What `first` and `second` are depends on the action.
         """
-        if action in _WRITES:
-            self._write(first or "", database, trigger)
-        elif action == "READ":
-            if database in ("main", None) and first:
+        if action == "READ":
+            if first and (database == "main" or database is None):
                 self.reads.add(first)
+        elif action in _WRITES:
+            self._write(first or "", database, trigger)
         elif action == "PRAGMA":
             self._pragma((first or "").lower(), second)
         elif action == "SAVEPOINT":
@@ -184,9 +184,10 @@ class Branch:
         """False only if surely nothing was written. `changes`: the connection's count now."""
         if self.schema is None:
             return self.defined or bool(self.writes)
+        if self._seen > 0 or changes != self._changes_before:
+            return True
         tables = self.schema.tables
-        counted = any(tables[name].counted for name in self.writes if name in tables)
-        return self._seen > 0 or changes != self._changes_before or counted
+        return any(tables[name].counted for name in self.writes if name in tables)
 
     def refuse_unseen(self, changes: int) -> None:
         """Raise unless every change that SQLite has counted went through the hook."""

@@ -1,14 +1,14 @@
 """What the pieces of this package need of a connection, and what they keep on it.
 
-`drivers.sqlite.Connection` is the one that is used; this is its face, so that no driver is imported here. All
-functions of this package that take a `Connection` run inside one `call` of a session, in the session's thread.
+`drivers.sqlite_connection.Connection` is the one that is used; this is its face, so that no driver is imported here.
+All functions of this package that take a `Connection` run inside one `call` of a session, in the session's thread.
 
 Must not: import a driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,7 +41,7 @@ class Change(Protocol):
 
 
 class Connection(Protocol):
-    """See `drivers.sqlite.Connection`."""
+    """See `drivers.sqlite_connection.Connection`."""
 
     path: str
     lock_wait_s: float
@@ -51,7 +51,7 @@ class Connection(Protocol):
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
     def look(self, sql: str) -> list[tuple[Any, ...]]: ...
-    def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None: ...
+    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
     def run(self, sql: str) -> tuple[Reply, ...]: ...
     def execute(self, statement: str, params: Any) -> Reply: ...
     @property

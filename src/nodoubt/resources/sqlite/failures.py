@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import NoDoubtError, SchemaMismatch
+from ...kept import parts
 from ...ports import BelowFloor, Conflict, Failure, Refused, SessionLost, StatementFailed, Unclear
 from ...schema import MIGRATED
 from .face import Connection
@@ -30,6 +31,8 @@ FAILURES: dict[str, Failure] = {
 # A COMMIT that ends so has written nothing: a lock was not free (rollback journal), or a deferred constraint failed.
 # Not SQLITE_FULL: in a WAL the frame that commits can be written by then, and a crash would bring it to life.
 _COMMIT_SURELY_FAILED = frozenset({5, 19})
+
+_AS_TEXT = "CAST(x'"
 
 
 def failure(error: StatementFailed) -> Failure:
@@ -104,6 +107,21 @@ def ride(connection: Connection, riders: Sequence[str], what: str) -> None:
     """Rows of the journal's, in the transaction that is open here."""
     for rider in riders:
         try:
-            connection.run(rider)
+            said = parts(rider)
+            if said is None:
+                connection.run(rider)
+            else:
+                connection.query(said[0], [_value(literal) for literal in said[1]])
         except StatementFailed as error:
             raise refusal(error, what) from error
+
+
+def _value(literal: str) -> str | float | None:
+    """What a literal of ours stands for: bound as that, its statement need not be compiled again. See `journals`."""
+    if literal[0] == "'":
+        return literal[1:-1]  # there is no quote inside
+    if literal == "NULL":
+        return None
+    if literal.startswith(_AS_TEXT):
+        return bytes.fromhex(literal[len(_AS_TEXT) : -len("' AS TEXT)")]).decode()
+    return float(literal) if "e" in literal else int(literal)

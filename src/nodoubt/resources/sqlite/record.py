@@ -106,9 +106,14 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=_out)
 _decoder = msgspec.msgpack.Decoder(Record, ext_hook=_in)
 
 
-def digest(rows: Sequence[Row]) -> str:
-    """Of rows, with the types of their values: 1, 1.0 and '1' differ."""
-    return hashlib.sha256(_encoder.encode(rows)).hexdigest()
+def exact(rows: Sequence[Row]) -> bytes:
+    """What tells rows apart, with the types of their values: 1, 1.0 and '1' differ."""
+    return _encoder.encode(rows)
+
+
+def digest(rows: bytes) -> str:
+    """Of what `exact` has made of rows."""
+    return hashlib.sha256(rows).hexdigest()
 
 
 def order(key: Row) -> bytes:
@@ -119,10 +124,9 @@ def order(key: Row) -> bytes:
 def encode(record: Record) -> bytes:
     """As it is stored. It is read back before anything is promised on the strength of it."""
     body = _encoder.encode(record)
-    stored = MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
-    if decode(stored, record.gid) != record:
+    if _read(body, record.gid) != record:
         raise Refused(f"the work of {record.gid} cannot be recorded exactly, so not be prepared; nothing was done")
-    return stored
+    return MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
 
 
 def decode(stored: object, gid: str) -> Record:
@@ -135,10 +139,15 @@ def decode(stored: object, gid: str) -> Record:
             f"the prepared branch {gid} has a record of version {version}; this release reads version {VERSION}. It "
             "stays prepared: commit it with the release that wrote it, or roll it back with any"
         )
-    if hashlib.sha256(stored[BODY:]).digest() != stored[HEAD:BODY]:
+    body = stored[BODY:]
+    if hashlib.sha256(body).digest() != stored[HEAD:BODY]:
         raise _unreadable(gid, "its checksum is wrong")
+    return _read(body, gid)
+
+
+def _read(body: bytes, gid: str) -> Record:
     try:
-        record = _decoder.decode(stored[BODY:])
+        record = _decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _unreadable(gid, str(error)) from error
     if record.gid != gid:

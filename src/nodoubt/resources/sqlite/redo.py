@@ -16,7 +16,7 @@ from typing import Any
 from ...ports import Failure, Refused, StatementFailed
 from .face import Connection, quoted
 from .failures import failure, refusal
-from .record import RawText, Record, Row, TableRedo, Value, digest
+from .record import RawText, Record, Row, TableRedo, Value, digest, exact
 from .tables import Schema, Table
 
 TEXTS_MAX = 1000  # of each form of statement: one for a table
@@ -29,14 +29,14 @@ def columns_of(table: Table) -> tuple[str, ...]:
 
 def image(
     connection: Connection, name: str, key: Sequence[str], columns: Sequence[str], keys: Sequence[Row]
-) -> list[Row]:
+) -> tuple[Row, ...]:
     """The rows of these keys that exist, exactly as they are stored.
 
     Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key
     must not be read twice, under both its spellings.
     """
     sql = _select(name, tuple(key), tuple(columns))
-    return [_values(row) for one in keys for row in connection.query(sql, one)]
+    return tuple([_values(row) for one in keys for row in connection.query(sql, one)])
 
 
 @functools.lru_cache(TEXTS_MAX)
@@ -54,12 +54,17 @@ def _delete(name: str, key: tuple[str, ...]) -> str:
 
 
 @functools.lru_cache(TEXTS_MAX)
-def _into(name: str, columns: tuple[str, ...]) -> str:
-    return f"INSERT OR ABORT INTO main.{quoted(name)} ({', '.join(map(quoted, columns))}) VALUES "
+def _into(name: str, columns: tuple[str, ...]) -> tuple[str, str]:
+    """The text before the values, and all of it where each value is a parameter."""
+    head = f"INSERT OR ABORT INTO main.{quoted(name)} ({', '.join(map(quoted, columns))}) VALUES "
+    return head, f"{head}({', '.join('?' * len(columns))})"
 
 
 def _values(row: tuple[Any, ...]) -> Row:
-    return tuple(_text(value) if kind == "text" else value for kind, value in zip(row[::2], row[1::2], strict=True))
+    kinds, values = row[::2], row[1::2]
+    if "text" not in kinds:
+        return values
+    return tuple([_text(value) if kind == "text" else value for kind, value in zip(kinds, values, strict=True)])
 
 
 def _text(stored: bytes) -> Value:
@@ -113,22 +118,21 @@ def _erase(connection: Connection, table: TableRedo) -> None:
 
 
 def _insert(connection: Connection, table: TableRedo) -> None:
-    head = _into(table.name, table.columns)
-    plain = [row for row in table.insert if not any(isinstance(value, RawText) for value in row)]
-    connection.many(head + f"({', '.join('?' * len(table.columns))})", plain)
-    for row in table.insert:
-        if any(isinstance(value, RawText) for value in row):
-            marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in row)
-            values = [value.stored if isinstance(value, RawText) else value for value in row]
-            connection.query(f"{head}({marks})", values)
+    head, plain = _into(table.name, table.columns)
+    raw = [row for row in table.insert if RawText in map(type, row)]
+    connection.many(plain, [row for row in table.insert if RawText not in map(type, row)] if raw else table.insert)
+    for row in raw:
+        marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in row)
+        values = [value.stored if isinstance(value, RawText) else value for value in row]
+        connection.query(f"{head}({marks})", values)
 
 
 def rehearse(
-    connection: Connection, record: Record, schema: Schema, after: dict[str, str], numbers: dict[str, int]
+    connection: Connection, record: Record, schema: Schema, after: dict[str, bytes], numbers: dict[str, int]
 ) -> None:
     """Apply the record and compare with what the branch had: `Refused` if it differs. The caller takes it back.
 
-    `after`: a digest of each table's rows.
+    `after`: each table's rows, `exact`.
     """
     try:
         apply(connection, record, schema)
@@ -148,8 +152,8 @@ def rehearse(
 
 def changed_since(connection: Connection, table: TableRedo) -> bool:
     """Whether the rows that a prepared branch touches are not what they were when it was prepared."""
-    return _standing(connection, table) != table.before
+    return digest(_standing(connection, table)) != table.before
 
 
-def _standing(connection: Connection, table: TableRedo) -> str:
-    return digest(image(connection, table.name, table.key, table.columns, table.erase))
+def _standing(connection: Connection, table: TableRedo) -> bytes:
+    return exact(image(connection, table.name, table.key, table.columns, table.erase))

@@ -28,7 +28,7 @@ from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
 from .failures import commit, failure, lock, refusal, ride, undo
 from .receipts import refuse_fenced, write_receipt
-from .record import Record, Row, TableRedo, decode, digest, encode, order
+from .record import Record, Row, TableRedo, decode, digest, encode, exact, order
 from .redo import apply, changed_since, columns_of, image, rehearse, sequences
 from .tables import LOCKED, Schema, guard, load
 
@@ -79,7 +79,7 @@ def execute(connection: Connection, work: Work, statement: str, params: Any) -> 
         if LOCKED in text_of(error):  # a cascade or a trigger came upon a guard
             raise Refused(f"{LOCKED}; nothing was done", retry=True) from error
         raise
-    _at_work(connection, branch.gid)
+    _still_at_work(connection, branch)
     if branch.broken is not None:
         raise branch.broken
     return reply, branch.wrote(connection.total_changes())
@@ -93,7 +93,7 @@ def savepoint(connection: Connection, work: Work, step: SavepointStep, name: str
         connection.query("; ".join(step.statements(name)))
     finally:
         branch.steps = False
-    _at_work(connection, branch.gid)
+    _still_at_work(connection, branch)
 
 
 def _begun(connection: Connection, work: Work) -> Branch:
@@ -106,9 +106,19 @@ def _begun(connection: Connection, work: Work) -> Branch:
 
 def _at_work(connection: Connection, gid: str) -> Branch:
     branch = kept(connection).branch
-    if branch is None or branch.gid != gid or not connection.in_transaction:
-        raise Refused(f"the session is no longer in the transaction of {gid}: SQLite has rolled it back")
+    if branch is None or branch.gid != gid:
+        raise _gone(gid)
+    _still_at_work(connection, branch)
     return branch
+
+
+def _still_at_work(connection: Connection, branch: Branch) -> None:
+    if not connection.in_transaction:
+        raise _gone(branch.gid)
+
+
+def _gone(gid: str) -> Refused:
+    return Refused(f"the session is no longer in the transaction of {gid}: SQLite has rolled it back")
 
 
 def wrote(connection: Connection, gid: str) -> bool:
@@ -189,9 +199,11 @@ def prepare(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str])
             raise Refused("FOREIGN KEY constraint failed (a deferred one, checked at prepare); nothing was done")
         connection.unwatch()
         refuse_fenced(connection, xid)
-        _refuse_locked(branch)
+        exclusive, shared = branch.locked()
+        _refuse_locked(branch, exclusive, shared)
         record = _captured(connection, branch, branch.schema)
-        _promise(connection, record, branch, branch.schema, epoch)
+        guard(connection, [branch.schema.tables[name] for name in exclusive | shared])
+        _promise(connection, record, exclusive, shared, epoch)
         ride(connection, riders, what)
         _forget(connection)
         commit(connection, what)
@@ -203,11 +215,10 @@ def prepare(connection: Connection, xid: Xid, epoch: int, riders: Sequence[str])
         raise
 
 
-def _refuse_locked(branch: Branch) -> None:
+def _refuse_locked(branch: Branch, exclusive: set[str], shared: set[str]) -> None:
     """What the branch has read may be locked by another: then it has seen rows that are about to be replaced."""
-    exclusive, shared = branch.locked()
-    for name in sorted(exclusive | shared):
-        if name in branch.locks and (name in exclusive or branch.locks[name][1] == "X"):
+    for name in sorted(branch.locks.keys() & (exclusive | shared)):
+        if name in exclusive or branch.locks[name][1] == "X":
             raise Refused(
                 f"table {name}, which this transaction relies on, is locked by the prepared branch "
                 f"{branch.locks[name][0]}; nothing was done, try again when that has been committed or rolled back",
@@ -217,42 +228,34 @@ def _refuse_locked(branch: Branch) -> None:
 
 def _captured(connection: Connection, branch: Branch, schema: Schema) -> Record:
     """Read the after-images, take the work back, read the same rows as they were before; then rehearse."""
-    keys = {name: sorted(found, key=order) for name, found in branch.keys().items()}
-    columns = {name: columns_of(schema.tables[name]) for name in keys}
+    touched = [
+        (schema.tables[name], columns_of(schema.tables[name]), tuple(sorted(found, key=order)))
+        for name, found in branch.keys().items()
+    ]
 
-    def images() -> tuple[dict[str, list[Row]], dict[str, str]]:
-        rows = {
-            name: image(connection, name, schema.tables[name].key, columns[name], found) for name, found in keys.items()
-        }
-        return rows, {name: digest(found) for name, found in rows.items()}
+    def images() -> dict[str, tuple[Row, ...]]:
+        return {table.name: image(connection, table.name, table.key, columns, keys) for table, columns, keys in touched}
 
-    (rows, after), numbers = images(), sequences(connection, schema)
+    rows, numbers = images(), sequences(connection, schema)
     connection.query(f"ROLLBACK TO {SAVEPOINT}")
-    (_, before), old_numbers = images(), sequences(connection, schema)
-    tables = tuple(
-        TableRedo(
-            name=name,
-            shape=schema.tables[name].shape,
-            before=before[name],
-            key=schema.tables[name].key,
-            columns=columns[name],
-            erase=tuple(keys[name]),
-            insert=tuple(rows[name]),
-        )
-        for name in keys
-        if before[name] != after[name]
-    )
+    old_rows, old_numbers = images(), sequences(connection, schema)
+    after: dict[str, bytes] = {}
+    tables: list[TableRedo] = []
+    for table, columns, keys in touched:
+        before, after[table.name] = exact(old_rows[table.name]), exact(rows[table.name])
+        if before != after[table.name]:
+            tables.append(
+                TableRedo(table.name, table.shape, digest(before), table.key, columns, keys, rows[table.name])
+            )
     counted = {table.name for table in tables if schema.tables[table.name].counted}
     counted |= {name for name in numbers.keys() | old_numbers.keys() if numbers.get(name) != old_numbers.get(name)}
-    record = Record(branch.gid, tables, tuple((name, numbers.get(name)) for name in sorted(counted)))
+    record = Record(branch.gid, tuple(tables), tuple([(name, numbers.get(name)) for name in sorted(counted)]))
     rehearse(connection, record, schema, after, numbers)
     connection.query(f"ROLLBACK TO {SAVEPOINT}; RELEASE {SAVEPOINT}")
     return record
 
 
-def _promise(connection: Connection, record: Record, branch: Branch, schema: Schema, epoch: int) -> None:
-    exclusive, shared = branch.locked()
-    guard(connection, (schema.tables[name] for name in exclusive | shared))
+def _promise(connection: Connection, record: Record, exclusive: set[str], shared: set[str], epoch: int) -> None:
     connection.query(
         "INSERT INTO main.nodoubt_prepared (xid, epoch, at, record) VALUES (?, ?, unixepoch('subsec'), ?)",
         (record.gid, epoch, encode(record)),
