@@ -408,3 +408,76 @@ def test_whichever_column_holds_no_text_or_no_number_it_is_told_and_nothing_brea
         home.query("drop table kept")
         assert home.query(f"select {column} from nodoubt_{table} where {which}") == [(before,)]
     assert "cannot be read" not in shop.nodoubt("ls").output
+
+
+# ---- rows that may be anybody's -------------------------------------------------------------------
+
+
+def _other(attempt: str) -> str:
+    return attempt[:-1] + "G"
+
+
+def test_a_commit_whose_attempt_is_no_attempt_may_be_anybodys_so_nothing_is_aborted_for_having_none(
+    place: Place,
+) -> None:
+    attempts = {name: place.stage(name) for name in NAMES}
+    place.decide(attempts["bad"], attempts["good-1"])
+    decisions, bad = place.table("decisions"), attempts["bad"]
+    place.journal.query(f"update {decisions} set attempt = '{_other(bad)}' where attempt = '{bad}'")
+    place.journal.query(f"update {place.table('names')} set deadline = 1.0 where name in ('bad', 'good-2')")
+
+    swept = place.json("recover", "--grace", "0", code=3)
+    assert place.rows("good-1") == [1, 1] and place.rows("bad") == [0, 0]
+    assert place.prepared() == 6, "nothing that has no decision was touched, overdue or not"
+    assert _other(bad) in json.dumps(swept["unreadable"])
+    assert place.nodoubt("reap").exit_code != 0 and place.prepared() == 6
+    refused = place.nodoubt("rollback", "bad", "--yes")
+    assert refused.exit_code == 3 and _other(bad) in refused.output and place.prepared() == 6
+
+    place.journal.query(f"update {decisions} set attempt = '{bad}' where attempt = '{_other(bad)}'")
+    place.nodoubt("recover", "--grace", "0")
+    assert place.nodoubt("recover", "--grace", "0").exit_code == 0
+    assert place.rows("bad") == [1, 1] and place.rows("good-2") == [0, 0]
+
+
+@pytest.mark.parametrize("column", ["attempt", "undecided"])
+def test_a_name_whose_two_attempts_differ_may_be_anybodys(column: str, place: Place) -> None:
+    attempts = {name: place.stage(name) for name in ("bad", "open")}
+    names, bad = place.table("names"), attempts["bad"]
+    place.journal.query(f"update {names} set {column} = '{_other(bad)}', deadline = 1.0 where name = 'bad'")
+    swept = place.json("recover", "--grace", "0", code=3)
+    assert place.prepared() == 4 and bad[:-1] in json.dumps(swept["unreadable"])
+    place.journal.query(f"update {names} set {column} = '{bad}' where name = 'bad'")
+    place.nodoubt("recover", "--grace", "0")
+    assert place.nodoubt("recover", "--grace", "0").exit_code == 0
+    assert place.prepared() == 2 and place.rows("bad") == [0, 0]
+
+
+def test_who_takes_such_a_row_for_nobodys_writes_a_second_decision(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> Script[list[Unreadable]]:
+        return []
+        yield
+
+    monkeypatch.setattr(SqlJournal, "ownerless", none)
+    bad = place.stage("bad")
+    place.decide(bad)
+    decisions = place.table("decisions")
+    place.journal.query(f"update {place.table('names')} set deadline = 1.0")
+    place.journal.query(f"update {decisions} set attempt = '{_other(bad)}' where attempt = '{bad}'")
+    place.nodoubt("recover", "--grace", "0")
+    found = place.journal.query(f"select verdict from {decisions} order by verdict")
+    assert [str(verdict) for (verdict,) in found] == ["abort", "commit"] and place.prepared() == 0
+
+
+def test_a_time_that_no_clock_shows_and_a_branch_that_is_not_listed_cannot_be_read(place: Place) -> None:
+    late, stray = place.stage("good-1"), place.stage("bad")
+    names = place.table("names")
+    place.journal.query(f"update {names} set created_at = 1e12 where attempt = '{late}'")
+    place.journal.query(f"update {names} set last_branch = 7 where attempt = '{stray}'")
+    listed = place.json("ls", code=3)
+    assert sorted(one["state"] for one in listed["transactions"]) == ["unreadable"] * 2
+    for verb in ("commit", "rollback"):
+        assert place.nodoubt(verb, "bad", "--yes").exit_code == 3
+    assert place.prepared() == 4

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TypeVar
 
+from ..errors import UnreadableRecord
 from ..protocol.records import Unreadable
-from .context import Context, log
+from ..script import Script
+from .context import Context, asked, log
 
 R = TypeVar("R")
 Apart = dict[tuple[str, str, int | None, str], Unreadable]  # by row: one look may meet it more than once
@@ -33,6 +35,21 @@ def split(page: Iterable[R | Unreadable], into: Apart) -> list[R]:
         else:
             found.append(one)
     return found
+
+
+def ownerless(ctx: Context) -> Script[list[Unreadable]]:
+    """Rows that may be anybody's, a COMMIT among them: while there are any, nobody is aborted for having no decision.
+
+    To be asked before the look for the decision that is missing, or after: such a row is nobody's work in between.
+    """
+    return asked(ctx, ctx.journal_pool, ctx.journal.ownerless)
+
+
+def require_owned(ctx: Context) -> Script[None]:
+    """Raise `UnreadableRecord` if there are such rows."""
+    found = yield from ownerless(ctx)
+    if found:
+        raise UnreadableRecord(f"{found[0].which}: {found[0].why}. It may be anybody's, so nothing was changed")
 
 
 def tell(ctx: Context, apart: Collection[Unreadable]) -> None:

@@ -20,7 +20,7 @@ from ..protocol.recovery import STALE
 from ..script import Script, every
 from ..xid import Xid, is_attempt
 from . import register, start
-from .apart import Apart, split, tell
+from .apart import Apart, ownerless, split, tell
 from .branches import End, alarm_if_committed, carry_out
 from .context import Context, Participant, asked, chunks, log
 
@@ -53,6 +53,11 @@ def reap(ctx: Context) -> Script[ReapReport]:
         lineage = yield from start.lineage(ctx)
         report.trouble, report.silent = lineage.trouble, lineage.silent
         if lineage.restored:
+            return report
+        stray = yield from ownerless(ctx)
+        if stray:
+            report.unreadable += stray
+            tell(ctx, stray)
             return report
         middle = _somewhere_after(ctx, first[0].attempt)
         yield from _reap_between(ctx, report, apart, middle, None)

@@ -17,6 +17,7 @@ from ..protocol.records import Decision, Mode, Verdict
 from ..script import Script, every
 from ..xid import Xid, is_attempt
 from . import ends, questions, register, start
+from .apart import require_owned
 from .context import Context, Participant, asked, told
 from .questions import State
 from .verbs import Result
@@ -43,6 +44,7 @@ def settle(ctx: Context, attempt: str) -> Script[Result]:
         raise UsageError(
             f"{staging.name!r} is staged and undecided: commit or roll it back by its name. Nothing was changed"
         )
+    yield from require_owned(ctx)
     _require_recent(ctx, attempt)
     numbers = yield from _require_everybody(ctx)
     outcomes = yield from every([_fence(ctx, one, attempt, numbers) for one in ctx.participants.values()])

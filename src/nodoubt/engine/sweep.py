@@ -22,7 +22,7 @@ from ..protocol.recovery import Action, Age, Known, Seen, what_is_known, what_to
 from ..script import Script, every
 from ..xid import Xid
 from . import ends, register, start
-from .apart import Apart, split, tell
+from .apart import Apart, ownerless, split, tell
 from .branches import End, alarm_if_committed, carry_out, has_receipt, may_have_committed, quarantine
 from .context import Context, Participant, asked, chunks, log
 from .reaper import ReapReport
@@ -92,6 +92,7 @@ class _Sweep:
     again: list[tuple[Known, _Found]] = field(default_factory=list)  # the record may be newer than the listing
     unknown: list[tuple[Decision, _Found]] = field(default_factory=list)  # their server knows no such branch
     apart: Apart = field(default_factory=dict)  # rows that cannot be read
+    presumes: bool = True  # False while a row may be anybody's: what has no decision may have that one
 
 
 def sweep(
@@ -134,6 +135,13 @@ def _sweep(run: _Sweep, *, courteous: bool) -> Script[None]:
     if any(isinstance(outcome.error, JournalRestored) for outcome in listings):
         return  # a journal that has forgotten decisions must decide nothing, on any resource (I15)
     _tell_ages(ctx, by_xid, began, complete=not report.trouble)
+    try:
+        stray = yield from ownerless(ctx)
+    except NoDoubtError as error:
+        report.trouble["journal"] = str(error)
+        return
+    split(stray, run.apart)
+    run.presumes = not stray
     found: dict[str, list[_Found]] = {}
     for one in by_xid.values():
         found.setdefault(one.prepared.xid.attempt, []).append(one)
@@ -251,6 +259,9 @@ def _settle(
     age = Age.OLD if max(one.age_s for one in branches) >= run.grace_s else Age.YOUNG
     row = what_to_do(known, Seen.PREPARED, age)
     decision = None if standing is None else standing.decision
+    if row.action is Action.FENCE and not run.presumes:
+        run.report.left += len(branches)
+        return
     if row.action is Action.FENCE:
         try:
             decision = yield from register.decide(run.ctx, _abort(run.ctx, attempt, staging, branches, row.why))
@@ -387,7 +398,7 @@ def _fence_dead_begins(run: _Sweep, stagings: Sequence[Staging]) -> Script[None]
         last_listed, now = _last_listed(staging, (), run.reached), ctx.clock.now()
         undecided = what_is_known(staging.attempt, None, staging, floor="", now=now, last_listed=last_listed)
         row = what_to_do(undecided, Seen.ABSENT, age)
-        if row.action is Action.FENCE:
+        if row.action is Action.FENCE and run.presumes:
             dead.append((staging, row.why))
     prepared = yield from _prepared_by_now(run, [staging for staging, _ in dead])
 

@@ -34,6 +34,7 @@ from ..protocol.records import BranchRef, Decision, Mode, Staging, Verdict
 from ..script import Pause, Script, every
 from ..xid import Xid, check_name, check_who
 from . import cautions, lingering, questions, readiness, recent, register, start
+from .apart import require_owned
 from .attempt import Attempt, Branch, open_branch, undo_all
 from .context import Context, FailedBegin, bounded, check_seconds, told
 from .phases import Course, raise_for, to_answer, to_end
@@ -355,6 +356,8 @@ def finish_named(
     if gated and wanted is Verdict.COMMIT:
         yield from readiness.require(ctx, staging)
     cautions.one_branch(ctx, staging)
+    if wanted is Verdict.ABORT:
+        yield from require_owned(ctx)  # a COMMIT among them may be this one's
     branches = yield from _branches_of(ctx, staging)
     proved = _prepared_here(ctx, branches, fresh=fresh is not None)
     if listed and staging.last is not None and branches[staging.last].participant.holds_journal:

@@ -132,6 +132,10 @@ class Dialect:
         """A literal for a key as it stood in a row: what is a lone surrogate in it was a byte that is no text."""
         return self.key(text)
 
+    def no_attempt(self, column: str) -> str:
+        """A condition: what stands there, if anything does, is no attempt's id."""
+        raise NotImplementedError
+
     def text(self, text: str) -> str:
         """A literal for any text: as it stands, or from its hexadecimal digits. U+0000, which PostgreSQL can't store,
         is replaced.
@@ -238,6 +242,10 @@ class PostgresDialect(Dialect):
     codes = POSTGRES_CODES
     no_table = frozenset({"42P01", "3F000"})
 
+    def no_attempt(self, column: str) -> str:
+        digits = f"pg_catalog.translate({column}, '0123456789abcdef', '')"
+        return f"(pg_catalog.length({column}) <> 32 OR {digits} <> '')"
+
     def text(self, text: str) -> str:
         return kept.literal(text)
 
@@ -297,6 +305,9 @@ class MariaDBDialect(Dialect):
     def key(self, text: str) -> str:
         return f"x'{_hex(text)}'"
 
+    def no_attempt(self, column: str) -> str:
+        return f"(LENGTH({column}) <> 32 OR {column} REGEXP '[^0-9a-f]')"
+
     def raw(self, text: str) -> str:
         return f"x'{_bytes(text).hex()}'"
 
@@ -342,6 +353,9 @@ class SqliteDialect(Dialect):
     def reading(self, column: str, name: str) -> str:
         # As bytes: a text need not be UTF-8 here, and the driver fails at one that is not.
         return column if name in SQLITE_NUMBERS else f"CAST({column} AS BLOB)"
+
+    def no_attempt(self, column: str) -> str:
+        return f"(typeof({column}) <> 'text' OR length({column}) <> 32 OR {column} GLOB '*[^0-9a-f]*')"
 
     def raw(self, text: str) -> str:
         return f"'{text}'" if kept.plain(text) else f"CAST(x'{_bytes(text).hex()}' AS TEXT)"

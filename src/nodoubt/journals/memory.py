@@ -533,6 +533,10 @@ class MemoryJournal(CallJournal):
         yield from ()
         return []
 
+    def ownerless(self, session: Session) -> Script[list[Unreadable]]:
+        """None, likewise."""
+        return self.unreadable(session)
+
     # -- the directory of names
     def stage(
         self, session: Session, staging: Staging, *, replace: Staging | None = None, forced: bool = True

@@ -9,7 +9,6 @@ Must not: do I/O.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -43,7 +42,7 @@ WHY_LENGTH_MAX = 300  # of what is wrong with a row that cannot be read
 
 # What Python's conversions and msgspec raise for what we have not written; the last one for JSON of a great depth.
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
-ENDED = "CASE WHEN {0}ended_at IS NULL THEN 0 ELSE 1 END"  # drivers differ in what a boolean looks like
+TIME_END = 253402300800.0  # the year 10000: no clock of people's shows it
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
     "attempt", "name", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
@@ -71,7 +70,7 @@ def select(dialect: Dialect, names: Sequence[str], table: str = "") -> str:
 
 def standing_columns(dialect: Dialect, table: str = "") -> str:
     """What `standing` reads."""
-    return f"{select(dialect, DECISION, table)}, {ENDED.format(table)} AS ended"
+    return f"{select(dialect, DECISION, table)}, {dialect.reading(f'{table}ended_at', 'ended_at')} AS ended"
 
 
 def decision_values(dialect: Dialect, decision: Decision) -> dict[str, str]:
@@ -298,13 +297,14 @@ def standing(row: Row) -> Standing:
         reason=text(row[7]),
         decided_at=moment(row[8]),
     )
-    return Standing(decision, bool(int(row[9])))
+    _require_listed(decision.point, decision.branches)
+    return Standing(decision, row[9] is not None and moment(row[9]) is not None)
 
 
 @read("names", STAGING, name=1)
 def staging(row: Row) -> Staging:
     """A row of `STAGING`."""
-    return Staging(
+    found = Staging(
         attempt=attempt(row[0]),
         name=text(row[1]),
         branches=branches(row[2]),
@@ -317,6 +317,8 @@ def staging(row: Row) -> Staging:
         confirmations=_who(row[9]),
         calls=int(row[10]),
     )
+    _require_listed(found.last, found.branches)
+    return found
 
 
 @read("confirmations", CONFIRMATION, name=1)
@@ -387,6 +389,15 @@ def unfinished(row: Row) -> str:
     return attempt(of)
 
 
+@read("calls", ("attempt", "call_key", "unfinished"), attempt=2, name=1)
+def owner(row: Row) -> str:
+    """A row of these columns: both must say the same."""
+    of, _, listed = map(text, row)
+    if attempt(of) != attempt(listed):
+        raise ValueError(f"it is listed as unfinished for {listed!r}")
+    return of
+
+
 def text(value: Any) -> str:
     """A text column: MariaDB's byte-exact ones, and all of SQLite's, come as bytes. None of ours may be NULL."""
     if value is None:
@@ -445,13 +456,18 @@ def ended(value: Any) -> float:
 def moment(value: Any) -> float:
     """A time."""
     found = float(value)
-    if not math.isfinite(found):
+    if not 0 <= found < TIME_END:
         raise ValueError(f"{found} is no time")
     return found
 
 
 def _nullable(value: Any) -> int | None:
     return None if value is None else branch(value)
+
+
+def _require_listed(number: int | None, branches: Sequence[BranchRef]) -> None:
+    if number is not None and number not in {ref.number for ref in branches}:
+        raise ValueError(f"branch {number} is not among its branches")
 
 
 def _metadata(value: Any) -> dict[str, str]:

@@ -29,6 +29,9 @@ ATTEMPTS_PER_STATEMENT = 500
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
 
 
+_FEW = "LIMIT 100"  # of what should not be there at all
+
+
 class SqlJournal(Calls):
     """`ports.Journal` on PostgreSQL, MariaDB or SQLite, by dialect."""
 
@@ -345,6 +348,26 @@ class SqlJournal(Calls):
         found += yield from self.quarantined(session)
         found += (yield from self.registered(session)).values()
         return list({one.key: one for one in found if isinstance(one, Unreadable)}.values())
+
+    def ownerless(self, session: Session) -> Script[list[Unreadable]]:
+        """Three conditions, each on an index that holds little but what is not over."""
+        ask = self.dialect
+        decisions = yield from self._standings(session, f"{ask.is_open} AND {ask.no_attempt(ask.open_key)} {_FEW}")
+        names = yield from self._undecided(session, f"{self._parted('n.', 'undecided')} {_FEW}")
+        calls = yield from self._read(
+            session,
+            f"SELECT {rows.select(ask, ('attempt', 'call_key', 'unfinished'), 'c.')} FROM {ask.table('calls')} AS c "
+            f"WHERE {self._parted('c.', 'unfinished')} {_FEW}",
+        )
+        return [
+            *(one for one in (*decisions, *names) if isinstance(one, Unreadable)),
+            *(one for one in rows.owner.each(calls.rows) if isinstance(one, Unreadable)),
+        ]
+
+    def _parted(self, table: str, key: str) -> str:
+        """A condition: by its key the row belongs to no attempt, or to another than by its attempt."""
+        parted = f"{table}{key} <> {table}attempt OR {self.dialect.no_attempt(table + key)}"
+        return f"{table}{key} IS NOT NULL AND ({parted})"
 
     def _undecided_and_asked(self, session: Session, which: str) -> Script[list[Any]]:
         """Names by `undecided`, and what was said by those who must confirm them."""

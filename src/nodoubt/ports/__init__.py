@@ -49,6 +49,8 @@ from .answers import UnknownXid as UnknownXid
 from .answers import readable as readable
 from .answers import require_none as require_none
 from .backend import Backend as Backend
+from .chance import Clock as Clock
+from .chance import Ids as Ids
 from .notices import Notice as Notice
 from .notices import Observer as Observer
 
@@ -451,6 +453,13 @@ class Journal(Protocol):
         """The rows that cannot be read, of all that is not over and of all below the floor. A plain read."""
         ...
 
+    def ownerless(self, session: Session) -> Script[list[Unreadable]]:
+        """Of what is not over, the rows whose very attempt cannot be read, or is stored twice and differs.
+
+        Whose they are nobody can tell: while there are any, the lack of a decision proves nothing.
+        """
+        ...
+
     # -- the directory of names
     def stage(
         self, session: Session, staging: Staging, *, replace: Staging | None = None, forced: bool = True
@@ -573,28 +582,3 @@ class Pool(Protocol):
 
     def kill(self) -> None: ...
     def timed_out(self, seconds: float) -> Exception: ...
-
-
-class Clock(Protocol):
-    """Clocks choose when to try, never what is true (I14)."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        ...
-
-    def elapsed(self) -> float:
-        """Seconds on a clock that never goes back."""
-        ...
-
-
-class Ids(Protocol):
-    """Fresh ids: random, and seeded in a simulated world. See `xid` for their forms."""
-
-    def attempt(self) -> str:
-        """An attempt, or a resource: rises with the clock."""
-        ...
-
-    def cluster(self) -> str: ...
-    def mark(self) -> str:
-        """What tells an epoch from another of the same number."""
-        ...

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..engine import questions, register, start
-from ..engine.apart import Apart, split, tell
+from ..engine.apart import Apart, ownerless, split, tell
 from ..engine.context import Context, Participant, asked, log
 from ..errors import NoDoubtError
 from ..ports import BelowFloor, Prepared, Session
@@ -52,6 +52,11 @@ def turn(hand: Hand) -> Script[Undoing]:
     if lineage.restored or not lineage.reached:
         # A journal that has forgotten a COMMIT would have it undone (I15): somebody must vouch for it.
         log.warning("no steps are undone: %s", "; ".join(lineage.trouble.values()))
+        return report
+    stray = yield from ownerless(ctx)
+    if stray:  # a step among them may be the one to undo first
+        report.unreadable += stray
+        tell(ctx, stray)
         return report
     ctx.journal_clock = None  # looked at anew
     while True:
