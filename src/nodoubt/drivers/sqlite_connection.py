@@ -38,10 +38,10 @@ LIBRARY = tuple(map(int, apsw.sqlite_lib_version().split(".")[:3]))
 
 _KNOWN_MAX = 64  # of the user's texts that a connection remembers; apsw keeps 100 compiled, ours among them
 _KNOWN_LENGTH_MAX = 4096
+_KEPT_LENGTH_MAX = 4096  # of a parameter
 
 _BEGIN = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*([A-Za-z]+)", re.DOTALL)
 _CHANGING = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"})
-_REPEATED = _CHANGING | {"SELECT", "VALUES"}  # compiled once; a PRAGMA may have its answer from when it was compiled
 _ACTIONS: dict[int, str] = {
     number: name.removeprefix("SQLITE_")
     for number, name in apsw.mapping_authorizer_function.items()
@@ -82,10 +82,18 @@ def standard_name(error: Exception) -> str | None:
     return next((name for kind, name in _STANDARD if isinstance(error, kind)), None)
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """A text of the user's, of one statement, that was compiled before.
+def _may_be_kept(params: Any) -> bool:
+    """A compiled statement holds its last parameters until it runs again."""
+    values = params.values() if isinstance(params, dict) else params
+    if not isinstance(params, (tuple, list, dict)):
+        return params is None
+    return not any(isinstance(value, (str, bytes)) and len(value) > _KEPT_LENGTH_MAX for value in values)
 
-    `wants`: what it asked the authorizer for. `tag`: its reply's, if it changes rows and returns none; else "".
+
+class _Known(msgspec.Struct, frozen=True):
+    """A change of the user's, of one statement, without RETURNING, that was compiled before.
+
+    `wants`: what it asked the authorizer for. `tag`: its reply's.
     """
 
     wants: tuple[tuple[Any, ...], ...]
@@ -181,53 +189,54 @@ class Connection:
         return msgspec.structs.replace(reply, last_id=self._database.last_insert_rowid())
 
     def _last(self, statement: str, params: Any) -> Reply:
-        """The last reply. A statement that is known is not compiled again, so it asks here for what it asked for then.
+        """The last reply. A change that is known is not compiled again, so it asks here for what it asked for then.
 
-        Where the schema, or a setting, has changed since, SQLite compiles it anew, and asks the authorizer. Whenever it
-        has, what is known is replaced, or forgotten: it is never older than what would run.
+        Where the schema, or a setting, has changed since, SQLite compiles it anew, and asks the authorizer. If that is
+        asked while a known change runs, the change is forgotten: it was compiled anew, or a virtual table in it has
+        compiled something of its own, and nobody can tell which from outside.
         """
         ask = self._on_access
         if ask is None:
             return self._of_last(self._replies(statement, params))
-        known = self._known.get(statement)
+        known = self._known.get(statement) if _may_be_kept(params) else None
         if known is not None:
-            for names in known.wants:
-                ask(*names)
+            try:
+                for names in known.wants:
+                    ask(*names)
+            except Exception:
+                known = None  # it may not want that any more: compiled anew, it says so itself
+                del self._known[statement]
         self._heard.clear()
-        try:
-            if known is not None and known.tag:
-                reply, single = self._change(statement, params, known.tag), True
-            else:
-                replies = self._replies(statement, params, cached=known is not None)
-                reply, single = self._of_last(replies), len(replies) == 1
-        except BaseException:
-            if self._heard:
-                self._known.pop(statement, None)
-            raise
-        if self._heard:
-            self._remember(statement, reply, single=single)
+        if known is not None:
+            try:
+                return self._change(statement, params, known.tag)
+            finally:
+                if self._heard:
+                    self._known.pop(statement, None)
+        replies = self._replies(statement, params)
+        reply = self._of_last(replies)
+        self._remember(statement, reply, single=len(replies) == 1)
         return reply
+
+    def _remember(self, statement: str, reply: Reply, *, single: bool) -> None:
+        """It was compiled just now. What returns rows is so each time: apsw tells the columns of before a change."""
+        if single and reply.tag in _CHANGING and not reply.columns and len(statement) <= _KNOWN_LENGTH_MAX:
+            if len(self._known) >= _KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[statement] = _Known(tuple(dict.fromkeys(self._heard)), reply.tag)
 
     @staticmethod
     def _of_last(replies: Sequence[Reply]) -> Reply:
         return replies[-1] if replies else Reply()
 
-    def _remember(self, statement: str, reply: Reply, *, single: bool) -> None:
-        self._known.pop(statement, None)
-        if single and reply.tag in _REPEATED and len(statement) <= _KNOWN_LENGTH_MAX:
-            if len(self._known) >= _KNOWN_MAX:
-                del self._known[next(iter(self._known))]
-            tag = reply.tag if reply.tag in _CHANGING and not reply.columns else ""
-            self._known[statement] = _Known(tuple(dict.fromkeys(self._heard)), tag)
-
     def _change(self, statement: str, params: Any, tag: str) -> Reply:
-        """The reply of a known statement that returns no rows: it has run when `execute` returns."""
+        """The reply of a known change, which returns no rows: it has run when `execute` returns."""
         database = self._database
         before = database.total_changes()
         self._cursor.execute(statement, params, prepare_flags=self._flags)
         return Reply(tag, database.changes() if database.total_changes() != before else 0)
 
-    def _replies(self, sql: str, params: Any, *, cached: bool = False) -> list[Reply]:
+    def _replies(self, sql: str, params: Any) -> list[Reply]:
         database, replies = self._database, list[Reply]()
         tag, columns, rows, before = "", tuple[str, ...](), list[Any](), 0
         started = False
@@ -253,7 +262,7 @@ class Connection:
         cursor = database.cursor()
         cursor.exec_trace = next_one  # called as each statement begins
         try:
-            for row in cursor.execute(sql, params, can_cache=cached, prepare_flags=self._flags):
+            for row in cursor.execute(sql, params, can_cache=False, prepare_flags=self._flags):
                 rows.append(row)
         except UnicodeDecodeError:
             cursor.close(force=True)  # see `_translated`

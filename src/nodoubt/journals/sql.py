@@ -29,7 +29,7 @@ ATTEMPTS_PER_STATEMENT = 500
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
 
 
-_FEW = "LIMIT 100"  # of what should not be there at all
+OWNERLESS_MAX = 100  # of each kind: they should not be there at all
 
 
 class SqlJournal(Calls):
@@ -350,19 +350,23 @@ class SqlJournal(Calls):
         return list({one.key: one for one in found if isinstance(one, Unreadable)}.values())
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
-        """Three conditions, each on an index that holds little but what is not over."""
+        """Three conditions in one message, each on an index that holds little but what is not over."""
         ask = self.dialect
-        decisions = yield from self._standings(session, f"{ask.is_open} AND {ask.no_attempt(ask.open_key)} {_FEW}")
-        names = yield from self._undecided(session, f"{self._parted('n.', 'undecided')} {_FEW}")
-        calls = yield from self._read(
-            session,
-            f"SELECT {rows.select(ask, ('attempt', 'call_key', 'unfinished'), 'c.')} FROM {ask.table('calls')} AS c "
-            f"WHERE {self._parted('c.', 'unfinished')} {_FEW}",
-        )
-        return [
-            *(one for one in (*decisions, *names) if isinstance(one, Unreadable)),
-            *(one for one in rows.owner.each(calls.rows) if isinstance(one, Unreadable)),
-        ]
+        staged, called = (*rows.STAGING, "undecided"), ("attempt", "call_key", "unfinished")
+        try:
+            decisions, names, calls = yield from self._ask(
+                session,
+                f"SELECT {rows.standing_columns(ask, 'd.')} FROM {ask.table('decisions')} AS d "
+                f"WHERE {ask.is_open} AND {ask.no_attempt(ask.open_key)} LIMIT {OWNERLESS_MAX}",
+                f"SELECT {rows.select(ask, staged, 'n.')} FROM {ask.table('names')} AS n "
+                f"WHERE {self._parted('n.', 'undecided')} LIMIT {OWNERLESS_MAX}",
+                f"SELECT {rows.select(ask, called, 'c.')} FROM {ask.table('calls')} AS c "
+                f"WHERE {self._parted('c.', 'unfinished')} LIMIT {OWNERLESS_MAX}",
+            )
+        except StatementFailed as error:
+            raise self._refusal(error) from error
+        found = *rows.standing.each(decisions.rows), *rows.undecided.each(names.rows), *rows.owner.each(calls.rows)
+        return [one for one in found if isinstance(one, Unreadable)]
 
     def _parted(self, table: str, key: str) -> str:
         """A condition: by its key the row belongs to no attempt, or to another than by its attempt."""

@@ -29,7 +29,7 @@ class RegisterClaims:
         written = [
             decision(
                 name=name,
-                branches=tuple(BranchRef(n, f"{name} {n}", secrets.token_hex(16)) for n in range(3)),
+                branches=tuple(BranchRef(n, f"{name} {n}", secrets.token_hex(16)) for n in (0, 1, 255)),
                 point=point,
                 owner=f"host/'\"\\;--{name}",
                 reason="line\nline\ttab",
