@@ -285,6 +285,8 @@ def test_a_step_that_cannot_be_read_keeps_no_other_from_being_undone(
         ("calls", attempts["bad"], 0)
     ]
     assert report["clean"] is False
+    (row,) = place.json("reap", code=3)["unreadable"]
+    assert (row["table"], row["attempt"], row["number"]) == ("calls", attempts["bad"], 0)
     assert place.nodoubt("ls").exit_code == place.nodoubt("steps", "ls").exit_code == 3
     shown = place.nodoubt("show", "bad")
     assert shown.exit_code == 3 and "cannot be read" in shown.stdout
