@@ -163,8 +163,11 @@ def test_what_cannot_be_read_is_listed_and_shown(place: Place) -> None:
     assert alone["status"] == "requires_manual_intervention"
     asked = [one["name"] for one in place.json("ls", "--state", "prepared", code=3)["transactions"]]
     assert sorted(asked) == ["bad", "open"], "nobody can say that it is not"
-    listed = place.nodoubt("ls", "--limit", "1")
-    assert listed.exit_code == 3 and attempts["bad"] in listed.stdout, "though its place is further down the list"
+    names = [one["name"] for one in place.json("ls", "--state", "committed", "--limit", "2", code=3)["transactions"]]
+    assert names == ["good-2", "bad", "good-1"], "what cannot be read takes the place of none that was asked for"
+    assert place.nodoubt("ls", "--limit", "2").exit_code == 0, "ls tells of what it lists"
+    listed = place.nodoubt("ls", "--limit", "3")
+    assert listed.exit_code == 3 and attempts["bad"] in listed.stdout
     for which in ("bad", attempts["bad"]):
         shown = place.nodoubt("show", which)
         assert shown.exit_code == 3 and "unreadable" in shown.stdout and "cannot be read" in shown.stdout
@@ -321,7 +324,7 @@ def test_an_old_abort_that_cannot_be_read_stops_no_forgetting_and_is_told_for_go
         assert db._shell.run(ends.retire(ctx)) == 5
         assert [one.attempt for one in db.unreadable()] == [old[1]]
         assert db.recover().unreadable == db.unreadable()
-    assert place.nodoubt("ls").exit_code == place.nodoubt("recover").exit_code == 3
+    assert place.nodoubt("show", old[1]).exit_code == place.nodoubt("recover").exit_code == 3
     place.mend("decisions", old[1], before)
     with place.coordinator() as db:
         assert db._shell.run(ends.retire(context(db))) == 1

@@ -57,7 +57,8 @@ def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> N
     """List staged transactions, newest first, and whatever needs a human."""
     with desk.coordinator(read_only=True) as db:
         records = db.transactions(state=state, older_than=older_than, limit=limit)
-        held, parked, barred, apart = db.quarantined(), db.parked_steps(), db.barred, db.unreadable()
+        held, parked, barred = db.quarantined(), db.parked_steps(), db.barred
+    apart = [row for one in records for row in one.unreadable]
     if desk.out.json:
         desk.out.document(
             {
@@ -72,7 +73,7 @@ def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> N
         print_quarantined(desk, held)
         print_parked(desk, parked)
         print_unreadable(desk, apart)
-    if held or parked or barred or apart or any(one.state is State.UNREADABLE for one in records):
+    if held or parked or barred or apart:
         raise Leave(Exit.HUMAN)
 
 
