@@ -176,6 +176,18 @@ def test_what_cannot_be_read_is_listed_and_shown(place: Place) -> None:
         assert [one.attempt for one in db.unreadable()] == [attempts["bad"]]
 
 
+@pytest.mark.parametrize("attempt", ["z" * 32, "bytes"])
+def test_a_name_whose_attempt_is_none_is_shown_as_what_cannot_be_read(place: Place, attempt: str) -> None:
+    bad = place.stage("bad")
+    octets = {"sqlite": f"cast(x'{'ff' * 32}' as text)", "mariadb": f"x'{'ff' * 32}'"}
+    value = octets.get(place.journal.kind, f"'{'ÿ' * 32}'") if attempt == "bytes" else f"'{attempt}'"
+    unchecked = "pragma ignore_check_constraints = on; " if place.journal.kind == "sqlite" else ""
+    place.journal.query(f"{unchecked}update {place.table('names')} set attempt = {value} where attempt = '{bad}'")
+    shown = place.nodoubt("show", "bad")
+    assert shown.exit_code == 3 and "cannot be read" in shown.stdout, shown.output
+    assert place.json("show", "bad", code=3)["transaction"]["state"] == "unreadable"
+
+
 def test_the_doctor_advises_on_all_others_and_against_any_act_on_the_one(place: Place) -> None:
     options = [part for one in place.databases for part in ("-r", f"{one.name}={one.url}")]
     attempts, before = three_commits_of_which_one_cannot_be_read(place)

@@ -137,7 +137,11 @@ def show(desk: Desk, name: str) -> None:
 
 
 def _or_why(asked: Callable[[str], list[R]], attempt: str, apart: list[str]) -> list[R]:
-    """What is there of it; where that cannot be read the rest is shown all the same, with why."""
+    """What is there of it; where that cannot be read the rest is shown all the same, with why. Nothing is there of what
+    is no attempt: the row that says so cannot be read.
+    """
+    if not is_attempt(attempt):
+        return []
     try:
         return asked(attempt)
     except UnreadableRecord as error:
