@@ -110,9 +110,7 @@ class ForgetsTheRest(SqlJournal):
 class GivesUp(SqlJournal):
     """Forgets nothing behind a page of which nothing may be forgotten."""
 
-    def _forgettable(
-        self, session: Session, ceiling: str, which: str, limit: int, after: str = ""
-    ) -> Script[Any]:
+    def _forgettable(self, session: Session, ceiling: str, which: str, limit: int, after: str = "") -> Script[Any]:
         which = f"attempt < {self.dialect.attempt(ceiling)} AND {which}"
         page = yield from self._standings(session, f"{which} ORDER BY attempt LIMIT {limit}")
         return [one for one in page if not isinstance(one, Unreadable)], [

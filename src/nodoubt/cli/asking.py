@@ -1,7 +1,7 @@
 """`ls` and `show`: what the journal knows of transactions, and what needs a human. Neither changes anything.
 
-Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a row of the
-journal that cannot be read, and a database whose lineage is in question (I15).
+Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a database whose
+lineage is in question (I15), and a row of what is listed that cannot be read. A listing looks at no more than it lists.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from .calls import Calls
 from .dialects import Dialect
 
 ATTEMPTS_PER_STATEMENT = 500
-# Keys in one look for what cannot be read. For 200 and more MariaDB guesses how many rows they would find, from an index
-# that is full of NULLs, and reads the whole table.
+# Keys in one look for what cannot be read. For 200 and more MariaDB guesses how many rows they find, by the statistics
+# of an index that is full of NULLs, and reads the whole table.
 LOOK_MAX = 150
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
 _Set = tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]]  # table, key, condition, how it is read
@@ -295,7 +295,8 @@ class SqlJournal(Calls):
     def _forgettable(
         self, session: Session, ceiling: str, which: str, limit: int, after: str = ""
     ) -> Script[tuple[list[Standing], list[Unreadable]]]:
-        """Of the decisions after one and below the ceiling the first that nothing keeps; and those met on the way that can't be read.
+        """Of the decisions after one and below the ceiling the first that nothing keeps; and those met on the way that
+        can't be read.
 
         What is quarantined is kept: an operator may still ask what was decided (I17). So is what has steps to undo, and
         that of which any row cannot be read: nobody knows what it would take to forget it.
@@ -350,7 +351,10 @@ class SqlJournal(Calls):
         sets = ended if old else (*ended, *going)
         place, last = after
         if place == len(sets):
-            found: list[Any] = [*(yield from self.quarantined(session)), *(yield from self.registered(session)).values()]
+            found: list[Any] = [
+                *(yield from self.quarantined(session)),
+                *(yield from self.registered(session)).values(),
+            ]
             return [one for one in found if isinstance(one, Unreadable)], None
         apart, last = yield from self._look_through(session, sets[place], last)
         return apart, (place, last) if last else (place + 1, "")

@@ -160,9 +160,7 @@ class UnreadableClaims:
         for way in damage.ways("calls"):
             parked = [self._called(bench, state=CallState.PARKED) for _ in range(2)]
             damage.spoil("calls", parked[0], way)
-            found = {one.attempt: one for one in bench.parked_calls()} | {
-                one.attempt: one for one in unreadable(bench)
-            }
+            found = {one.attempt: one for one in bench.parked_calls()} | {one.attempt: one for one in unreadable(bench)}
             assert set(found) == set(parked), way
             assert isinstance(found[parked[0]], Unreadable) and found[parked[1]].state is CallState.PARKED, way
             damage.mend()
