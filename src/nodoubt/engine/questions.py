@@ -178,8 +178,9 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
         return (yield from _by_receipt(ctx, name))
     attempt = name if staging is None else staging.attempt
     why = yield from _need_a_human(ctx)
-    why |= _apart_of((yield from _calls(ctx, attempt)))
-    record = _record(staging, standing, why)
+    apart: Apart = {}
+    split((yield from _calls(ctx, attempt)), apart)
+    record = _with(_record(staging, standing, why), apart)
     if isinstance(staging, Staging) and standing is None and not (yield from _last_is_listed(ctx, staging)):
         return replace(record, state=State.BEGINNING)
     return record
