@@ -98,7 +98,9 @@ class Scripts:
     def _reap_script(self) -> Script[ReapReport]:
         ctx = self._writable()
         report = yield from reaper.reap(ctx)
-        yield from self._undo_script()
+        met = {one.key for one in report.unreadable}
+        steps = yield from self._undo_script()
+        report.unreadable += [one for one in steps.unreadable if one.key not in met]
         return report
 
     def _undo_script(self, grace_s: float | None = None) -> Script[Undoing]:

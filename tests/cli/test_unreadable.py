@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import Result
@@ -20,8 +20,10 @@ from kit import QUICK, Database, make_database
 from nodoubt import Coordinator, Settings, State, UnreadableRecord, wiring
 from nodoubt.engine import ends, register
 from nodoubt.engine.context import Context, using
+from nodoubt.journals import sql
+from nodoubt.journals.dialects import Dialect
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Session
+from nodoubt.ports import START, Session, Spot, Unclear
 from nodoubt.protocol.records import Decision, Mode, Unreadable, Verdict
 from nodoubt.script import Script
 from nodoubt.testing.samples import LONG_AGO, abort, attempt_at
@@ -122,6 +124,11 @@ def context(db: Coordinator) -> Context:
     return db._ctx
 
 
+def dialect(db: Coordinator) -> Dialect:
+    journal: Any = context(db).journal
+    return cast(Dialect, journal.dialect)
+
+
 def three_commits_of_which_one_cannot_be_read(place: Place) -> tuple[dict[str, str], str]:
     """Their attempts, and what stood in the bad row. A fourth transaction is staged, and nobody has decided it."""
     attempts = {name: place.stage(name) for name in NAMES}
@@ -163,14 +170,29 @@ def test_what_cannot_be_read_is_listed_and_shown(place: Place) -> None:
     assert alone["status"] == "requires_manual_intervention"
     asked = [one["name"] for one in place.json("ls", "--state", "prepared", code=3)["transactions"]]
     assert sorted(asked) == ["bad", "open"], "nobody can say that it is not"
-    listed = place.nodoubt("ls", "--limit", "1")
-    assert listed.exit_code == 3 and attempts["bad"] in listed.stdout, "though its place is further down the list"
+    names = [one["name"] for one in place.json("ls", "--state", "committed", "--limit", "2", code=3)["transactions"]]
+    assert names == ["good-2", "bad", "good-1"], "what cannot be read takes the place of none that was asked for"
+    assert place.nodoubt("ls", "--limit", "2").exit_code == 0, "ls tells of what it lists"
+    listed = place.nodoubt("ls", "--limit", "3")
+    assert listed.exit_code == 3 and attempts["bad"] in listed.stdout
     for which in ("bad", attempts["bad"]):
         shown = place.nodoubt("show", which)
         assert shown.exit_code == 3 and "unreadable" in shown.stdout and "cannot be read" in shown.stdout
     with place.coordinator() as db:
         assert (db.status("bad").state, db.status("bad").complete) == (State.UNREADABLE, False)
         assert [one.attempt for one in db.unreadable()] == [attempts["bad"]]
+
+
+@pytest.mark.parametrize("attempt", ["z" * 32, "bytes"])
+def test_a_name_whose_attempt_is_none_is_shown_as_what_cannot_be_read(place: Place, attempt: str) -> None:
+    bad = place.stage("bad")
+    octets = {"sqlite": f"cast(x'{'ff' * 32}' as text)", "mariadb": f"x'{'ff' * 32}'"}
+    value = octets.get(place.journal.kind, f"'{'ÿ' * 32}'") if attempt == "bytes" else f"'{attempt}'"
+    unchecked = "pragma ignore_check_constraints = on; " if place.journal.kind == "sqlite" else ""
+    place.journal.query(f"{unchecked}update {place.table('names')} set attempt = {value} where attempt = '{bad}'")
+    shown = place.nodoubt("show", "bad")
+    assert shown.exit_code == 3 and "cannot be read" in shown.stdout, shown.output
+    assert place.json("show", "bad", code=3)["transaction"]["state"] == "unreadable"
 
 
 def test_the_doctor_advises_on_all_others_and_against_any_act_on_the_one(place: Place) -> None:
@@ -285,6 +307,8 @@ def test_a_step_that_cannot_be_read_keeps_no_other_from_being_undone(
         ("calls", attempts["bad"], 0)
     ]
     assert report["clean"] is False
+    (row,) = place.json("reap", code=3)["unreadable"]
+    assert (row["table"], row["attempt"], row["number"]) == ("calls", attempts["bad"], 0)
     assert place.nodoubt("ls").exit_code == place.nodoubt("steps", "ls").exit_code == 3
     shown = place.nodoubt("show", "bad")
     assert shown.exit_code == 3 and "cannot be read" in shown.stdout
@@ -319,7 +343,7 @@ def test_an_old_abort_that_cannot_be_read_stops_no_forgetting_and_is_told_for_go
         assert db._shell.run(ends.retire(ctx)) == 5
         assert [one.attempt for one in db.unreadable()] == [old[1]]
         assert db.recover().unreadable == db.unreadable()
-    assert place.nodoubt("ls").exit_code == place.nodoubt("recover").exit_code == 3
+    assert place.nodoubt("show", old[1]).exit_code == place.nodoubt("recover").exit_code == 3
     place.mend("decisions", old[1], before)
     with place.coordinator() as db:
         assert db._shell.run(ends.retire(context(db))) == 1
@@ -344,6 +368,84 @@ def test_the_receipt_that_an_unreadable_abort_may_need_is_kept_and_the_alarm_com
         place.mend("decisions", old[1], before)
         assert db._shell.run(ends.retire(ctx)) == 0
         assert [(one.attempt, one.resource) for one in db.quarantined()] == [(old[1], "b")]
+
+
+class Untold(SqlJournal):
+    """One that can't say what cannot be read."""
+
+    def unreadable(self, session: Session, after: Spot = START, *, old: bool = False) -> Script[Any]:
+        yield from ()
+        raise Unclear("no answer")
+
+
+def test_where_nobody_says_what_cannot_be_read_receipts_are_kept_and_all_else_goes_on(place: Place) -> None:
+    """I17. And a listing does not ask."""
+    old = [attempt_at(LONG_AGO + number) for number in range(3)]
+    place.stage("good-1")
+    with place.coordinator() as db:
+        ctx = context(db)
+        records = [abort(attempt, branches=()) for attempt in old]
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, records)))
+        place.databases[1].query(f"insert into nodoubt_receipts values ('{old[1]}', 1, 'abort', 1, 0, 0, {LONG_AGO})")
+        sound, ctx.journal = ctx.journal, Untold(dialect(db))
+        assert db._shell.run(ends.retire(ctx)) == 3
+        assert place.databases[1].query("select attempt from nodoubt_receipts") == [(old[1],)]
+        assert [one.name for one in db.transactions()] == ["good-1"]
+        ctx.journal = sound
+        assert db._shell.run(ends.retire(ctx)) == 0
+        assert place.databases[1].query("select attempt from nodoubt_receipts") == []
+
+
+class Slow(SqlJournal):
+    """Takes its time for each page."""
+
+    def unreadable(self, session: Session, after: Spot = START, *, old: bool = False) -> Script[Any]:
+        yield from self._read(session, "SELECT pg_catalog.pg_sleep(0.2)")
+        return (yield from super().unreadable(session, after, old=old))
+
+
+@pytest.mark.parametrize("place", ["postgres"], indirect=True)
+def test_each_page_of_what_cannot_be_read_has_its_own_time_to_answer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [place.stage(name) for name in NAMES]
+    place.spoil("names", attempts[0])
+    place.spoil("names", attempts[3])
+    monkeypatch.setattr(sql, "LOOK_MAX", 1)
+    with place.coordinator(replace(QUICK, answer_s=1)) as db:
+        context(db).journal = Slow(dialect(db))
+        assert {one.attempt for one in db.unreadable()} == {attempts[0], attempts[3]}
+
+
+class Noted(SqlJournal):
+    """Notes from where on each batch was asked for."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__(dialect)
+        self.afters: list[tuple[str, str]] = []
+
+    def aborted(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[Any]:
+        self.afters.append(("aborted", after))
+        return super().aborted(session, older_than, limit, after)
+
+    def retire(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[Any]:
+        self.afters.append(("retire", after))
+        return super().retire(session, older_than, limit, after)
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_what_cannot_be_read_is_not_read_again_for_each_batch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ends, "ENDED_MAX", 2)
+    old = [attempt_at(LONG_AGO + number) for number in range(6)]
+    with place.coordinator() as db:
+        ctx = context(db)
+        ctx.journal = journal = Noted(dialect(db))
+        records = [abort(attempt, branches=()) for attempt in old]
+        db._shell.run(using(ctx.journal_pool, lambda session: journal.insert(session, records)))
+        place.spoil("decisions", old[0])
+        assert db._shell.run(ends.retire(ctx)) == 5
+        assert journal.afters == [(what, after) for after in ("", old[2], old[4]) for what in ("aborted", "retire")]
+        assert [one.attempt for one in db.unreadable()] == [old[0]]
 
 
 def test_a_database_that_an_unreadable_decision_may_list_is_not_dropped(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from kit import QUICK, Database, make_database, until
 from nodoubt import Coordinator, wiring
 from nodoubt.doctor import examination, ours
 from nodoubt.engine.context import using
+from nodoubt.journals import sql
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Session, Unclear
+from nodoubt.ports import START, Session, Spot, Unclear
 from nodoubt.protocol.records import Quarantined
 from nodoubt.script import Script
 from nodoubt.testing.servers import PostgresServer
@@ -303,3 +305,35 @@ def test_the_number_of_messages_does_not_grow_with_what_is_prepared_of_ours(home
         assert len(set(counts)) == 1
         for number in range(3):
             db.rollback_distributed(f"order-{number}")
+
+
+# ---- what cannot be read --------------------------------------------------------------------------
+
+
+class Slow(SqlJournal):
+    """Takes its time for each page."""
+
+    def unreadable(self, session: Session, after: Spot = START, *, old: bool = False) -> Script[Any]:
+        yield from self._read(session, "SELECT pg_catalog.pg_sleep(0.2)")
+        return (yield from super().unreadable(session, after, old=old))
+
+
+def test_a_journal_is_looked_through_for_what_cannot_be_read_in_as_many_questions_as_it_takes(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, other = (make_database(kind, name, request, tmp_path) for kind, name in (("postgres", "a"), ("sqlite", "b")))
+    attempts = []
+    with Coordinator({"a": home.url, "b": other.url}, recovery=False) as db:
+        db.setup()
+        for number, name in enumerate(("one", "two", "three")):
+            with db.begin_distributed(name) as tx:
+                tx["a"].execute(f"insert into accounts values ({10 + number}, 0)")
+                attempts.append(tx.attempt)
+    home.query(f"update nodoubt.names set branches = '[' where attempt in ('{attempts[0]}', '{attempts[2]}')")
+    monkeypatch.setattr(sql, "LOOK_MAX", 1)
+    with wiring.patients({"a": parse_url(home.url)}) as ((patient,), shell):
+        journal: Any = patient.journal
+        slow = dataclasses.replace(patient, journal=Slow(journal.dialect))
+        (facts,) = shell.run(examination.examine([slow], wiring.SystemClock(), answer_s=1))
+    assert facts.error is None and facts.journal is not None
+    assert {one.attempt for one in facts.journal.unreadable} == {attempts[0], attempts[2]}

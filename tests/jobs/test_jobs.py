@@ -318,6 +318,23 @@ async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[D
     assert balances(pair) == [210, 210]
 
 
+async def test_jobs_that_cannot_be_read_keep_none_behind_them_from_being_forgotten(
+    pair: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "FORGET_MAX", 2)
+    bad, good = ["bad 1", "bad 2", "bad 3"], ["good 1", "good 2", "good 3"]
+    async with opened("sync", pair) as db:
+        for name in (*bad, *good):
+            await work_off(db, name, upto=1)
+    table = "nodoubt.jobs" if pair[0].kind == "postgres" else "nodoubt_jobs"
+    pair[0].query(f"update {table} set state = 'done', changed_at = 0")
+    pair[0].query(f"update {table} set checkpoint = '[' where name < 'c'")
+    async with opened("sync", pair) as db:
+        gone = [await said(db, db.db._shell.run(board.expire(db.db._ctx))) for _ in range(4)]
+        assert sum(gone) == 3 and gone[0] > 0
+        assert sorted(one.name for one in await db.jobs()) == bad
+
+
 @pytest.mark.parametrize("died", ["before its first chunk", "after its last link"])
 async def test_whoever_comes_back_after_the_retention_goes_on_all_the_same(
     died: str, mode: str, pair: list[Database]

@@ -69,7 +69,9 @@ class TheLastAnswerStands(SqlJournal):
 class ForgetsWhatIsNotUndone(SqlJournal):
     """Deletes the ABORT that a compensation waits for."""
 
-    def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
+    def _retirable(
+        self, session: Session, floor: str, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[str]]:
         reply = yield from self._read(
             session,
             f"SELECT attempt FROM {self.dialect.table('decisions')} WHERE attempt < {self.dialect.attempt(floor)}",

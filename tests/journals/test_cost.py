@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from journals.places import Place, query
+from nodoubt.journals import sql
 from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Refused
+from nodoubt.ports import START, Refused
 from nodoubt.protocol.records import Mode
 from nodoubt.script import Do, Script
 from nodoubt.testing.bench import Bench
@@ -96,9 +97,32 @@ def test_what_recovery_and_clean_up_ask_is_answered_from_an_index(place: Place, 
         *sent(journal._highest_floor(session, first_attempt_of(0), first_attempt_of(NOW)), bench),
         *sent(journal._retirable(session, first_attempt_of(CUT), CUT, 100), bench),
     ]
-    for sql in asked:
-        how = plan(place, bench, sql)
-        assert not [line for line in how.splitlines() if READS_ALL[place.kind].search(line)], f"{sql}\n{how}"
+    for statement in asked:
+        how = plan(place, bench, statement)
+        assert not [line for line in how.splitlines() if READS_ALL[place.kind].search(line)], f"{statement}\n{how}"
+
+
+@pytest.mark.parametrize("at_once", [sql.LOOK_MAX, 500])
+def test_the_look_for_what_cannot_be_read_walks_no_table(
+    place: Place, bench: Bench, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is going on. With hundreds of keys more in a statement MariaDB would."""
+    fill(bench)
+    monkeypatch.setattr(sql, "LOOK_MAX", at_once)
+    bench.insert([decision(attempt=attempt_at(NOW + n)) for n in range(600)])
+    names = [staging(f"more {n}", attempt_at(NOW + n)) for n in range(RECORDS)]
+    bench.run(bench.journal._write(bench.main, *(row for one in names for row in bench.journal.staging_rows(one))))
+    ended = f"attempt < '{names[-600].attempt}'"
+    query(bench, f"UPDATE {place.dialect().table('names')} SET undecided = NULL WHERE {ended}")
+    if place.kind == "mariadb":
+        query(bench, f"ANALYZE TABLE {place.dialect().table('names')}")
+    walked, spot = list[str](), START
+    while spot is not None:
+        for statement in sent(bench.journal.unreadable(bench.main, spot), bench):
+            how = plan(place, bench, statement)
+            walked += [how for line in how.splitlines() if READS_ALL[place.kind].search(line)]
+        _, spot = bench.unreadable(spot)
+    assert bool(walked) is (place.kind == "mariadb" and at_once == 500), "\n\n".join(walked)
 
 
 # A plan's line that reads every record or every name: (id, kind, table, "ALL") on MariaDB.

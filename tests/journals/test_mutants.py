@@ -140,7 +140,7 @@ class TellsWhatWent(SqlJournal):
 class DeletesFirst(SqlJournal):
     """Raises the floor when everything is gone already."""
 
-    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+    def retire(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[tuple[str, ...]]:
         old = yield from self._retirable(session, "f" * 32, older_than, limit)
         if old:
             yield from self._delete(session, old, [])
@@ -151,7 +151,7 @@ class DeletesFirst(SqlJournal):
 class NeverRaisesTheFloor(SqlJournal):
     """Deletes, and lets what it deleted be decided again."""
 
-    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+    def retire(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[tuple[str, ...]]:
         old = yield from self._retirable(session, "f" * 32, older_than, limit)
         if old:
             yield from self._delete(session, old, [])
@@ -173,8 +173,10 @@ class FloorAboveAll(SqlJournal):
 class ForgetsWhatIsYoung(SqlJournal):
     """Whatever lies below the floor and has ended may go."""
 
-    def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
-        return super()._retirable(session, floor, 1e11, limit)
+    def _retirable(
+        self, session: Session, floor: str, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[str]]:
+        return super()._retirable(session, floor, 1e11, limit, after)
 
 
 class ForgetsTheQuarantined(SqlJournal):

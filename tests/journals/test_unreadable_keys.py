@@ -10,6 +10,7 @@ import pytest
 from journals.places import Place, query
 from nodoubt.protocol.records import Unreadable
 from nodoubt.testing.bench import Bench
+from nodoubt.testing.journals.unreadable import unreadable
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, call, decision, staging
 
 KINDS = [("sqlite", "sync"), ("postgres", "sync"), ("mariadb", "sync")]
@@ -63,7 +64,7 @@ def test_pages_of_decisions_go_past_an_attempt_that_is_none(place: Place, bench:
         one.attempt for number, one in enumerate(commits) if number != 3
     }
     assert len(met) == 7 and len([one for one in met if isinstance(one, Unreadable)]) == 1
-    (told,) = bench.unreadable()
+    (told,) = unreadable(bench)
     assert told.table == "decisions" and told.printable.isprintable() and told.which
 
 
@@ -82,7 +83,7 @@ def test_pages_of_names_go_past_one_that_is_listed_for_another(
         met = paged(page, size)
         assert len(met) == 7 and len([one for one in met if isinstance(one, Unreadable)]) == 1
         assert [one for one in met if not isinstance(one, Unreadable)] == [*names[:3], *names[4:]]
-    assert [one.table for one in bench.unreadable()] == ["names"]
+    assert [one.table for one in unreadable(bench)] == ["names"]
     change(place, bench, "names", "attempt", bad, value)
     listed = paged(lambda after, most: [one for one, _ in bench.list_staged(after, most)], size)
     assert len(listed) == 7 and len([one for one in listed if isinstance(one, Unreadable)]) == 1
@@ -99,7 +100,7 @@ def test_pages_of_steps_go_past_one_that_is_found_for_none(place: Place, bench: 
         met = paged(bench.unfinished_calls, size)
         assert [one for one in met if isinstance(one, str)] == [*attempts[:2], *attempts[3:]]
         assert len(met) == 5
-    assert [one.table for one in bench.unreadable()] == ["calls"]
+    assert [one.table for one in unreadable(bench)] == ["calls"]
 
 
 @pytest.mark.parametrize(("kind", "style"), KINDS)
@@ -114,7 +115,7 @@ def test_a_record_of_no_attempt_neither_goes_nor_keeps_any_other(
     gone = bench.retire(CUT, 10)
     if (word, verdict) == ("among them", decision):
         assert gone == (), "an open COMMIT holds down what comes after it; where that is, is not known"
-        assert [one.table for one in bench.unreadable()] == ["decisions"]
+        assert [one.table for one in unreadable(bench)] == ["decisions"]
     else:
         assert list(gone) == old[1:]
     found = query(bench, f"SELECT count(*) FROM {place.dialect().table('decisions')}")

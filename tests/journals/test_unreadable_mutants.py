@@ -14,7 +14,7 @@ from nodoubt.errors import UnreadableRecord
 from nodoubt.journals import rows
 from nodoubt.journals.dialects import SqliteDialect
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Session, readable
+from nodoubt.ports import START, Session, Spot, readable
 from nodoubt.protocol.records import Standing, Unreadable
 from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
@@ -60,8 +60,10 @@ class OneStopsAll(SqlJournal):
         found = yield from super().open_commits(session, after, limit)
         return [readable(one) for one in found]
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
-        found = yield from super().aborted(session, older_than, limit)
+    def aborted(
+        self, session: Session, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[Standing | Unreadable]]:
+        found = yield from super().aborted(session, older_than, limit, after)
         return [readable(one) for one in found]
 
 
@@ -85,7 +87,9 @@ class ConfirmsAll(SqlJournal):
 class ForgetsUnread(SqlJournal):
     """Deletes by a few columns, whatever the others say."""
 
-    def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
+    def _retirable(
+        self, session: Session, floor: str, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[str]]:
         decisions, attempt = self.dialect.table("decisions"), self.dialect.reading("attempt", "attempt")
         reply = yield from self._read(
             session,
@@ -98,7 +102,7 @@ class ForgetsUnread(SqlJournal):
 class ForgetsTheRest(SqlJournal):
     """Looks at the decision alone, and not at what goes with it."""
 
-    def _unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
+    def unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
         yield from ()
         return []
 
@@ -106,7 +110,7 @@ class ForgetsTheRest(SqlJournal):
 class GivesUp(SqlJournal):
     """Forgets nothing behind a page of which nothing may be forgotten."""
 
-    def _forgettable(self, session: Session, ceiling: str, which: str, limit: int) -> Script[Any]:
+    def _forgettable(self, session: Session, ceiling: str, which: str, limit: int, after: str = "") -> Script[Any]:
         which = f"attempt < {self.dialect.attempt(ceiling)} AND {which}"
         page = yield from self._standings(session, f"{which} ORDER BY attempt LIMIT {limit}")
         return [one for one in page if not isinstance(one, Unreadable)], [
@@ -124,9 +128,9 @@ class FloorAboveIt(SqlJournal):
 class TellsNobody(SqlJournal):
     """Sets them apart, and says nothing."""
 
-    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
+    def unreadable(self, session: Session, after: Spot = START, *, old: bool = False) -> Script[Any]:
         yield from ()
-        return []
+        return [], None
 
 
 CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (

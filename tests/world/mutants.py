@@ -272,7 +272,7 @@ def an_end_that_is_seen_will_do(patch: Patch) -> Variant:
 def retention_without_a_floor(patch: Patch) -> Variant:
     """What is old is deleted, and can be decided again."""
 
-    def retirable(store: MemoryStore, older_than: float, limit: int) -> list[str]:
+    def retirable(store: MemoryStore, older_than: float, limit: int, after: str) -> list[str]:
         rows = sorted(store.state.decisions.items())
         return [attempt for attempt, row in rows if not row.is_open and row.decision.decided_at < older_than][:limit]
 

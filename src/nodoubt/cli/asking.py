@@ -1,7 +1,7 @@
 """`ls` and `show`: what the journal knows of transactions, and what needs a human. Neither changes anything.
 
-Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a row of the
-journal that cannot be read, and a database whose lineage is in question (I15).
+Guarantees: whatever is quarantined is shown by every listing, and makes it exit with 3 (I17); so does a database whose
+lineage is in question (I15), and a row of what is listed that cannot be read. A listing looks at no more than it lists.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> N
     """List staged transactions, newest first, and whatever needs a human."""
     with desk.coordinator(read_only=True) as db:
         records = db.transactions(state=state, older_than=older_than, limit=limit)
-        held, parked, barred, apart = db.quarantined(), db.parked_steps(), db.barred, db.unreadable()
+        held, parked, barred = db.quarantined(), db.parked_steps(), db.barred
+    apart = [row for one in records for row in one.unreadable]
     if desk.out.json:
         desk.out.document(
             {
@@ -72,7 +73,7 @@ def ls(desk: Desk, state: str | None, older_than: float | None, limit: int) -> N
         print_quarantined(desk, held)
         print_parked(desk, parked)
         print_unreadable(desk, apart)
-    if held or parked or barred or apart or any(one.state is State.UNREADABLE for one in records):
+    if held or parked or barred or apart:
         raise Leave(Exit.HUMAN)
 
 
@@ -136,7 +137,11 @@ def show(desk: Desk, name: str) -> None:
 
 
 def _or_why(asked: Callable[[str], list[R]], attempt: str, apart: list[str]) -> list[R]:
-    """What is there of it; where that cannot be read the rest is shown all the same, with why."""
+    """What is there of it; where that cannot be read the rest is shown all the same, with why. Nothing is there of what
+    is no attempt: the row that says so cannot be read.
+    """
+    if not is_attempt(attempt):
+        return []
     try:
         return asked(attempt)
     except UnreadableRecord as error:

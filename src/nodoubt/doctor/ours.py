@@ -15,7 +15,7 @@ from ..engine.apart import Apart, split
 from ..engine.context import chunks
 from ..errors import NoDoubtError, SchemaMismatch
 from ..journals.sql import ATTEMPTS_PER_STATEMENT
-from ..ports import Journal, Resource, Session, StatementFailed
+from ..ports import Journal, Resource, Session, Spot, StatementFailed
 from ..protocol.records import Staging, Standing, Unreadable
 from ..script import Script
 from . import facts as f
@@ -79,7 +79,7 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
     names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
     held = yield from journal.quarantined(session, f.QUARANTINED_MAX + 1)
     registered = yield from journal.registered(session)
-    apart: Apart = {one.key: one for one in (yield from journal.unreadable(session))}
+    apart: Apart = {}
     lists: tuple[tuple[str, Sequence[Any], int], ...] = (
         ("decisions that have not ended", commits, f.OPEN_MAX),
         ("names without a decision", names, f.UNDECIDED_MAX),
@@ -101,6 +101,17 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
         unreadable=tuple(apart.values()),
     )
     return msgspec.structs.replace(facts, journal=found, cut=(*facts.cut, *cut))
+
+
+def looked_through(
+    facts: f.Facts, journal: Journal, session: Session, spot: Spot
+) -> Script[tuple[f.Facts, Spot | None]]:
+    """With a page of the rows of the journal that cannot be read; and where the next one goes on, None: nowhere."""
+    assert facts.journal is not None
+    found, after = yield from journal.unreadable(session, spot)
+    apart = {one.key: one for one in (*facts.journal.unreadable, *found)}
+    journal_facts = msgspec.structs.replace(facts.journal, unreadable=tuple(apart.values()))
+    return msgspec.structs.replace(facts, journal=journal_facts), after
 
 
 def told(

@@ -15,6 +15,7 @@ from ..ports import Session
 from ..protocol.records import BranchRef, Standing, Unreadable
 from ..script import Script, every
 from ..xid import Xid, is_attempt
+from . import questions
 from .apart import Apart, split, tell
 from .branches import alarm_if_committed, may_have_committed
 from .context import ENDED_MAX, Context, Participant, asked, chunks, log
@@ -83,17 +84,26 @@ def retire(ctx: Context) -> Script[int]:
     A record that cannot be read is kept, with the receipts it may need; the others go as ever.
     """
     cut = ctx.clock.now() - ctx.settings.retention_s
-    gone = 0
+    gone, after, apart = 0, "", Apart()
+    while (yield from _aborts_were_kept(ctx, cut, after, apart)):
 
-    def body(session: Session) -> Script[tuple[str, ...]]:
-        return ctx.journal.retire(session, cut, ENDED_MAX)
+        def body(session: Session, after: str = after) -> Script[tuple[str, ...]]:
+            return ctx.journal.retire(session, cut, ENDED_MAX, after)
 
-    apart: Apart = {}
-    while (yield from _aborts_were_kept(ctx, cut, apart)):
         attempts = yield from asked(ctx, ctx.journal_pool, body)
         gone += len(attempts)
         if len(attempts) < ENDED_MAX:
             break
+        after = attempts[-1]
+    try:
+        yield from _forget_old(ctx, cut, apart)
+    except NoDoubtError as error:
+        log.warning("old receipts are kept for now, as what may need them is not known: %s", error)
+    return gone
+
+
+def _forget_old(ctx: Context, cut: float, apart: Apart) -> Script[None]:
+    """Delete old receipts, but those that a record may need of which a row cannot be read."""
 
     # What was not deleted after its end record, because the process died or the database was away: no COMMIT that has
     # not ended lies below the floor, so nobody can ask for it any more.
@@ -101,7 +111,7 @@ def retire(ctx: Context) -> Script[int]:
         return ctx.journal.floor(session, flushed=True)
 
     floor = yield from asked(ctx, ctx.journal_pool, below)
-    split((yield from asked(ctx, ctx.journal_pool, ctx.journal.unreadable)), apart)
+    split((yield from questions.unreadable(ctx, old=True)), apart)
     tell(ctx, apart.values())
     floor = min(floor, *(one.attempt for one in apart.values() if is_attempt(one.attempt)), floor)
 
@@ -120,10 +130,9 @@ def retire(ctx: Context) -> Script[int]:
                 break
             if some == 0:
                 break
-    return gone
 
 
-def _aborts_were_kept(ctx: Context, cut: float, apart: Apart) -> Script[bool]:
+def _aborts_were_kept(ctx: Context, cut: float, after: str, apart: Apart) -> Script[bool]:
     """Look for receipts of the ABORTs that would be forgotten next; whoever has committed one has broken it (I17).
 
     Whoever rolls back meets most of those, but not where a process died between its decision and the last branch, and
@@ -131,7 +140,7 @@ def _aborts_were_kept(ctx: Context, cut: float, apart: Apart) -> Script[bool]:
     """
 
     def aborts(session: Session) -> Script[list[Standing | Unreadable]]:
-        return ctx.journal.aborted(session, cut, ENDED_MAX)
+        return ctx.journal.aborted(session, cut, ENDED_MAX, after)
 
     standings = split((yield from asked(ctx, ctx.journal_pool, aborts)), apart)
     places = [place for standing in standings for place in may_have_committed(ctx, standing.decision)]

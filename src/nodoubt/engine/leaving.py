@@ -60,7 +60,7 @@ def drop(ctx: Context, name: str, *, gone: bool = False) -> Script[Dropped]:
 
 def _require_all_readable(ctx: Context) -> Script[None]:
     """A decision or a name that cannot be read may list the resource: nobody can say that it is not needed."""
-    found = yield from questions.ask(ctx, ctx.journal.unreadable)
+    found = yield from questions.unreadable(ctx)
     may_list = [one for one in found if one.table in ("decisions", "names")]
     if may_list:
         raise ResourceRefused(

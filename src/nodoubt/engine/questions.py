@@ -18,7 +18,7 @@ from ..errors import (
     UnknownTransaction,
     UnreadableRecord,
 )
-from ..ports import Known, Listed, Prepared, Refused, Session, Unclear, readable
+from ..ports import START, Known, Listed, Prepared, Refused, Session, Spot, Unclear, readable
 from ..protocol.records import Call, Mode, Quarantined, Staging, Standing, Unreadable, Verdict
 from ..protocol.recovery import STALE
 from ..script import Pause, Script
@@ -58,6 +58,7 @@ class TransactionRecord:
     owner: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
     heuristic: str = ""  # why a human must look, if one must: a quarantined branch, a parked compensation
+    unreadable: tuple[Unreadable, ...] = ()  # rows of it that cannot be read
 
     @property
     def status(self) -> str:
@@ -139,9 +140,20 @@ def _calls(ctx: Context, attempt: str) -> Script[list[Call | Unreadable]]:
     return (yield from ask(ctx, body))
 
 
-def unreadable(ctx: Context) -> Script[list[Unreadable]]:
-    """The rows of the journal that cannot be read, of all that is not over."""
-    return (yield from ask(ctx, ctx.journal.unreadable))
+def unreadable(ctx: Context, *, old: bool = False) -> Script[list[Unreadable]]:
+    """The rows of the journal that cannot be read, of all that is not over and of all below the floor, or `old`: of the
+    latter alone. It is looked through page by page, each with its own time to answer.
+    """
+    apart: Apart = {}
+    spot: Spot | None = START
+    while spot is not None:
+
+        def page(session: Session, spot: Spot = spot) -> Script[tuple[list[Unreadable], Spot | None]]:
+            return ctx.journal.unreadable(session, spot, old=old)
+
+        found, spot = yield from ask(ctx, page)
+        split(found, apart)
+    return list(apart.values())
 
 
 def quarantined(ctx: Context) -> Script[list[Quarantined]]:
@@ -166,8 +178,9 @@ def status(ctx: Context, name: str) -> Script[TransactionRecord]:
         return (yield from _by_receipt(ctx, name))
     attempt = name if staging is None else staging.attempt
     why = yield from _need_a_human(ctx)
-    why |= _apart_of((yield from _calls(ctx, attempt)))
-    record = _record(staging, standing, why)
+    apart: Apart = {}
+    split((yield from _calls(ctx, attempt)), apart)
+    record = _with(_record(staging, standing, why), apart)
     if isinstance(staging, Staging) and standing is None and not (yield from _last_is_listed(ctx, staging)):
         return replace(record, state=State.BEGINNING)
     return record
@@ -234,29 +247,53 @@ def _last_is_listed(ctx: Context, staging: Staging) -> Script[bool]:
 def listing(
     ctx: Context, *, state: State | str | None, older_than_s: float | None, limit: int
 ) -> Script[list[TransactionRecord]]:
-    """The directory of names, newest first; whatever state is asked for, with those that cannot be read."""
+    """The directory of names, newest first. Those that cannot be read are listed with whatever state is asked for; they
+    count if it is theirs.
+    """
     why = yield from _need_a_human(ctx)
-    why |= _apart_of((yield from unreadable(ctx)))
+    size = min(limit, PAGE_MAX) if state is None and older_than_s is None else PAGE_MAX
     found: list[TransactionRecord] = []
-    after = ""
+    left, after = limit, ""
     while True:
 
         def page(session: Session, after: str = after) -> Script[list[Listed]]:
-            return ctx.journal.list_staged(session, after, PAGE_MAX)
+            return ctx.journal.list_staged(session, after, size)
 
         rows = yield from ask(ctx, page)
+        beside = yield from _beside(ctx, [one.attempt for one, _ in rows])
         for staging, standing in rows:
-            record = _record(staging, standing, why)
+            record = _with(_record(staging, standing, why), beside.get(staging.attempt, {}))
             begun = record.created_at
             young = older_than_s is not None and begun is not None and begun > ctx.clock.now() - older_than_s
-            asked_for = state in (None, record.state, record.status) or record.state is State.UNREADABLE
-            if asked_for and not young:
+            asked_for = state in (None, record.state, record.status)
+            if not young and (asked_for or record.state is State.UNREADABLE):
                 found.append(record)
-            if len(found) >= limit:
+                left -= asked_for
+            if left == 0:
                 return found
-        if len(rows) < PAGE_MAX:
+        if len(rows) < size:
             return found
         after = rows[-1][0].attempt
+
+
+def _beside(ctx: Context, attempts: Sequence[str]) -> Script[dict[str, Apart]]:
+    """What cannot be read of these attempts beside their decisions: names, steps, answers."""
+    apart: dict[str, Apart] = {}
+
+    def body(session: Session) -> Script[list[Unreadable]]:
+        return ctx.journal.unreadable_of(session, [one for one in attempts if is_attempt(one)])
+
+    for one in (yield from ask(ctx, body)):
+        apart.setdefault(one.attempt, {})[one.key] = one
+    return apart
+
+
+def _with(record: TransactionRecord, apart: Apart) -> TransactionRecord:
+    if not apart:
+        return record
+    every_one = tuple(({one.key: one for one in record.unreadable} | apart).values())
+    why = record.heuristic or "; ".join(f"{one.which} {one.why}" for one in every_one)
+    return replace(record, heuristic=why, unreadable=every_one)
 
 
 def _record(
@@ -302,6 +339,7 @@ def _unreadable(staging: Staging | Unreadable | None, standing: Standing | Unrea
         deadline=None if told is None else told.deadline,
         owner="" if told is None else told.owner,
         heuristic="; ".join(f"{one.which} {one.why}" for one in apart),
+        unreadable=tuple(apart),
     )
 
 

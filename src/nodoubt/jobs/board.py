@@ -138,8 +138,14 @@ class Board(Transactions):
         """Delete a batch of those that were done longer ago; how many there were. What cannot be read stays."""
         before = f"{self.dialect.now} - {self.dialect.seconds(older_than_s)}"
         old = f"state = '{JobState.DONE.value}' AND changed_at < {before}"
-        found = yield from self._rows(session, f"WHERE {old} LIMIT {FORGET_MAX}")
-        names = sorted(row.record.name for row in found if not isinstance(row, Unreadable))
+        names, after = list[str](), ""
+        while not names:
+            page = f"WHERE {old} AND name > {self.dialect.raw(after)} ORDER BY name LIMIT {FORGET_MAX}"
+            found = (yield from self._read(session, self._select(page))).rows
+            names = [row.record.name for row in job_of.each(found) if not isinstance(row, Unreadable)]
+            if len(found) < FORGET_MAX:
+                break
+            after = rows.raw(found[-1][0])
         if names:
             yield from self._write(
                 session, *(f"DELETE FROM {self.table} {self._where(name)} AND {old}" for name in names)

@@ -21,6 +21,7 @@ import msgspec
 
 from ..errors import SchemaMismatch, UsageError
 from ..ports import (
+    START,
     BelowFloor,
     Conflict,
     Identity,
@@ -31,6 +32,7 @@ from ..ports import (
     Reply,
     Session,
     SessionLost,
+    Spot,
     StatementFailed,
     Unclear,
     Version,
@@ -241,12 +243,12 @@ class MemoryStore(CallStore):
             oldest = min(identity.epoch for _, identity in self.state.resources.values())
             self.state.epochs = [epoch for epoch in self.state.epochs if epoch.number >= oldest]
 
-    def _aborted(self, older_than: float, limit: int) -> list[Standing]:
+    def _aborted(self, older_than: float, limit: int, after: str) -> list[Standing]:
         uncleared = self._kept()
         return [
             row.standing
             for attempt, row in sorted(self.state.decisions.items())
-            if attempt < first_attempt_of(older_than)
+            if after < attempt < first_attempt_of(older_than)
             and row.decision.verdict is Verdict.ABORT
             and row.decision.decided_at < older_than
             and attempt not in uncleared
@@ -257,12 +259,12 @@ class MemoryStore(CallStore):
         unfinished = {call.attempt for call in self.state.calls.values() if self.state.unfinished(call)}
         return unfinished | {entry.attempt for entry in self._quarantined()}
 
-    def _retirable(self, older_than: float, limit: int) -> list[str]:
+    def _retirable(self, older_than: float, limit: int, after: str) -> list[str]:
         uncleared = self._kept()
         old = [
             attempt
             for attempt, row in sorted(self.state.decisions.items())
-            if attempt < self.state.floor and _over(row, older_than) and attempt not in uncleared
+            if after < attempt < self.state.floor and _over(row, older_than) and attempt not in uncleared
         ]
         return old[:limit]
 
@@ -517,25 +519,35 @@ class MemoryJournal(CallJournal):
     def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
         return self._apply(session, "floor_flushed" if flushed else "floor")
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
-        return self._apply(session, "aborted", older_than, max(limit, 1))
+    def aborted(
+        self, session: Session, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[Standing | Unreadable]]:
+        return self._apply(session, "aborted", older_than, max(limit, 1), after)
 
-    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+    def retire(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[tuple[str, ...]]:
         """Two transactions, as in SQL: a crash between them leaves records, never a place to decide again."""
         yield from self._apply(session, "raise_floor", first_attempt_of(older_than))
         yield from self._apply(session, "forget_epochs")
-        retired = yield from self._apply(session, "retirable", older_than, max(limit, 1))
+        retired = yield from self._apply(session, "retirable", older_than, max(limit, 1), after)
         yield from self._apply(session, "delete", retired, older_than)
         return tuple(retired)
 
-    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
+    def unreadable(
+        self, session: Session, after: Spot = START, *, old: bool = False
+    ) -> Script[tuple[list[Unreadable], Spot | None]]:
         """None: what is kept here are the records themselves."""
+        yield from ()
+        return [], None
+
+    def unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
+        """None, likewise."""
         yield from ()
         return []
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
         """None, likewise."""
-        return self.unreadable(session)
+        yield from ()
+        return []
 
     # -- the directory of names
     def stage(

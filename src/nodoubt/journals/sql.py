@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ResourceRefused, SchemaMismatch, UnreadableRecord, invariant
 from ..kept import Kept
-from ..ports import BelowFloor, Session, StatementFailed, Unclear, require_none
+from ..ports import START, BelowFloor, Session, Spot, StatementFailed, Unclear, require_none
 from ..protocol.records import Decision, Epoch, Mode, Standing, Unreadable, Verdict
 from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Script
@@ -26,7 +26,11 @@ from .calls import Calls
 from .dialects import Dialect
 
 ATTEMPTS_PER_STATEMENT = 500
+# Keys in one look for what cannot be read. For 200 and more MariaDB guesses how many rows they find, by the statistics
+# of an index that is full of NULLs, and reads the whole table.
+LOOK_MAX = 150
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
+_Set = tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]]  # table, key, condition, how it is read
 
 
 OWNERLESS_MAX = 100  # of each kind: they should not be there at all
@@ -279,25 +283,28 @@ class SqlJournal(Calls):
             raise UnreadableRecord("the floor of the journal cannot be read: nothing is forgotten, and nothing decided")
         return rows.text(floor)
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
+    def aborted(
+        self, session: Session, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[Standing | Unreadable]]:
         """What `_retirable` finds of them, and, where something holds the floor down, some that it does not find yet.
 
         Those come last: the floor is never above the first attempt of that time.
         """
         ceiling = first_attempt_of(older_than)
         which = f"verdict <> 'commit' AND decided_at < {self.dialect.seconds(older_than)}"
-        readable, unreadable = yield from self._forgettable(session, ceiling, which, limit)
+        readable, unreadable = yield from self._forgettable(session, ceiling, which, limit, after)
         return [*readable, *unreadable]
 
     def _forgettable(
-        self, session: Session, ceiling: str, which: str, limit: int
+        self, session: Session, ceiling: str, which: str, limit: int, after: str = ""
     ) -> Script[tuple[list[Standing], list[Unreadable]]]:
-        """Of the decisions below the ceiling the first that nothing keeps; and those met on the way that can't be read.
+        """Of the decisions after one and below the ceiling the first that nothing keeps; and those met on the way that
+        can't be read.
 
         What is quarantined is kept: an operator may still ask what was decided (I17). So is what has steps to undo, and
         that of which any row cannot be read: nobody knows what it would take to forget it.
         """
-        limit, after = max(1, min(limit, ATTEMPTS_PER_STATEMENT)), ""
+        limit = max(1, min(limit, ATTEMPTS_PER_STATEMENT))
         found, apart = list[Standing](), list[Unreadable]()
         which = (
             f"attempt < {self.dialect.attempt(ceiling)} AND {which} AND {self._not_quarantined()} "
@@ -308,7 +315,7 @@ class SqlJournal(Calls):
                 session, f"attempt > {self.dialect.raw(after)} AND {which} ORDER BY attempt LIMIT {limit}"
             )
             standings = [one for one in page if not isinstance(one, Unreadable)]
-            kept = yield from self._unreadable_of(session, [one.attempt for one in standings])
+            kept = yield from self.unreadable_of(session, [one.attempt for one in standings])
             apart += [one for one in page if isinstance(one, Unreadable)] + kept
             held = {one.attempt for one in kept}
             found += [one for one in standings if one.attempt not in held]
@@ -316,38 +323,44 @@ class SqlJournal(Calls):
                 return found[:limit], apart
             after = page[-1].attempt
 
-    def _unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
-        """What else there is of these attempts, but their decisions, and cannot be read."""
-        if not attempts:
-            return []
-        which = f"attempt IN ({self.dialect.attempts(attempts)})"
-        found: list[Any] = [
-            *(yield from self._stagings(session, which)),
-            *(yield from self._calls(session, which)),
-            *(yield from self._confirmations(session, which)),
-        ]
+    def unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
+        """Names, steps and answers."""
+        found: list[Any] = []
+        for some in pieces(attempts):
+            which = f"attempt IN ({self.dialect.attempts(some)})"
+            found += yield from self._stagings(session, which)
+            found += yield from self._calls(session, which)
+            found += yield from self._confirmations(session, which)
         return [one for one in found if isinstance(one, Unreadable)]
 
-    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
-        """Set by set, each by its own index and page by page. The floor's own attempt is what holds it down: a verdict
-        that is neither of the two stands in no index.
+    def unreadable(
+        self, session: Session, after: Spot = START, *, old: bool = False
+    ) -> Script[tuple[list[Unreadable], Spot | None]]:
+        """Set by set, each by its own index. The floor's own attempt is what holds it down: a verdict that is neither
+        of the two stands in no index.
         """
         below = f"attempt <= {self.dialect.attempt((yield from self.floor(session)))}"
-        sets: tuple[tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]], ...] = (
-            ("decisions", self.dialect.open_key, self.dialect.is_open, self._standings),
+        ended: tuple[_Set, ...] = (
             ("decisions", "attempt", below, self._standings),
-            ("names", "undecided", "undecided IS NOT NULL", self._undecided_and_asked),
             ("names", "attempt", below, self._stagings),
-            ("calls", "unfinished", "unfinished IS NOT NULL", self._unfinished),
             ("calls", "attempt", below, self._calls),
             ("confirmations", "attempt", below, self._confirmations),
         )
-        found: list[Any] = []
-        for table, key, which, reading in sets:
-            found += yield from self._every(session, table, key, which, reading)
-        found += yield from self.quarantined(session)
-        found += (yield from self.registered(session)).values()
-        return list({one.key: one for one in found if isinstance(one, Unreadable)}.values())
+        going: tuple[_Set, ...] = (
+            ("decisions", self.dialect.open_key, self.dialect.is_open, self._standings),
+            ("names", "undecided", "undecided IS NOT NULL", self._undecided_and_asked),
+            ("calls", "unfinished", "unfinished IS NOT NULL", self._unfinished),
+        )
+        sets = ended if old else (*ended, *going)
+        place, last = after
+        if place == len(sets):
+            found: list[Any] = [
+                *(yield from self.quarantined(session)),
+                *(yield from self.registered(session)).values(),
+            ]
+            return [one for one in found if isinstance(one, Unreadable)], None
+        apart, last = yield from self._look_through(session, sets[place], last)
+        return apart, (place, last) if last else (place + 1, "")
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
         """Three conditions in one message, each on an index that holds little but what is not over."""
@@ -379,30 +392,27 @@ class SqlJournal(Calls):
         said = yield from self._confirmations(session, which.replace("undecided", "attempt", 1))
         return [*names, *said]
 
-    def _every(
-        self, session: Session, table: str, key: str, which: str, reading: Callable[[Session, str], Script[list[Any]]]
-    ) -> Script[list[Any]]:
-        """What is read of a set, a page of keys at a time; all of it, or whoever asks has no answer in time."""
-        found, after, column = list[Any](), "", self.dialect.reading(f"r.{key}", key)
-        while True:
-            reply = yield from self._read(
-                session,
-                f"SELECT {column} FROM {self.dialect.table(table)} AS r WHERE r.{key} > {self.dialect.raw(after)} "
-                f"AND {which} GROUP BY r.{key} ORDER BY r.{key} LIMIT {ATTEMPTS_PER_STATEMENT}",
-            )
-            keys = [rows.raw(value) for (value,) in reply.rows]
-            if keys:
-                found += yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
-            if len(keys) < ATTEMPTS_PER_STATEMENT:
-                return found
-            after = keys[-1]
+    def _look_through(self, session: Session, some: _Set, after: str) -> Script[tuple[list[Unreadable], str]]:
+        """What cannot be read of the next keys of a set, and the last of those; "": the set is through."""
+        table, key, which, reading = some
+        column = self.dialect.reading(f"r.{key}", key)
+        reply = yield from self._read(
+            session,
+            f"SELECT {column} FROM {self.dialect.table(table)} AS r WHERE r.{key} > {self.dialect.raw(after)} "
+            f"AND {which} GROUP BY r.{key} ORDER BY r.{key} LIMIT {LOOK_MAX}",
+        )
+        keys = [rows.raw(value) for (value,) in reply.rows]
+        if not keys:
+            return [], ""
+        found = yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
+        return [one for one in found if isinstance(one, Unreadable)], keys[-1] if len(keys) == LOOK_MAX else ""
 
     def _not_quarantined(self) -> str:
         """Of the decision d. What is quarantined is kept: an operator may still ask what was decided (I17)."""
         quarantine, not_cleared = self.dialect.table("quarantine"), rows.not_cleared(self.dialect, "q.")
         return f"NOT EXISTS (SELECT 1 FROM {quarantine} AS q WHERE q.attempt = d.attempt AND {not_cleared})"
 
-    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
+    def retire(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[tuple[str, ...]]:
         """Raise the floor; then, in a transaction of its own, delete what lies below it and has ended.
 
         A crash between the two leaves records that the next call deletes. In the other order it would leave attempts
@@ -412,7 +422,7 @@ class SqlJournal(Calls):
         yield from self._raise_floor(session, older_than)
         yield from self._forget_epochs(session)
         floor = yield from self.floor(session)
-        retired = yield from self._retirable(session, floor, older_than, limit)
+        retired = yield from self._retirable(session, floor, older_than, limit, after)
         strays = yield from self._stray_events(session, floor, older_than, limit)
         if retired or strays:
             yield from self._delete(session, retired, strays)
@@ -507,11 +517,13 @@ class SqlJournal(Calls):
         rise = f"UPDATE {journal} SET value = {value} WHERE item = {item} AND value < {value}"
         return *self.dialect.lock_floor(), f"{rise} AND {nothing_open} AND {nothing_undecided}"
 
-    def _retirable(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:
+    def _retirable(
+        self, session: Session, floor: str, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[str]]:
         """Below the floor a record can't come back, and one that has ended stays so: a plain read will do."""
         before = self.dialect.seconds(older_than)
         which = f"decided_at < {before} AND (verdict = 'abort' OR ended_at < {before})"
-        found, _ = yield from self._forgettable(session, floor, which, limit)
+        found, _ = yield from self._forgettable(session, floor, which, limit, after)
         return [one.attempt for one in found]
 
     def _stray_events(self, session: Session, floor: str, older_than: float, limit: int) -> Script[list[str]]:

@@ -367,6 +367,8 @@ class Resource(Protocol):
 
 Listed = tuple[Staging | Unreadable, Standing | Unreadable | None]  # a name, and the decision seen: advice
 Known = tuple[Staging | Unreadable, Standing | Unreadable | None, bool]  # True: X is prepared; False: ask for it
+Spot = tuple[int, str]  # how far a look through the journal has come: the set, and the last key that was seen of it
+START: Spot = (0, "")
 
 
 class Journal(Protocol):
@@ -437,20 +439,31 @@ class Journal(Protocol):
         """The oldest attempt that may still be decided COMMIT; below it all is unknown. `flushed`: and stays so."""
         ...
 
-    def aborted(self, session: Session, older_than: float, limit: int) -> Script[list[Standing | Unreadable]]:
-        """ABORT decisions from before, by attempt: with those that a `retire` of as many would delete; then, uncounted,
-        what could not be read among them. A plain read.
+    def aborted(
+        self, session: Session, older_than: float, limit: int, after: str = ""
+    ) -> Script[list[Standing | Unreadable]]:
+        """ABORT decisions from before, by attempt, from `after` on (exclusive): with those that a `retire` of as many
+        would delete; then, uncounted, what could not be read among them. A plain read.
         """
         ...
 
-    def retire(self, session: Session, older_than: float, limit: int) -> Script[tuple[str, ...]]:
-        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts. Of
-        an attempt of which a row cannot be read all stays.
+    def retire(self, session: Session, older_than: float, limit: int, after: str = "") -> Script[tuple[str, ...]]:
+        """Raise the floor, then delete ended and aborted records from before, in one batch; returns their attempts, in
+        order. Of an attempt of which a row cannot be read all stays. `after`: the last of the batch before.
         """
         ...
 
-    def unreadable(self, session: Session) -> Script[list[Unreadable]]:
-        """The rows that cannot be read, of all that is not over and of all below the floor. A plain read."""
+    def unreadable(
+        self, session: Session, after: Spot = START, *, old: bool = False
+    ) -> Script[tuple[list[Unreadable], Spot | None]]:
+        """The rows that cannot be read, of all that is not over and of all below the floor: those of one page, of a
+        bounded size, and where the next one goes on (None: there is none). `old`: without those that are not over.
+        A plain read.
+        """
+        ...
+
+    def unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
+        """What there is of these attempts beside their decisions, and cannot be read. A plain read."""
         ...
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:

@@ -233,6 +233,7 @@ class RegisterClaims:
         bench.quarantine(Quarantined(broken.attempt, 0, "a", "somebody committed it", NOW))
         assert [standing.decision for standing in bench.aborted(CUT, 100)] == [first, second]
         assert [standing.decision for standing in bench.aborted(CUT, 1)] == [first]
+        assert [standing.decision for standing in bench.aborted(CUT, 100, first.attempt)] == [second]
         bench.end([commit.attempt])
         bench.stage(staging("young", attempt_at(NOW)))
         assert set(bench.retire(CUT, 100)) == {first.attempt, second.attempt}
@@ -274,6 +275,12 @@ class RegisterClaims:
         assert bench.retire(CUT, 100) == ()
         bench.end([live.attempt])
         assert bench.retire(time.time() + DAY_S, 100) == (live.attempt, old_abort.attempt)
+
+    def test_a_batch_begins_where_the_one_before_has_ended(self, bench: Bench) -> None:
+        old = sorted(attempt_at(LONG_AGO + n) for n in range(4))
+        bench.insert([abort(attempt) for attempt in old])
+        assert bench.retire(CUT, 1, old[1]) == (old[2],)
+        assert bench.retire(CUT, 10) == (old[0], old[1], old[3])
 
     def test_records_go_in_batches_and_none_is_left_behind(self, bench: Bench) -> None:
         old = sorted(attempt_at(LONG_AGO + n) for n in range(23))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 from ...errors import SchemaMismatch
-from ...ports import Conflict, Identity, readable
+from ...ports import START, Conflict, Identity, Spot, readable
 from ...protocol.records import CallState, Mode, Quarantined, Readiness, Unreadable
 from ..bench import Bench
 from ..samples import CUT, LONG_AGO, NOW, abort, attempt_at, call, decision, staging
@@ -40,6 +40,18 @@ class Damage(Protocol):
     def mend(self) -> None:
         """Put back, as they were, all that were spoilt."""
         ...
+
+
+def unreadable(bench: Bench) -> list[Unreadable]:
+    """All pages of what cannot be read, each row once."""
+    found: dict[Any, Unreadable] = {}
+    spot: Spot | None = START
+    for _ in range(PAGES_MAX):
+        some, spot = bench.unreadable(spot)
+        found |= {one.key: one for one in some}
+        if spot is None:
+            return list(found.values())
+    raise AssertionError(f"{PAGES_MAX} pages of what cannot be read do not end")
 
 
 class UnreadableClaims:
@@ -148,9 +160,7 @@ class UnreadableClaims:
         for way in damage.ways("calls"):
             parked = [self._called(bench, state=CallState.PARKED) for _ in range(2)]
             damage.spoil("calls", parked[0], way)
-            found = {one.attempt: one for one in bench.parked_calls()} | {
-                one.attempt: one for one in bench.unreadable()
-            }
+            found = {one.attempt: one for one in bench.parked_calls()} | {one.attempt: one for one in unreadable(bench)}
             assert set(found) == set(parked), way
             assert isinstance(found[parked[0]], Unreadable) and found[parked[1]].state is CallState.PARKED, way
             damage.mend()
@@ -162,7 +172,7 @@ class UnreadableClaims:
     def test_an_answer_that_cannot_be_read_is_told_as_that(self, bench: Bench, damage: Damage) -> None:
         for bad, way in self._spoilt(damage, "confirmations", lambda: self._asked(bench)):
             assert [type(one) for one in bench.confirmations(bad)] == [Unreadable], way
-            assert [one.attempt for one in bench.unreadable()] == [bad], way
+            assert [one.attempt for one in unreadable(bench)] == [bad], way
 
     # ---- the others
 
@@ -185,7 +195,7 @@ class UnreadableClaims:
             assert set(found) == {"r1", "r2"} and found["r2"] == ("billing", other), way
             with pytest.raises(SchemaMismatch):
                 readable(found["r1"])
-            assert [one.table for one in bench.unreadable()] == ["resources"], way
+            assert [one.table for one in unreadable(bench)] == ["resources"], way
             damage.mend()
             assert bench.registered()["r1"] == ("orders", one)
 
@@ -206,7 +216,7 @@ class UnreadableClaims:
                 assert {one.attempt for one in seen if isinstance(one, Unreadable)} <= kept, (table, way)
                 gone = [attempt for _ in range(4) for attempt in bench.retire(CUT, 2)]
                 assert sorted(gone) == sorted(old[2:]), (table, way)
-                assert {one.attempt for one in bench.unreadable() if one.table == table} == kept, (table, way)
+                assert {one.attempt for one in unreadable(bench) if one.table == table} == kept, (table, way)
                 damage.mend()
                 assert set(bench.look(old)) == set(bench.staged(old)) == kept, (table, way)
                 assert {one.attempt for one in bench.calls(old)} == kept, (table, way)
@@ -242,14 +252,14 @@ class UnreadableClaims:
             for way in damage.ways(table, found=True):
                 bad = make()
                 before = self._everything(bench, bad)
-                assert bench.unreadable() == [], (table, way)
+                assert unreadable(bench) == [], (table, way)
                 damage.spoil(table, bad, way)
                 for _ in range(2):
-                    told = bench.unreadable()
+                    told = unreadable(bench)
                     assert len(told) == 1, (table, way)
                     self._is_apart(told[0], table, bad, way)
                 damage.mend()
-                assert bench.unreadable() == [], (table, way)
+                assert unreadable(bench) == [], (table, way)
                 assert self._everything(bench, bad) == before, (table, way)
 
     def _everything(self, bench: Bench, attempt: str) -> list[Any]:
