@@ -1,9 +1,8 @@
 """The journal in memory, for tests and simulated worlds: the rules of `sql`, without a server.
 
 Any number of sessions share a `MemoryStore`. Each transaction is one effect, `Do(session, "apply", (verb, *args))`, so
-that whoever drives the scripts can crash, lose or delay between any two of them. What is written unforced, or by
-`visible` (a commit that others can see before it is flushed, as on InnoDB), is lost in a `power_cut`, unless
-a forced transaction came after it: the log is flushed in order.
+that whoever drives the scripts can crash, lose or delay between any two. What is written unforced, or by `visible` (a
+commit that others see before it is flushed, as on InnoDB), is lost in a `power_cut`, unless a forced one came later.
 
 Guarantees: the same conformance suite as for every journal. A deep copy of a store is a world of its own.
 
@@ -54,7 +53,7 @@ from ..xid import check_name, is_attempt
 from . import trail
 from .attempts import first_attempt_of, next_attempt
 from .memory_calls import CallJournal, CallStore
-from .memory_state import Row, State
+from .memory_state import Row, State, at_once
 
 UNFORCED = frozenset({"record", "stage_unforced", "hold"})
 READING = frozenset(
@@ -535,19 +534,14 @@ class MemoryJournal(CallJournal):
     def unreadable(
         self, session: Session, after: Spot = START, *, old: bool = False
     ) -> Script[tuple[list[Unreadable], Spot | None]]:
-        """None: what is kept here are the records themselves."""
-        yield from ()
-        return [], None
+        """None, and so are the next two: what is kept here are the records themselves."""
+        return at_once(([], None))
 
     def unreadable_of(self, session: Session, attempts: Sequence[str]) -> Script[list[Unreadable]]:
-        """None, likewise."""
-        yield from ()
-        return []
+        return at_once([])
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
-        """None, likewise."""
-        yield from ()
-        return []
+        return at_once([])
 
     # -- the directory of names
     def stage(
