@@ -158,7 +158,8 @@ def _rename(pool: Any, gate: str) -> None:
 
 
 def _renamed(verb: Callable[..., Any], gate: str) -> Callable[..., Any]:
-    return lambda sql, *more: verb(sql if "ALTER TABLE" in sql else sql.replace(gate, f"{gate}_3"), *more)
+    after = f"{gate}_3"  # one verb may call another, by when it has been said
+    return lambda sql, *more: verb(sql if "ALTER TABLE" in sql or after in sql else sql.replace(gate, after), *more)
 
 
 def coordinator(scene: Scene, releases: Releases) -> Coordinator:
