@@ -17,7 +17,7 @@ from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog, _Threads
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
 from nodoubt.ports import Reply, SessionLost
-from nodoubt.script import Do, Script, every
+from nodoubt.script import Do, Script, do, every
 
 
 class Fake:
@@ -490,6 +490,28 @@ def test_after_the_close_an_interrupt_before_a_script_has_begun_finds_it_done_an
         shell.shielded(told(done, ValueError("in doubt")))
     assert done == ["done"]
     assert any("ValueError: in doubt" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_whoever_waits_for_a_shielded_script_that_somebody_cancels_does_not_wait_for_ever(turns: int) -> None:
+    """As a program does that ends all its tasks but one: before the script has begun, or in the middle of it."""
+
+    async def main() -> None:
+        async def interfere() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks():
+                if task not in (waiting, asyncio.current_task()):
+                    task.cancel()
+
+        waiting = asyncio.current_task()
+        meddler = asyncio.create_task(interfere())
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(5):
+                await AsyncShell().shielded(do(asyncio, "sleep", 60))
+        await meddler
+
+    asyncio.run(main())
 
 
 def test_a_shielded_script_outlives_the_caller_who_is_cancelled_in_it() -> None:

@@ -10,6 +10,7 @@ cancelled asyncio tasks pass through any cancel scope, so the phases run in a ta
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import itertools
 import os
@@ -349,7 +350,7 @@ class AsyncShell:
         It is `asyncio.shield`, which takes twice as many turns of the loop.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._spawn(_tell(answer, adrive(plainly(script))))
+        self._spawn(adrive(plainly(script))).add_done_callback(functools.partial(_tell, answer))
         return await answer
 
     def behind(self, script: Script[Any]) -> None:
@@ -393,21 +394,16 @@ class AsyncShell:
         return AsyncBatch(self._spawn, write)
 
 
-async def _tell(answer: asyncio.Future[R], coroutine: Coroutine[Any, Any, R]) -> None:
-    """Unless whoever asked has left."""
-    try:
-        result = await coroutine
-    except asyncio.CancelledError:
+def _tell(answer: asyncio.Future[R], task: asyncio.Task[R]) -> None:
+    """How it ended, unless whoever asked has left. However it ended: cancelled before it began, too."""
+    if answer.done():
+        return
+    if task.cancelled():
         answer.cancel()
-        raise
-    except BaseException as error:
-        if not answer.done():
-            answer.set_exception(error)
-        if not isinstance(error, Exception):
-            raise
+    elif (error := task.exception()) is not None:
+        answer.set_exception(error)
     else:
-        if not answer.done():
-            answer.set_result(result)
+        answer.set_result(task.result())
 
 
 class AsyncBatch(Generic[T]):
