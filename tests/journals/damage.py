@@ -39,6 +39,7 @@ NUMBERS = {
     "decisions": "decided_at", "names": "deadline", "calls": "changed_at", "confirmations": "at", "quarantine": "since",
 }  # fmt: skip
 INFINITE = {"sqlite": "9e999", "postgres": "'infinity'"}
+DISOWNED = {"decisions": "attempt", "names": "undecided", "calls": "unfinished"}
 KEYS = {"resources": "resource_id"}
 
 
@@ -66,10 +67,19 @@ class SqlDamage:
     def spoil(self, table: str, key: str, way: str) -> None:
         column, value = self._ways(table)[way]
         name, which = self._place.dialect().table(table), f"{KEYS.get(table, 'attempt')} = '{key}'"
+        self._keep(name, which)
+        self._bare(f"UPDATE {name} SET {column} = {value} WHERE {which}", column == "verdict", name, column)
+
+    def _keep(self, name: str, which: str) -> None:
         copy = f"{name.rpartition('.')[0] or 'main'}.kept_{len(self._kept)}"
         self._run(f"DROP TABLE IF EXISTS {copy}", f"CREATE TABLE {copy} AS SELECT * FROM {name} WHERE {which}")
         self._kept.append((name, copy, which))
-        self._bare(f"UPDATE {name} SET {column} = {value} WHERE {which}", column == "verdict", name, column)
+
+    def disown(self, table: str, key: str) -> None:
+        column, other = DISOWNED[table], f"{key[:-1]}G"
+        name, which = self._place.dialect().table(table), f"attempt IN ('{key}', '{other}')"
+        self._keep(name, which)
+        self._run(f"UPDATE {name} SET {column} = '{other}' WHERE {which}")
 
     def _bare(self, statement: str, checked: bool, table: str, column: str) -> None:
         """Without the CHECKs and the NOT NULL that would refuse it: somebody has got past them."""

@@ -10,11 +10,10 @@ import pytest
 from journals.places import Place, query
 from nodoubt.protocol.records import Unreadable
 from nodoubt.testing.bench import Bench
-from nodoubt.testing.journals.unreadable import unreadable
+from nodoubt.testing.journals.unreadable import paged, unreadable
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, call, decision, staging
 
 KINDS = [("sqlite", "sync"), ("postgres", "sync"), ("mariadb", "sync")]
-PAGES_MAX = 20
 WORDS = {
     "before all": "!" * 32,
     "after all": "~" * 32,
@@ -29,17 +28,6 @@ def literal(place: Place, word: str) -> str:
         return f"'{word}'"
     octets = {"sqlite": f"CAST(x'{'ff' * 32}' AS TEXT)", "mariadb": f"x'{'ff' * 32}'"}
     return octets.get(place.kind, f"'{'ÿ' * 32}'")
-
-
-def paged(page: Callable[[str, int], list[Any]], size: int) -> list[Any]:
-    met, after = list[Any](), ""
-    for _ in range(PAGES_MAX):
-        some = page(after, size)
-        met += some
-        if len(some) < size:
-            return met
-        after = some[-1] if isinstance(some[-1], str) else some[-1].attempt
-    raise AssertionError(f"pages of {size} do not end")
 
 
 def change(place: Place, bench: Bench, table: str, column: str, attempt: str, value: str) -> None:

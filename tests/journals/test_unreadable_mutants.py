@@ -133,6 +133,21 @@ class TellsNobody(SqlJournal):
         return [], None
 
 
+class TakesThemForNobodys(SqlJournal):
+    """Knows no row that may be anybody's."""
+
+    def ownerless(self, session: Session) -> Script[list[Unreadable]]:
+        yield from ()
+        return []
+
+
+class GoesByTheAttemptAlone(SqlJournal):
+    """Looks at one of the two columns."""
+
+    def _parted(self, table: str, key: str) -> str:
+        return f"{table}{key} IS NOT NULL AND {self.dialect.no_attempt(f'{table}attempt')}"
+
+
 CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (LeftOut, SUITE.test_a_decision_that_cannot_be_read_stands_as_that_beside_the_others),
     (LeftOut, SUITE.test_the_open_commits_are_all_met_page_by_page_past_one_that_cannot_be_read),
@@ -148,6 +163,8 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (GivesUp, SUITE.test_a_record_that_cannot_be_read_is_not_forgotten_and_keeps_no_other),
     (FloorAboveIt, SUITE.test_an_open_commit_that_cannot_be_read_keeps_the_floor_where_it_is),
     (TellsNobody, SUITE.test_what_cannot_be_read_is_told_until_it_is_mended),
+    (TakesThemForNobodys, SUITE.test_what_may_be_anybodys_is_told_as_that_until_it_is_mended),
+    (GoesByTheAttemptAlone, SUITE.test_what_may_be_anybodys_is_told_as_that_until_it_is_mended),
 )
 
 

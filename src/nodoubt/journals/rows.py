@@ -298,7 +298,7 @@ def standing(row: Row) -> Standing:
         decided_at=moment(row[8]),
     )
     _require_listed(decision.point, decision.branches)
-    return Standing(decision, row[9] is not None and moment(row[9]) is not None)
+    return Standing(decision, _has_ended(row[9]))
 
 
 @read("names", STAGING, name=1)
@@ -459,6 +459,12 @@ def moment(value: Any) -> float:
     if not 0 <= found < TIME_END:
         raise ValueError(f"{found} is no time")
     return found
+
+
+def _has_ended(value: Any) -> bool:
+    if value is not None:
+        moment(value)  # what is no time does not say that it has
+    return value is not None
 
 
 def _nullable(value: Any) -> int | None:

@@ -37,9 +37,25 @@ class Damage(Protocol):
         """Make it one that no release has written."""
         ...
 
+    def disown(self, table: str, key: str) -> None:
+        """Of a row that is not over, spoil the very attempt by which it is found: nobody can tell whose it is."""
+        ...
+
     def mend(self) -> None:
         """Put back, as they were, all that were spoilt."""
         ...
+
+
+def paged(page: Callable[[str, int], list[Any]], size: int) -> list[Any]:
+    """All pages, each from where the one before has ended."""
+    met, after = list[Any](), ""
+    for _ in range(PAGES_MAX):
+        some = page(after, size)
+        met += some
+        if len(some) < size:
+            return met
+        after = some[-1] if isinstance(some[-1], str) else some[-1].attempt
+    raise AssertionError(f"{PAGES_MAX} pages of {size} do not end")
 
 
 def unreadable(bench: Bench) -> list[Unreadable]:
@@ -91,7 +107,7 @@ class UnreadableClaims:
             damage.spoil("decisions", commits[place % 7].attempt, way)
             bad = {commits[place % 7].attempt}
             for size in (1, 2, 3, 7):
-                met = self._paged(bench.open_commits, size)
+                met = paged(bench.open_commits, size)
                 self._all_but(met, [one.attempt for one in commits], bad, way)
             damage.mend()
 
@@ -106,11 +122,11 @@ class UnreadableClaims:
             damage.spoil("names", rows[place % 7].attempt, way)
             bad, every = {rows[place % 7].attempt}, [row.attempt for row in rows]
             for size in (1, 2, 3, 7):
-                met = self._paged(bench.undecided, size)
+                met = paged(bench.undecided, size)
                 self._all_but(met, every, bad, way)
-                met = self._paged(functools.partial(bench.overdue, NOW), size)
+                met = paged(functools.partial(bench.overdue, NOW), size)
                 assert {one.attempt for one in met} | bad == set(every), way
-                listed = self._paged(functools.partial(self._names, bench), size)
+                listed = paged(functools.partial(self._names, bench), size)
                 self._all_but(listed, every[::-1], bad, way)
             damage.mend()
 
@@ -152,7 +168,7 @@ class UnreadableClaims:
             found = bench.calls([bad, good])
             assert [one for one in found if one.attempt == good] == [call(good)], way
             self._is_apart(next((one for one in found if one.attempt == bad), None), "calls", bad, way)
-            met = self._paged(bench.unfinished_calls, 1)
+            met = paged(bench.unfinished_calls, 1)
             assert {bad, good} <= {one.attempt if isinstance(one, Unreadable) else one for one in met}, way
 
     def test_a_parked_step_that_cannot_be_read_is_told_as_that(self, bench: Bench, damage: Damage) -> None:
@@ -262,6 +278,23 @@ class UnreadableClaims:
                 assert unreadable(bench) == [], (table, way)
                 assert self._everything(bench, bad) == before, (table, way)
 
+    def test_what_may_be_anybodys_is_told_as_that_until_it_is_mended(self, bench: Bench, damage: Damage) -> None:
+        """I3."""
+        made: dict[str, Callable[[], str]] = {
+            "decisions": lambda: self._inserted(bench, decision()),
+            "names": lambda: self._staged(bench, "somebody's"),
+            "calls": lambda: self._called(bench),
+        }
+        for make in made.values():
+            make()
+        for table, make in made.items():
+            bad = make()
+            assert bench.ownerless() == [], table
+            damage.disown(table, bad)
+            assert {one.table for one in bench.ownerless()} == {table}
+            damage.mend()
+            assert bench.ownerless() == [], table
+
     def _everything(self, bench: Bench, attempt: str) -> list[Any]:
         held = [one for one in bench.quarantined() if one.attempt == attempt]
         return [
@@ -321,17 +354,6 @@ class UnreadableClaims:
         return row.attempt
 
     # ---- what was met
-
-    def _paged(self, page: Callable[[str, int], list[Any]], size: int) -> list[Any]:
-        """All pages, each from where the one before has ended."""
-        met, after = list[Any](), ""
-        for _ in range(PAGES_MAX):
-            some = page(after, size)
-            met += some
-            if len(some) < size:
-                return met
-            after = some[-1] if isinstance(some[-1], str) else some[-1].attempt
-        raise AssertionError(f"{PAGES_MAX} pages of {size} do not end")
 
     def _all_but(self, met: Sequence[Any], every: Sequence[str], bad: set[str], way: str) -> None:
         assert [one.attempt for one in met] == list(every), way
