@@ -19,6 +19,7 @@ REPORT_KEYS = {
     "committed",
     "rolled_back",
     "left",
+    "presumed",
     "ended",
     "trouble",
     "quarantined",

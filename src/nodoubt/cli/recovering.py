@@ -178,6 +178,9 @@ def _print_report(desk: Desk, report: SweepReport, at: float | None = None) -> N
                 "red",
             )
         )
+    if not report.presumed:
+        it = "One of them may be anybody's: until it is mended nothing is aborted for having no decision, however old."
+        desk.out.say((f"{prefix}{it}", "red"))
     for what, why in report.trouble.items():
         desk.out.say((f"{prefix}{what}: {why}", "red"))
 
@@ -210,6 +213,7 @@ def report_json(report: SweepReport, held: list[Quarantined], parked: list[Call]
         "committed": report.committed,
         "rolled_back": report.rolled_back,
         "left": report.left,
+        "presumed": report.presumed,
         "ended": report.ended,
         "reaped": report.reaped,
         "steps": None

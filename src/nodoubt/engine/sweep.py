@@ -36,6 +36,7 @@ class SweepReport:
     """What a sweep saw and did. `trouble`: resources it could not sweep, with the reason.
 
     `unreadable`: rows of the journal that cannot be read. Nothing that hangs on one was done; a human must look.
+    `presumed`: whether what has no decision was taken to have none. Not while one of those rows may be anybody's.
     """
 
     prepared: int = 0
@@ -44,6 +45,7 @@ class SweepReport:
     left: int = 0
     ended: int = 0
     quarantined: int = 0
+    presumed: bool = True
     reaped: int = 0  # staged transactions past their deadline, or refused, that were aborted
     steps: Any = None  # what became of steps: a `steps.undoing.Undoing`
     trouble: dict[str, str] = field(default_factory=dict)
@@ -92,7 +94,6 @@ class _Sweep:
     again: list[tuple[Known, _Found]] = field(default_factory=list)  # the record may be newer than the listing
     unknown: list[tuple[Decision, _Found]] = field(default_factory=list)  # their server knows no such branch
     apart: Apart = field(default_factory=dict)  # rows that cannot be read
-    presumes: bool = True  # False while a row may be anybody's: what has no decision may have that one
 
 
 def sweep(
@@ -141,7 +142,7 @@ def _sweep(run: _Sweep, *, courteous: bool) -> Script[None]:
         report.trouble["journal"] = str(error)
         return
     split(stray, run.apart)
-    run.presumes = not stray
+    report.presumed = not stray
     found: dict[str, list[_Found]] = {}
     for one in by_xid.values():
         found.setdefault(one.prepared.xid.attempt, []).append(one)
@@ -259,7 +260,7 @@ def _settle(
     age = Age.OLD if max(one.age_s for one in branches) >= run.grace_s else Age.YOUNG
     row = what_to_do(known, Seen.PREPARED, age)
     decision = None if standing is None else standing.decision
-    if row.action is Action.FENCE and not run.presumes:
+    if row.action is Action.FENCE and not run.report.presumed:
         run.report.left += len(branches)
         return
     if row.action is Action.FENCE:
@@ -398,7 +399,7 @@ def _fence_dead_begins(run: _Sweep, stagings: Sequence[Staging]) -> Script[None]
         last_listed, now = _last_listed(staging, (), run.reached), ctx.clock.now()
         undecided = what_is_known(staging.attempt, None, staging, floor="", now=now, last_listed=last_listed)
         row = what_to_do(undecided, Seen.ABSENT, age)
-        if row.action is Action.FENCE and run.presumes:
+        if row.action is Action.FENCE and run.report.presumed:
             dead.append((staging, row.why))
     prepared = yield from _prepared_by_now(run, [staging for staging, _ in dead])
 
