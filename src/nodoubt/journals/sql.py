@@ -29,6 +29,7 @@ ATTEMPTS_PER_STATEMENT = 500
 # Keys in one look for what cannot be read. For 200 and more MariaDB guesses how many rows they find, by the statistics
 # of an index that is full of NULLs, and reads the whole table.
 LOOK_MAX = 150
+VERDICTS = frozenset(verdict.value for verdict in Verdict)
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
 _Set = tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]]  # table, key, condition, how it is read
 
@@ -214,9 +215,9 @@ class SqlJournal(Calls):
                 f"UPDATE {table} SET confirms = confirms + 1 WHERE {which} AND verdict IN ('commit', 'abort')",
             )
             shown = rows.standing.each(locked.rows)
-            flushed = sum(not isinstance(one, Unreadable) for one in shown)
-            if 0 <= confirmed.count < flushed:
-                raise Unclear(f"the journal confirmed {confirmed.count} of {flushed} decisions")
+            wanted = sum(rows.raw(row[1]) in VERDICTS for row in locked.rows)
+            if 0 <= confirmed.count < wanted:
+                raise Unclear(f"the journal confirmed {confirmed.count} of {wanted} decisions")
             found.update((one.attempt, one) for one in shown)
         return found
 
