@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import threading
 import time
 import warnings
@@ -224,7 +225,8 @@ async def test_a_failed_begin_does_not_reserve_its_name_against_its_own_retry(re
     assert only.balance() == 7
 
 
-def test_an_interrupted_waiter_gives_its_place_in_the_pool_back() -> None:
+@pytest.mark.parametrize("handed_over", [False, True], ids=["waiting", "as it is handed over"])
+def test_an_interrupted_waiter_gives_its_place_in_the_pool_back(handed_over: bool) -> None:
     class Session:
         usable = True
 
@@ -233,17 +235,21 @@ def test_an_interrupted_waiter_gives_its_place_in_the_pool_back() -> None:
     pool = ThreadPool("db", Session, size=1, acquire_s=10)  # type: ignore[arg-type]
     held = pool.acquire()
 
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            raise KeyboardInterrupt
+    def interrupt(*_: object) -> None:
+        if handed_over:
+            pool.release(held)
+        raise KeyboardInterrupt
 
-    original, threading.Event = threading.Event, Interrupted  # type: ignore[misc]
+    original = signal.signal(signal.SIGALRM, interrupt)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
             pool.acquire()
     finally:
-        threading.Event = original  # type: ignore[misc]
-    pool.release(held)
+        signal.signal(signal.SIGALRM, original)
+    if not handed_over:
+        pool.release(held)
+    assert not pool.crowded
     assert pool.acquire() is held
 
 

@@ -203,30 +203,32 @@ class ThreadPool(_Pool):
         with self._lock:
             if self._take_free_place():
                 return
-            turn = threading.Event()
+            turn = threading.Lock()  # taken until it is our turn; an Event would wake us twice
+            turn.acquire()
             self._waiting.append(turn)
         try:
-            if turn.wait(max(until - time.monotonic(), 0)):
+            if turn.acquire(timeout=max(until - time.monotonic(), 0)):
                 return  # the place was handed over, counted
         except BaseException:
             # Ctrl-C: a turn left in the queue would be handed a place that nobody ever gives back.
-            with self._lock:
-                handed_over = turn.is_set()
-                if not handed_over:
-                    self._waiting.remove(turn)
-            if handed_over:
+            if self._handed_over(turn):
                 self._leave_place()
             raise
+        if not self._handed_over(turn):
+            raise self._exhausted()
+
+    def _handed_over(self, turn: threading.Lock) -> bool:
+        """Whether a place was, to one that waits no longer; if not, none will be."""
         with self._lock:
-            if turn.is_set():
-                return
+            if turn not in self._waiting:
+                return True
             self._waiting.remove(turn)
-        raise self._exhausted()
+            return False
 
     def _leave_place(self) -> None:
         with self._lock:
             if self._waiting:
-                self._waiting.popleft().set()
+                self._waiting.popleft().release()
             else:
                 self._count -= 1
 
