@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import secrets
+import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import Any
 
 from ..task import ROWS_PER_CLIENT, Task
@@ -65,6 +67,34 @@ class Connections:
     def put_back(self, connection: Any) -> None:
         self.free.append(connection)
         self.places.release()
+
+
+class ThreadConnections:
+    """One database's, for threads. First come, first served, too: who waits is handed the very connection."""
+
+    def __init__(self) -> None:
+        self.free: list[Any] = []
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[threading.Lock, list[Any]]] = deque()
+
+    def get(self) -> Any:
+        with self._lock:
+            if self.free:
+                return self.free.pop()
+            turn, handed = threading.Lock(), list[Any]()
+            turn.acquire()
+            self._waiting.append((turn, handed))
+        turn.acquire()
+        return handed.pop()
+
+    def put(self, connection: Any) -> None:
+        with self._lock:
+            if self._waiting:
+                turn, handed = self._waiting.popleft()
+                handed.append(connection)
+                turn.release()
+            else:
+                self.free.append(connection)
 
 
 class Contender(_Contender, ABC):

@@ -8,7 +8,6 @@ not look at an answer, and never ends a record.
 from __future__ import annotations
 
 import asyncio
-import queue
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from nodoubt.xid import new_attempt
 
 from ..overhearing import Said, in_steps, listening, place_of
 from ..task import ROWS_PER_CLIENT, Task
-from . import AsyncContender, Connections, Contender
+from . import AsyncContender, Connections, Contender, ThreadConnections
 from .ours import AtOnce
 
 LISTENED_AFTER = 20  # transactions, by when each session has prepared what it will
@@ -169,9 +168,9 @@ class MessagesInThreads(Contender):
 
     def open(self) -> None:
         self.heard = asyncio.run(Heard.of(self.task))
-        self.free: list[queue.SimpleQueue[Any]] = []
+        self.free: list[ThreadConnections] = []
         for line in self.heard.lines:
-            free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            free = ThreadConnections()
             for _ in range(line.many):
                 session = psycopg.connect(line.url)
                 for sql in line.told:
@@ -190,5 +189,5 @@ class MessagesInThreads(Contender):
 
     def close(self) -> None:
         for free in self.free:
-            while not free.empty():
-                free.get().close()
+            for session in free.free:
+                session.close()

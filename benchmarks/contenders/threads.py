@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -15,17 +14,17 @@ from pymysql.constants import CLIENT
 from nodoubt.url import Url, parse_url
 
 from ..task import ADD, Task
-from . import Contender
+from . import Contender, ThreadConnections
 
 BUSY_MS = 60_000
 
 
 class Branch(ABC):
-    """One database's connections, in a plain queue."""
+    """One database's connections."""
 
     def __init__(self, url: Url, connections: int, number: int) -> None:
         self.url, self.connections, self.number = url, connections, number
-        self.free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.free = ThreadConnections()
 
     def open(self) -> None:
         for _ in range(self.connections):
