@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,23 @@ async def test_a_failed_begin_does_not_reserve_its_name_against_its_own_retry(re
     assert only.balance() == 7
 
 
+@contextlib.contextmanager
+def interrupted(before: Callable[[], None]) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread, as Ctrl-C would, in a moment; and what comes just before that."""
+
+    def interrupt(*_: object) -> None:
+        before()
+        raise KeyboardInterrupt
+
+    original = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, original)
+
+
 @pytest.mark.parametrize("handed_over", [False, True], ids=["waiting", "as it is handed over"])
 def test_an_interrupted_waiter_gives_its_place_in_the_pool_back(handed_over: bool) -> None:
     class Session:
@@ -235,18 +252,12 @@ def test_an_interrupted_waiter_gives_its_place_in_the_pool_back(handed_over: boo
     pool = ThreadPool("db", Session, size=1, acquire_s=10)  # type: ignore[arg-type]
     held = pool.acquire()
 
-    def interrupt(*_: object) -> None:
+    def before() -> None:
         if handed_over:
             pool.release(held)
-        raise KeyboardInterrupt
 
-    original = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(KeyboardInterrupt):
-            pool.acquire()
-    finally:
-        signal.signal(signal.SIGALRM, original)
+    with interrupted(before), pytest.raises(KeyboardInterrupt):
+        pool.acquire()
     if not handed_over:
         pool.release(held)
     assert not pool.crowded
@@ -280,7 +291,8 @@ def test_an_async_waiter_cancelled_in_the_tick_of_a_release_is_just_cancelled() 
     asyncio.run(main())
 
 
-def test_an_interrupted_waiter_for_a_shared_write_does_not_become_its_writer() -> None:
+@pytest.mark.parametrize("its_turn", [False, True], ids=["waiting", "as its turn comes"])
+def test_an_interrupted_waiter_for_a_shared_write_does_not_become_its_writer(its_turn: bool) -> None:
     shell, gate = ThreadShell(), threading.Event()
 
     def write(items: list[int]) -> Script[list[int]]:
@@ -292,18 +304,15 @@ def test_an_interrupted_waiter_for_a_shared_write_does_not_become_its_writer() -
     batch = shell.batch(write)
     first = threading.Thread(target=batch.submit, args=(1,))
     first.start()
-    until(lambda: batch._busy and not batch._waiting)
+    until(lambda: batch._writer is not None and not batch._waiting)
 
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            raise KeyboardInterrupt
+    def before() -> None:
+        if its_turn:
+            gate.set()
+            first.join()
 
-    original, threading.Event = threading.Event, Interrupted  # type: ignore[misc]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            batch.submit(2)
-    finally:
-        threading.Event = original  # type: ignore[misc]
+    with interrupted(before), pytest.raises(KeyboardInterrupt):
+        batch.submit(2)
     gate.set()
     first.join()
     answered = threading.Event()

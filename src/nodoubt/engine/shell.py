@@ -257,7 +257,8 @@ class _Entry(Generic[T]):
 
     def __init__(self, item: T) -> None:
         self.item = item
-        self.turn = threading.Event()  # set when answered, or when it is this one's turn to write
+        self.turn = threading.Lock()  # taken until it is answered, or to be written by whoever waits here
+        self.turn.acquire()
         self.answered = False
         self.answer: Any = None
         self.error: BaseException | None = None
@@ -273,13 +274,15 @@ class ThreadBatch(Generic[T]):
         self._run, self._write = run, write
         self._lock = threading.Lock()
         self._waiting: list[_Entry[T]] = []
-        self._busy = False
+        self._writer: _Entry[T] | None = None  # whose turn it is to write
 
     def submit(self, item: T) -> Any:
         entry = _Entry(item)
         with self._lock:
             self._waiting.append(entry)
-            mine, self._busy = not self._busy, True
+            mine = self._writer is None
+            if mine:
+                self._writer = entry
         if not mine:
             self._wait_for_turn(entry)
         if not entry.answered:
@@ -290,13 +293,14 @@ class ThreadBatch(Generic[T]):
 
     def _wait_for_turn(self, entry: _Entry[T]) -> None:
         try:
-            entry.turn.wait()
+            entry.turn.acquire()
         except BaseException:
             # Ctrl-C: nobody will come back for this entry, so it must not be the one who writes next.
             with self._lock:
                 if entry in self._waiting:
                     self._waiting.remove(entry)
-            if entry.turn.is_set() and not entry.answered:
+                mine = self._writer is entry
+            if mine:
                 self._pass_on()
             raise
 
@@ -311,20 +315,18 @@ class ThreadBatch(Generic[T]):
             for entry in batch:
                 mine = entry is own or isinstance(error, Exception)
                 entry.error = error if mine else Unclear("whoever was writing this was interrupted")
-        with self._lock:
-            for entry in batch:
-                entry.answered = True
+        for entry in batch:
+            entry.answered = True
         self._pass_on()
         for entry in batch:
-            entry.turn.set()
+            entry.turn.release()
 
     def _pass_on(self) -> None:
         """Let the next who waits write, if anybody does."""
         with self._lock:
-            following = self._waiting[0] if self._waiting else None
-            self._busy = following is not None
+            following = self._writer = self._waiting[0] if self._waiting else None
         if following is not None:
-            following.turn.set()
+            following.turn.release()
 
     def kill(self) -> None:
         """Nothing to cut off: a write is bounded by its sessions."""
