@@ -170,7 +170,7 @@ class Branch(Verbs[Reply, int]):
 
 
 class Transaction(_Handle, Verbs[Reply, int]):
-    """A transaction in a `with` block."""
+    """A transaction in a `with` block. Threads may work on its branches, one on each at a time."""
 
     _calls_by = running.BLOCKING
 
@@ -208,7 +208,8 @@ class Transaction(_Handle, Verbs[Reply, int]):
         if self._alchemy is None:
             from .alchemy.parts import Parts
 
-            self._alchemy = Parts(self._ctx, self._open, self._shell)
+            with self._open.lock:  # two would each flush but their own sessions
+                self._alchemy = self._alchemy or Parts(self._ctx, self._open, self._shell)
         return self._alchemy
 
     def call(

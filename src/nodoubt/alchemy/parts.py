@@ -49,8 +49,9 @@ class _Both:
     def part(self, name: str) -> Part:
         """The branch on that resource. Raises `ClosedTransaction` after the block."""
         self._attempt.require_open()
-        if name not in self._parts:
-            self._parts[name] = Part(self._ctx, self._attempt, self._ctx.participant(name), self._run, self._enrol)
+        if name not in self._parts:  # two threads may come by here: the first one's stands
+            one = Part(self._ctx, self._attempt, self._ctx.participant(name), self._run, self._enrol)
+            self._parts.setdefault(name, one)
         return self._parts[name]
 
     def _enrol(self, part: Part, session: Session) -> None:

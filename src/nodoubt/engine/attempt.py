@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from typing import Any
 
 import msgspec
@@ -94,6 +95,8 @@ class Attempt(msgspec.Struct):
     calling: int = 0  # those that run at this moment
     aborted: bool = False  # the register has said so: then its steps may be undone
     doomed: BaseException | None = None  # a step whose answer is not known, after which only a rollback is possible
+    # A block may give its branches to threads: who has which branch, which comes next, whether it has ended.
+    lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     @property
     def inherited(self) -> bool:
@@ -105,6 +108,11 @@ class Attempt(msgspec.Struct):
         self.closed = True
         for branch in self.branches.values():
             branch.let_go()
+
+    def close(self) -> None:
+        """The block has ended: nobody begins anything any more. What is busy now is found to be."""
+        with self.lock:
+            self.closed = True
 
     def require_open(self) -> None:
         if self.pid != os.getpid():
@@ -135,32 +143,63 @@ def _too_late(attempt: Attempt, where: str = "") -> TransactionAborted:
     )
 
 
-def open_branch(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
-    """Begin the branch on that resource, once; a session that proves dead before anything began is exchanged.
+def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
+    """Begin the branch on that resource, once."""
+    with attempt.lock:
+        attempt.require_open()
+        if name in attempt.branches:
+            return attempt.branches[name]
+        branch = _claim(ctx, attempt, name)
+        branch.busy = True
+    try:
+        yield from _open(ctx, attempt, branch)
+    finally:
+        branch.busy = False
+    return branch
+
+
+def _take(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
+    """The branch, begun, and busy with what the caller does: who lets go of it says that it is not busy any more.
 
     `lazy`: it may begin with its first statement, which follows at once.
     """
-    attempt.require_open()
-    if name in attempt.branches:
-        return attempt.branches[name]
-    branch = _claim(ctx, attempt, name)
-    branch.work.lazy = lazy
-    branch.busy = True
+    with attempt.lock:
+        attempt.require_open()
+        branch = attempt.branches.get(name)
+        new = branch is None
+        if branch is None:
+            branch = _claim(ctx, attempt, name)
+        elif branch.busy:
+            error = UsageError(f"a branch takes one statement at a time: await the one on {name} first")
+            # Swallowed by the user, it would leave a transaction that commits without what was asked (I16).
+            branch.work.doomed = branch.work.doomed or error
+            raise error
+        branch.busy = True
+    try:
+        if new:
+            branch.work.lazy = lazy
+            yield from _open(ctx, attempt, branch)
+        if branch.session is None and branch.work.doomed is None:
+            raise ClosedTransaction(f"the branch on {name} has ended")
+    except BaseException:
+        branch.busy = False
+        raise
+    return branch
+
+
+def _open(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
+    """Begin it; a session that proves dead before anything began is exchanged."""
     try:
         yield from start.admit(ctx, branch.participant)
         yield from _begin(ctx, attempt, branch)
     except BaseException as error:
-        # Swallowed by the user, it would leave a transaction that commits without this branch (I16).
-        branch.work.doomed = error
+        branch.work.doomed = error  # as in `_take`
         raise
-    finally:
-        branch.busy = False
-    ctx.notice("P1", attempt.id, "begun", branch.number, resource=name)
-    return branch
+    ctx.notice("P1", attempt.id, "begun", branch.number, resource=branch.participant.name)
 
 
 def _claim(ctx: Context, attempt: Attempt, name: str) -> Branch:
-    """Before anything is awaited, so that two tasks cannot both begin the branch."""
+    """Under the lock, and before anything is awaited: neither two threads nor two tasks begin the same branch."""
     participant = ctx.participant(name)
     if len(attempt.branches) >= BRANCHES_MAX:
         raise UsageError(f"a transaction has at most {BRANCHES_MAX} branches")
@@ -212,11 +251,14 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
 
 def execute(ctx: Context, attempt: Attempt, name: str, statement: str, params: Any) -> Script[Reply]:
     """The user's statement on that branch. The driver's own errors come out unchanged; any error dooms the branch."""
-    branch = yield from _free(ctx, attempt, name, lazy=True)
-    _refuse_doomed(branch)
-    ctx.notice("P2", attempt.id, "work", branch.number, resource=name)
-    branch.work.statements += 1
-    return (yield from _at_work(ctx, attempt, branch, _execute(ctx, attempt, branch, statement, params)))
+    branch = yield from _take(ctx, attempt, name, lazy=True)
+    try:
+        _refuse_doomed(branch)
+        ctx.notice("P2", attempt.id, "work", branch.number, resource=name)
+        branch.work.statements += 1
+        return (yield from _at_work(ctx, attempt, branch, _execute(ctx, attempt, branch, statement, params)))
+    finally:
+        branch.busy = False
 
 
 def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, savepoint: str) -> Script[None]:
@@ -225,10 +267,17 @@ def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, sa
     To roll back is the one cure of a doomed branch, and only of a statement's error that came after the savepoint.
     Whatever goes wrong here dooms the branch for good.
     """
-    branch = yield from _free(ctx, attempt, name)
+    branch = yield from _take(ctx, attempt, name)
+    try:
+        yield from _savepoint(ctx, attempt, branch, step, savepoint)
+    finally:
+        branch.busy = False
+
+
+def _savepoint(ctx: Context, attempt: Attempt, branch: Branch, step: SavepointStep, savepoint: str) -> Script[None]:
+    name, work, savepoint = branch.participant.name, branch.work, savepoint.lower()  # as two of the three servers do
     if step is not SavepointStep.BACK or not branch.curable:
         _refuse_doomed(branch)
-    work, savepoint = branch.work, savepoint.lower()  # which two of the three servers do as well
     known = savepoint in branch.savepoints
     try:
         if known is (step is SavepointStep.SET):
@@ -253,8 +302,9 @@ def savepoint(ctx: Context, attempt: Attempt, name: str, step: SavepointStep, sa
 
 def doom(ctx: Context, attempt: Attempt, name: str, why: BaseException) -> None:
     """The user wants that branch rolled back: from now on nothing else is possible, and no savepoint cures it."""
-    attempt.require_open()
-    branch = attempt.branches.get(name) or _claim(ctx, attempt, name)
+    with attempt.lock:
+        attempt.require_open()
+        branch = attempt.branches.get(name) or _claim(ctx, attempt, name)
     branch.work.doomed, branch.curable = branch.work.doomed or why, False
 
 
@@ -263,19 +313,6 @@ def require_sound(attempt: Attempt, name: str) -> None:
     attempt.require_open()
     if name in attempt.branches:
         _refuse_doomed(attempt.branches[name])
-
-
-def _free(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> Script[Branch]:
-    """The branch, begun, with nobody at work on it."""
-    attempt.require_open()
-    branch = attempt.branches.get(name)
-    if branch is None:
-        branch = yield from open_branch(ctx, attempt, name, lazy=lazy)
-    if branch.busy:
-        raise UsageError(f"a branch takes one statement at a time: await the one on {name} first")
-    if branch.session is None and branch.work.doomed is None:
-        raise ClosedTransaction(f"the branch on {name} has ended")
-    return branch
 
 
 def _refuse_doomed(branch: Branch) -> None:
@@ -292,7 +329,6 @@ def _at_work(ctx: Context, attempt: Attempt, branch: Branch, call: Script[R]) ->
     """One call on the branch's session. However it fails, it dooms the branch."""
     work, name = branch.work, branch.participant.name
     limit_s = left_s(ctx, attempt)
-    branch.busy = True
     try:
         if attempt.until is None:
             return (yield from call)
@@ -310,8 +346,6 @@ def _at_work(ctx: Context, attempt: Attempt, branch: Branch, call: Script[R]) ->
         work.doomed = work.doomed or error
         branch.curable = bool(branch.savepoints) and _is_answer(branch, error)
         raise
-    finally:
-        branch.busy = False
 
 
 def _is_answer(branch: Branch, error: BaseException) -> bool:

@@ -169,7 +169,7 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
     if attempt.inherited:
         attempt.forsake()
         raise ClosedTransaction("this transaction belongs to the parent process, which alone may end it")
-    attempt.closed = True
+    attempt.close()
     staged, since = attempt.mode is Mode.STAGED, ctx.clock.elapsed()
     try:
         _require_sound(ctx, attempt)
@@ -283,7 +283,7 @@ def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
     if attempt.inherited:
         attempt.forsake()
         return
-    attempt.closed = True
+    attempt.close()
     if attempt.calls:
         yield from _abandon_with_calls(ctx, attempt)
         return

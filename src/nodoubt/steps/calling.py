@@ -107,17 +107,19 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
     (somebody ended it meanwhile: the step was not begun), `BranchDoomed`, `JournalUnavailable` (it was not begun),
     `UsageError`.
     """
-    attempt.require_open()
-    if attempt.doomed is not None:
-        raise BranchDoomed(
-            f"an earlier step gave no answer, so this transaction can only be rolled back: {text_of(attempt.doomed)}"
-        ) from attempt.doomed
-    _require_journal_free(attempt)
     within_s = min(_timeout_s(ctx, use), left_s(ctx, attempt))
-    # Counted before anything is awaited or written: from now on only the register may end this attempt.
-    site = _Site(attempt.id, attempt.name, within_s, attempt.calls)
-    attempt.calls += 1
-    attempt.calling += 1
+    with attempt.lock:
+        attempt.require_open()
+        if attempt.doomed is not None:
+            raise BranchDoomed(
+                "an earlier step gave no answer, so this transaction can only be rolled back: "
+                f"{text_of(attempt.doomed)}"
+            ) from attempt.doomed
+        _require_journal_free(attempt)
+        # Counted before anything is awaited or written: from now on only the register may end this attempt.
+        site = _Site(attempt.id, attempt.name, within_s, attempt.calls)
+        attempt.calls += 1
+        attempt.calling += 1
     ctx.holding.add(attempt.id)
     try:
         value = yield from _call(ctx, runner, use, site)
@@ -134,7 +136,8 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
             attempt.doomed = attempt.doomed or error
         raise
     finally:
-        attempt.calling -= 1
+        with attempt.lock:
+            attempt.calling -= 1
 
 
 def _harmless(use: Use, site: _Site, error: BaseException) -> bool:
