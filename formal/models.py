@@ -81,6 +81,7 @@ RUNS: tuple[Run, ...] = (
     sound("staged", f"{X} LITE=1"),
     sound("staged", "HERE=1 N=1 MARIA=1"),
     sound("staged", EARLY),
+    sound("staged", "HERE=1 N=1 MARIA=1 EARLY"),
     sound("staged", "HERE=1 F=0"),
     sound("staged", "N=1 MARIA=0 FOREIGN F=0"),
     sound("staged", "N=1 MARIA=0 FOREIGN R=0"),

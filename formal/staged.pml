@@ -7,7 +7,7 @@
  *   SQLite:     the row rides inside X's prepare, the decision inside its commit;
  *   MariaDB:    both are forced.
  * HERE=0: no X; the row is forced when all have prepared.
- * N=1 with EARLY: the row is committed, unforced, before the work, in X's own session.
+ * N=1 with EARLY: the row is committed before the work, in X's own session; on PostgreSQL unforced.
  */
 
 #ifndef F
