@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import ThreadShell
 from nodoubt.ports import Reply, Unclear
 from nodoubt.script import Script
+from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import PostgresServer
 
 BRIEF = Settings(
@@ -200,9 +202,12 @@ def _write_late(ctx: Any, args: Any, options: Any) -> Script[None]:
 
 
 @pytest.mark.anyio
-async def test_work_longer_than_the_grace_is_not_aborted_under_its_open_block(request: Any, tmp_path: Path) -> None:
-    """On one PostgreSQL the row goes before the work, and looked like that of a begin that had died."""
-    only = make_database("postgres", "a", request, tmp_path)
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+async def test_work_longer_than_the_grace_is_not_aborted_under_its_open_block(
+    kind: str, request: Any, tmp_path: Path
+) -> None:
+    """On one server the row goes before the work, and looked like that of a begin that had died."""
+    only = make_database(kind, "a", request, tmp_path)
     async with opened("sync", [only]) as db, opened("sync", [only]) as sweeper:
         async with db.staged("long") as tx:
             await tx.execute("a", "update accounts set balance = 7 where id = 0")
@@ -213,8 +218,28 @@ async def test_work_longer_than_the_grace_is_not_aborted_under_its_open_block(re
 
 
 @pytest.mark.anyio
-async def test_a_failed_begin_does_not_reserve_its_name_against_its_own_retry(request: Any, tmp_path: Path) -> None:
-    only = make_database("postgres", "a", request, tmp_path)
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+async def test_work_whose_name_is_listed_is_not_asked_whether_it_wrote(kind: str, request: Any, tmp_path: Path) -> None:
+    """Nor are MariaDB's counters read before it reads: it is prepared either way."""
+    only = make_database(kind, "a", request, tmp_path)
+    with TcpProxy.to(only.url) as proxy:
+        async with opened("sync", [replace(only, url=proxy.url_for(only.url))]) as db:
+            trips = []
+            for order in range(3):
+                proxy.reset_counts()
+                async with db.staged(f"order-{order}") as tx:
+                    await tx.execute("a", "select balance from accounts where id = 0")
+                trips.append(proxy.round_trips)
+                await db.commit_distributed(f"order-{order}")
+    assert trips[-1] == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+async def test_a_failed_begin_does_not_reserve_its_name_against_its_own_retry(
+    kind: str, request: Any, tmp_path: Path
+) -> None:
+    only = make_database(kind, "a", request, tmp_path)
     async with opened("sync", [only]) as db:
         with pytest.raises(ValueError, match="mine"):
             async with db.staged("order"):

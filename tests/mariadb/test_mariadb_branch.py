@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pymysql
 import pytest
 
 from nodoubt.errors import BranchDoomed, InvariantViolated, UsageError
 from nodoubt.ports import BelowFloor, Conflict, Prepared, Refused, SessionLost, StatementFailed, Unclear
 from nodoubt.resources import mariadb as module
-from nodoubt.resources.mariadb_failures import FAILURES
+from nodoubt.resources import mariadb_beginning as beginning
+from nodoubt.resources.mariadb_failures import FAILURES, refusal
 from nodoubt.script import do
+from nodoubt.xid import XaXid
 
 PATIENCE_S = 30.0
 
@@ -58,9 +62,125 @@ def test_a_session_that_is_not_clean_cannot_begin_and_goes_to_no_pool(world: Any
     assert world.values() == []
 
 
-def test_no_row_can_be_left_unforced_at_begin(world: Any) -> None:
-    with pytest.raises(InvariantViolated):
-        world.drive(world.resource.begin(world.session(), world.work(), before=("DO 1",)))
+# -- rows before the branch
+
+WRITE = "INSERT INTO t VALUES (5, 5)"
+ROW = (
+    "INSERT INTO nodoubt_receipts (attempt, branch, verdict, alone, epoch, confirms, at) VALUES ({}, 0, {}, 1, 0, 0, 0)"
+)
+
+
+def test_rows_before_the_branch_are_committed_in_its_message_whatever_becomes_of_the_branch(world: Any) -> None:
+    """Lazy or not: the row must be there before the work."""
+    session, work = world.session(), world.work()
+    work.lazy = True
+    sent = world.spy(session)
+    world.drive(world.resource.begin(session, work, before=(WRITE, "UPDATE t SET v = 6")))
+    assert len(sent) == 1 and work.opening == ()
+    assert world.values() == [(5, 6)]
+    world.execute(session, work, "INSERT INTO t VALUES (7, 7)")
+    world.drive(world.resource.rollback(session, work))
+    assert world.values() == [(5, 6)]
+    assert is_clean(world, session)
+
+
+def test_the_branch_behind_such_rows_can_be_prepared_and_committed(world: Any) -> None:
+    session, work = world.session(), world.work()
+    world.drive(world.resource.begin(session, work, before=(WRITE,)))
+    world.execute(session, work, "INSERT INTO t VALUES (7, 7)")
+    world.drive(world.resource.prepare(session, work))
+    assert world.values() == [(5, 5)]
+    world.finish("commit", Prepared(work.xid, handle=work.handle), session)
+    assert world.values() == [(5, 5), (7, 7)]
+
+
+@pytest.mark.parametrize(("verdict", "refused"), [("'abort'", Conflict), ("NULL", BelowFloor)])
+@pytest.mark.parametrize("sql_mode", ["STRICT_ALL_TABLES", ""])
+def test_a_row_before_the_branch_that_is_refused_leaves_none_of_them_and_no_branch(
+    world: Any, sql_mode: str, verdict: str, refused: type[Exception]
+) -> None:
+    """InnoDB leaves the transaction open after either error, and would commit what went well."""
+    row = ROW.format(f"'{'a' * 32}'", verdict)
+    if refused is Conflict:
+        world.look(row)
+    session, work = world.session(), world.work()
+    world.run(session, f"SET SESSION sql_mode = '{sql_mode}'")
+    with pytest.raises(refused):
+        world.drive(world.resource.begin(session, work, before=(WRITE, row)))
+    assert not session.usable and work.handle is None
+    world.until_gone(session)
+    assert world.values() == []
+
+
+def test_an_error_that_may_have_come_after_their_commit_is_unclear(world: Any) -> None:
+    """XAER_DUPID has the meaning of a key that is taken, and then these rows stand."""
+    session, work = world.session(), world.work()
+    handle = XaXid(work.xid, session.connection_id, session.server_started)
+    world.run(world.session(), f"XA START {handle.sql}")
+    with pytest.raises(Unclear, match="1440"):
+        world.drive(world.resource.begin(session, work, before=(WRITE,)))
+    assert world.values() == [(5, 5)]
+    with pytest.raises(Unclear, match="1146"):
+        world.drive(world.resource.begin(world.session(), world.work(), before=("INSERT INTO nowhere VALUES (1)",)))
+
+
+def test_rows_before_the_branch_are_written_as_the_journal_writes_them(world: Any) -> None:
+    """Under REPEATABLE READ their look at what is not there would lock its gap; here a second look sees what is new."""
+    holder, session = world.session(), world.session()
+    world.run(holder, "SELECT GET_LOCK('pause', 0)")
+    look = "SET @seen = (SELECT COUNT(*) FROM t)"
+    before = (look, "SELECT GET_LOCK('pause', 30)", look, "INSERT INTO t VALUES (2, @seen)")
+    call = world.start(world.resource.begin(session, world.work(), before=before))
+    world.until_busy(session, "User lock")
+    with contextlib.suppress(pymysql.err.OperationalError):  # where it waits for a gap
+        world.look("SET innodb_lock_wait_timeout = 1; INSERT INTO t VALUES (1, 1)")
+    world.run(holder, "DO RELEASE_LOCK('pause')")
+    call.result(PATIENCE_S)
+    assert world.values() == [(1, 1), (2, 1)]
+
+
+def test_the_branch_behind_them_has_the_isolation_of_its_session(world: Any) -> None:
+    session, work = world.session(), world.work()
+    world.drive(world.resource.begin(session, work, before=(WRITE,)))
+    for _ in range(2):
+        assert world.execute(session, work, "SELECT COUNT(*) FROM t").scalar() == 1
+        world.look("INSERT INTO t SELECT COUNT(*), 1 FROM t")
+
+
+def test_no_rows_are_committed_in_a_session_that_is_not_clean(world: Any) -> None:
+    """START TRANSACTION would commit what a stranger has left there."""
+    session = world.session()
+    world.run(session, "START TRANSACTION; INSERT INTO t VALUES (1, 1)")
+    with pytest.raises(Unclear, match="1568"):
+        world.drive(world.resource.begin(session, world.work(), before=(WRITE,)))
+    assert not session.usable
+    world.until_gone(session)
+    assert world.values() == []
+
+
+@pytest.mark.parametrize("setting", ["completion_type = 'CHAIN'", "autocommit = 0", "tx_read_only = 1"])
+def test_rows_before_the_branch_are_committed_whatever_the_session_is_set_to(world: Any, setting: str) -> None:
+    """A session may be the user's own, on loan."""
+    session, work = world.session(), world.work()
+    world.run(session, f"SET SESSION {setting}")
+    world.drive(world.resource.begin(session, work, before=(WRITE,)))
+    world.drive(world.resource.rollback(session, work))
+    assert world.values() == [(5, 5)]
+
+
+def test_a_begin_without_an_answer_says_nothing_of_its_rows(world: Any, cut: Callable[[str], Any]) -> None:
+    proxy = cut(world.url)
+    session = world.session(proxy.url)
+    proxy.deaf = True
+    call = world.start(world.resource.begin(session, world.work(), before=(WRITE,)))
+    world.until(world.values, "the row")
+    proxy.sever()
+    with pytest.raises((SessionLost, Unclear)):
+        call.result(PATIENCE_S)
+    assert not session.usable
+
+
+# -- work
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "XA END 'x'", "SET autocommit = 0", "SAVEPOINT a", "USE mysql"])
@@ -753,6 +873,13 @@ def _writes_to_a_plain_table(world: Any) -> None:
         world.drive(world.resource.prepare(session, work))
 
 
+_rows_go_first = test_rows_before_the_branch_are_committed_in_its_message_whatever_becomes_of_the_branch
+
+
+def _a_row_is_refused(world: Any) -> None:
+    test_a_row_before_the_branch_that_is_refused_leaves_none_of_them_and_no_branch(world, "", "'abort'", Conflict)
+
+
 MUTANTS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
     "plain transaction": (
         'f"XA START {handle.sql}"',
@@ -815,9 +942,14 @@ MUTANTS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
         lambda world: test_a_warning_of_the_users_last_statement_is_no_refusal(world, "prepare"),
     ),
     "an unknown session goes on": (
-        "            session.kill()  # whatever it is in, it is not clean\n",
+        "                session.kill()  # whatever it is in, it is not clean\n",
         "",
         test_a_session_that_is_not_clean_cannot_begin_and_goes_to_no_pool,
+    ),
+    "rows that wait for the first statement": (
+        "if work.lazy and not before and",
+        "if work.lazy and",
+        _rows_go_first,
     ),
 }
 
@@ -825,5 +957,53 @@ MUTANTS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_check_taken_out_is_noticed(mutant: Callable[[str, str], Any], name: str) -> None:
     old, new, claim = MUTANTS[name]
-    with pytest.raises((AssertionError, pytest.fail.Exception, Refused)):
+    with pytest.raises((AssertionError, pytest.fail.Exception, Refused, Unclear)):
         claim(mutant(old, new))
+
+
+BEGINNINGS: dict[str, tuple[str, Any, Callable[[Any], None]]] = {
+    "rows that are not committed first": ("COMMIT_ROWS", "DO 1", _rows_go_first),
+    "rows that are part of the branch": (
+        "message",
+        lambda handle, before: [f"XA START {handle.sql}", *before],
+        _rows_go_first,
+    ),
+    "rows that are committed one by one": ("BEGIN_ROWS", beginning.BEGIN_ROWS[:1], _a_row_is_refused),
+    "a refusal where the rows may stand": (
+        "failure",
+        lambda error, name, _: refusal(error, name),
+        test_an_error_that_may_have_come_after_their_commit_is_unclear,
+    ),
+    "a stranger's work committed with the rows": (
+        "BEGIN_ROWS",
+        beginning.BEGIN_ROWS[1:],
+        test_no_rows_are_committed_in_a_session_that_is_not_clean,
+    ),
+    "rows that lock gaps": (
+        "BEGIN_ROWS",
+        (beginning.BEGIN_ROWS[0].replace("READ COMMITTED", "REPEATABLE READ"), beginning.BEGIN_ROWS[1]),
+        test_rows_before_the_branch_are_written_as_the_journal_writes_them,
+    ),
+    "the rows' isolation for the branch": (
+        "BEGIN_ROWS",
+        (beginning.BEGIN_ROWS[0].replace("SET", "SET SESSION"), beginning.BEGIN_ROWS[1]),
+        test_the_branch_behind_them_has_the_isolation_of_its_session,
+    ),
+    "a COMMIT that chains": (
+        "COMMIT_ROWS",
+        "COMMIT",
+        lambda world: test_rows_before_the_branch_are_committed_whatever_the_session_is_set_to(
+            world, "completion_type = 'CHAIN'"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_check_of_how_rows_go_first_taken_out_is_noticed(
+    world: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attribute, mutant, claim = BEGINNINGS[name]
+    monkeypatch.setattr(beginning, attribute, mutant)
+    with pytest.raises((AssertionError, pytest.fail.Exception, Refused, Unclear)):
+        claim(world)

@@ -343,9 +343,9 @@ def test_a_rollback_is_quiet_where_the_begin_failed_and_the_name_unknown_elsewhe
     assert a_failed_begin_is_rolled_back(request, tmp_path) == (COMMITTED, "unknown")
 
 
-def a_begin_finds_its_server_gone(request: Any, tmp_path: Path) -> str:
+def a_begin_finds_its_server_gone(kind: str, request: Any, tmp_path: Path) -> str:
     """It is the only one, and no session to it was open: so nothing was sent. What the rollback answers."""
-    (some,) = databases("postgres", request, tmp_path)
+    (some,) = databases(kind, request, tmp_path)
     with TcpProxy.to(some.url) as proxy:
         db = coordinator([replace(some, url=proxy.url_for(some.url))], settings=replace(SHORT, decide_s=0.3))
         db.open()
@@ -359,8 +359,9 @@ def a_begin_finds_its_server_gone(request: Any, tmp_path: Path) -> str:
         db.close()
 
 
-def test_a_rollback_is_quiet_where_nothing_of_the_begin_was_sent(request: Any, tmp_path: Path) -> None:
-    assert a_begin_finds_its_server_gone(request, tmp_path) == COMMITTED
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+def test_a_rollback_is_quiet_where_nothing_of_the_begin_was_sent(kind: str, request: Any, tmp_path: Path) -> None:
+    assert a_begin_finds_its_server_gone(kind, request, tmp_path) == COMMITTED
 
 
 def test_a_begin_that_fences_what_it_never_sent_asks_a_server_that_is_gone(
@@ -368,7 +369,7 @@ def test_a_begin_that_fences_what_it_never_sent_asks_a_server_that_is_gone(
 ) -> None:
     monkeypatch.setattr(Attempt, "listed", property(lambda attempt: attempt.early is not None, lambda *_: None))
     assert (
-        a_begin_finds_its_server_gone(request, tmp_path) == ABORTED
+        a_begin_finds_its_server_gone("postgres", request, tmp_path) == ABORTED
     )  # which is how `told` hears "the journal is away"
 
 
@@ -403,7 +404,10 @@ def test_an_ended_name_stays_reserved(request: Any, tmp_path: Path) -> None:
     assert an_old_retry_comes_after_the_name_was_used_again(request, tmp_path) is State.PREPARED
 
 
-@pytest.mark.parametrize(("kinds", "reserved"), [("postgres", True), ("sqlite", False), ("postgres+sqlite", False)])
+@pytest.mark.parametrize(
+    ("kinds", "reserved"),
+    [("postgres", True), ("mariadb", True), ("sqlite", False), ("postgres+sqlite", False), ("mariadb+sqlite", False)],
+)
 def test_the_name_of_work_that_failed_is_free_here_and_elsewhere_unless_it_had_reached_the_journal(
     kinds: str, reserved: bool, request: Any, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from nodoubt.protocol.events import Decided, Event, Undecided
 from nodoubt.protocol.records import Decision, Staging, Standing, Unreadable, Verdict
 from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
 from nodoubt.resources import mariadb_finishing
+from nodoubt.resources.mariadb_failures import refusal
 from nodoubt.resources.memory import MemoryMariaDBResource, MemoryPostgresResource, MemorySqliteResource
 from nodoubt.resources.memory.server import only
 from nodoubt.script import Do, Script, do, every
@@ -210,6 +211,37 @@ def a_name_passes_on_while_it_lives(patch: Patch) -> Variant:
     patch.setattr(MemoryStore, "_stage", take)
     patch.setattr(MemoryStore, "_stage_unforced", take)
     return SOUND
+
+
+class RowsInTheBranch(MemoryMariaDBResource):
+    def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
+        yield from super().begin(session, work)
+        if before:
+            try:
+                yield from do(session, "send", ("ride", tuple(before)))
+            except StatementFailed as error:
+                session.kill()
+                raise refusal(error, "its rows") from error
+
+
+def a_name_is_part_of_its_branch(_: Patch) -> Variant:
+    """One MariaDB: the row is committed with the work, not before it."""
+    return with_resource("mariadb", RowsInTheBranch)
+
+
+class RowsAtWill(MemoryMariaDBResource):
+    def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
+        if before:
+            try:
+                yield from do(session, "send", ("begin",), ("ride", tuple(before)), ("commit",))
+            except StatementFailed:
+                yield from do(session, "send", ("rollback",))
+        yield from super().begin(session, work)
+
+
+def a_branch_begins_though_its_row_was_refused(_: Patch) -> Variant:
+    """One MariaDB: the message is not ended by its first error."""
+    return with_resource("mariadb", RowsAtWill)
 
 
 def epochs_are_not_compared(patch: Patch) -> Variant:
@@ -512,6 +544,14 @@ MUTANTS = [
         Focus(staged=0.0, settles=1.0), 2000,
     ),
     Mutant("a name passes on while it lives", a_name_passes_on_while_it_lives, ["I1", "I5", "I10"], Focus(staged=1.0)),
+    Mutant(
+        "a name is part of its branch", a_name_is_part_of_its_branch, ["I5"],
+        Focus(servers=("mariadb",), journal="a", staged=1.0),
+    ),
+    Mutant(
+        "a branch begins though its row was refused", a_branch_begins_though_its_row_was_refused, ["I5"],
+        Focus(servers=("mariadb",), journal="a", staged=1.0),
+    ),
     Mutant(
         "epochs are not compared", epochs_are_not_compared, ["I15"],
         schedule=KEPT["the journal is set back between a decision and its phase two"],

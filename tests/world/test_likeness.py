@@ -18,7 +18,9 @@ from nodoubt import wiring
 from nodoubt.errors import NoDoubtError
 from nodoubt.idempotency.keys import Key, key_of
 from nodoubt.idempotency.store import store_of
-from nodoubt.ports import Prepared, SavepointStep, SessionLost, Work
+from nodoubt.journals.memory import MemoryJournal, MemoryStore
+from nodoubt.ports import Journal, Prepared, SavepointStep, SessionLost, Work
+from nodoubt.protocol.records import Staging
 from nodoubt.resources.memory.server import Locked, LockTimeout, MemoryServer
 from nodoubt.script import Script, Watch, do, drive
 from nodoubt.testing.world.keys import KeyStore
@@ -47,6 +49,9 @@ class MemorySession:
     def execute(self, statement: str, params: Any) -> Any:
         return self._answer("execute", (statement, params))
 
+    def apply(self, verb: str, *args: Any) -> Any:
+        return self._answer("apply", (verb, *args))
+
     def _answer(self, verb: str, args: tuple[Any, ...]) -> Any:
         if self.connection.number not in self.server.connections:
             self.usable = False
@@ -71,9 +76,15 @@ class Bench:
     """One database, and what is said as its scripts run."""
 
     def __init__(
-        self, resource: Any, store: Any, connect: Callable[[], Any], statements: dict[str, tuple[str, Any]]
+        self,
+        resource: Any,
+        store: Any,
+        journal: Journal,
+        connect: Callable[[], Any],
+        statements: dict[str, tuple[str, Any]],
     ) -> None:
-        self.resource, self.store, self._connect, self._statements = resource, store, connect, statements
+        self.resource, self.store, self.journal = resource, store, journal
+        self._connect, self._statements = connect, statements
         self.cluster = new_cluster()
         self.said: list[str] = []
         self._threads = ThreadPoolExecutor(2)
@@ -346,10 +357,29 @@ def keys_that_were_rolled_back_or_ended_alone(bench: Bench) -> None:
         bench.claims(key)
 
 
+def a_name_goes_before_its_branch(bench: Bench) -> None:
+    if not bench.resource.traits.rows_at_begin:
+        return
+    first, second = bench.work(), bench.work()
+    for work in (first, second):
+        session = bench.session()
+        rows = bench.journal.staging_rows(Staging("order", work.xid.attempt, (), None, time.time() + 3600))
+        bench.tell("begin", bench.resource.begin(session, work, before=rows))
+        bench.said.append(f"usable: {session.usable}")
+        found: Any = bench.drive(bench.journal.find(bench.session(), "order"))
+        bench.said.append(f"the first one's: {found.attempt == first.xid.attempt}")
+        if work is first:
+            bench.do(session, work, "add")
+            bench.tell("undo", bench.resource.rollback(session, work))
+    bench.listed()
+    bench.count()
+
+
 SCENES = [
     two_phases, rolled_back, an_error_dooms, a_savepoint_cures, there_is_no_savepoint, a_fence_first, a_fence_second,
     a_fence_of_what_is_prepared, a_reader, a_session_dies_at_work, who_holds_it, receipts_below_the_floor,
     keys_in_flight_and_done, keys_that_were_rolled_back_or_ended_alone,
+    a_name_goes_before_its_branch,
 ]  # fmt: skip
 REAL = {
     "add": ("insert into t (n) values (1)", None),
@@ -363,8 +393,8 @@ SIMULATED = {
 
 
 def simulated(kind: str) -> Bench:
-    server = SERVERS[kind](kind, now=time.time)
-    return Bench(RESOURCES[kind](kind), KeyStore(kind), lambda: MemorySession(server), SIMULATED)
+    server = SERVERS[kind](kind, now=time.time, guest=MemoryStore())
+    return Bench(RESOURCES[kind](kind), KeyStore(kind), MemoryJournal(), lambda: MemorySession(server), SIMULATED)
 
 
 def real(kind: str, request: pytest.FixtureRequest, folder: Path) -> Bench:
@@ -373,7 +403,7 @@ def real(kind: str, request: pytest.FixtureRequest, folder: Path) -> Bench:
     options = {"lock_wait_s": 0.2} if kind == "sqlite" else {}
     resource = wiring.resource_of(kind, url)
     store = store_of(kind, getattr(resource, "database", ""))
-    return Bench(resource, store, lambda: connect(url, **options), REAL)
+    return Bench(resource, store, wiring.journal_of(url), lambda: connect(url, **options), REAL)
 
 
 @pytest.fixture(params=KINDS)
@@ -382,6 +412,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Bench
     benches = real(request.param, request, tmp_path), simulated(request.param)
     for bench in benches:
         bench.drive(bench.resource.setup(bench.session(), new_attempt(), bench.cluster))
+        bench.drive(bench.journal.setup(bench.session(), bench.cluster))
     benches[0].drive(do(benches[0].session(), "run", "create table t (n int not null)"))
     yield benches
     for bench in benches:

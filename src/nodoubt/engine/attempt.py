@@ -218,6 +218,7 @@ def _begin(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
     before: tuple[str, ...] = ()
     if attempt.early is not None:
         before = ctx.journal.staging_rows(attempt.early, replace=attempt.replace)
+        branch.work.wrote = True  # the row says that it will be prepared
     for tries_left in reversed(range(BEGIN_TRIES_MAX)):
         branch.session = yield Do(participant.pool, "acquire")
         try:

@@ -104,9 +104,12 @@ def begin_staged(
 
 
 def _list_early(ctx: Context, attempt: Attempt, *, reuse: bool) -> Script[None]:
-    """See that the name is free. Where X is all there is, the row goes before the work, and X's prepare flushes it."""
+    """See that the name is free. Where X is all there is, the row goes before the work, which says that as well.
+
+    Unforced (`Traits.unforced_rows`) it is flushed by X's prepare.
+    """
     only = next(iter(ctx.participants.values())) if ctx.single else None
-    early = only is not None and only.holds_journal and only.resource.traits.unforced_rows
+    early = only is not None and only.holds_journal and only.resource.traits.rows_at_begin
     if reuse or not early or attempt.name in ctx.failed_begins:
         attempt.replace = yield from _require_free(ctx, attempt.name, reuse)
     if only is None or not early:
@@ -225,7 +228,7 @@ def _who_wrote(ctx: Context, attempt: Attempt) -> Script[list[Share]]:
         return bounded(script, ctx.settings.prepare_s, ctx.clock)
 
     branches = attempt.branches.values()
-    asked = [] if attempt.early is not None else [branch for branch in branches if not branch.work.wrote]
+    asked = [branch for branch in branches if not branch.work.wrote]
     outcomes = yield from every([one(branch) for branch in asked])
     wrote = {branch.number: outcome.get() for branch, outcome in zip(asked, outcomes, strict=True)}
     return [Share(branch.number, wrote.get(branch.number, True)) for branch in branches]

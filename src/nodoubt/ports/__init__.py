@@ -224,6 +224,7 @@ class Traits:
 
     kind: str
     riders_on_prepare: bool = False  # rows ride *inside* a prepare or phase-two commit, atomically (SQLite)
+    rows_at_begin: bool = False  # rows are committed in the message that begins a branch (PostgreSQL, MariaDB)
     unforced_rows: bool = False  # a row committed unforced is flushed by the next forced command (PostgreSQL's log)
     holds_session: bool = False  # a prepared branch is bound to its session until that session ends (MariaDB)
     locks_all: bool = False  # while a branch is at work nobody else can write to its database (SQLite)
@@ -276,7 +277,8 @@ class Resource(Protocol):
 
     # -- one branch's work
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
-        """Begin the branch. `before`: statements to commit first, unforced, in the same session (`unforced_rows`).
+        """Begin the branch. `before`: statements to commit first, in the same message (`rows_at_begin`), unforced where
+        that can be (`unforced_rows`). `Conflict`, `BelowFloor`: surely none was; after any other failure nobody knows.
 
         A `lazy` branch may be begun by its first `execute`, in the same message; until then `work.opening` says how.
         """

@@ -43,6 +43,7 @@ from ..protocol.records import Epoch, Verdict
 from ..schema import Part, Tables, judge, meddlers, rows_of, shipped, version_of
 from ..script import Pause, Script, do
 from ..xid import XaXid, Xid, parse_xa_recover
+from . import mariadb_beginning as beginning
 from . import mariadb_finishing as finishing
 from . import mariadb_text as text
 from .mariadb_failures import FAILURES, refusal
@@ -79,7 +80,7 @@ class _Notes:
 class MariaDBResource:
     """See `ports.Resource`. `database`: where our tables are, as named in the URL."""
 
-    traits = Traits(kind="mariadb", holds_session=True)
+    traits = Traits(kind="mariadb", rows_at_begin=True, holds_session=True)
 
     def __init__(self, name: str, database: str) -> None:
         self.name = name
@@ -187,17 +188,16 @@ class MariaDBResource:
 
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
         """XA START, always: in a plain transaction a DDL would commit the work behind our back."""
-        invariant(not before, "I4", "no row can be left unforced on InnoDB")
         handle = XaXid(work.xid, session.connection_id, session.server_started)
-        start = f"XA START {handle.sql}"
-        if work.lazy and hasattr(session, "execute_after"):
-            work.opening = (start,)
+        message = beginning.message(handle, before)
+        if work.lazy and not before and hasattr(session, "execute_after"):
+            work.opening = tuple(message)
         else:
             try:
-                yield from self._run(session, start)
+                yield from self._run(session, *message)
             except StatementFailed as error:
                 session.kill()  # whatever it is in, it is not clean
-                raise refusal(error, "XA START was refused") from error
+                raise beginning.failure(error, self.name, before) from error
         work.handle = handle
         self._notes[session] = _Notes()
 

@@ -74,7 +74,7 @@ _WRITING_TAG = re.compile(r"(INSERT 0|UPDATE|DELETE|MERGE) [1-9]\d*")
 class PostgresResource:
     """One PostgreSQL database."""
 
-    traits = Traits(kind="postgres", unforced_rows=True, listed_sql=LISTED)
+    traits = Traits(kind="postgres", rows_at_begin=True, unforced_rows=True, listed_sql=LISTED)
 
     def __init__(self, name: str) -> None:
         self.name = name

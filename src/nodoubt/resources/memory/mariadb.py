@@ -33,6 +33,7 @@ from ...ports import (
 from ...protocol.records import Epoch, Verdict
 from ...script import Pause, Script, do
 from ...xid import XaXid, Xid
+from .. import mariadb_beginning as beginning
 from .. import mariadb_finishing as finishing
 from ..mariadb_failures import FAILURES, refusal
 from .server import (
@@ -41,6 +42,7 @@ from .server import (
     Guest,
     MemoryServer,
     MemoryTables,
+    Message,
     Promise,
     Receipt,
     Transaction,
@@ -107,6 +109,28 @@ class MemoryMariaDB(MemoryServer):
         if transaction.idle is not idle:
             raise StatementFailed("1399", "XAER_RMFAIL: not in this state")
         return transaction
+
+    # ---- a transaction that is no branch
+
+    def _begin(self, connection: Connection) -> Reply:
+        """With what comes before it in the message: an error where a transaction is open."""
+        if connection.transaction is not None:
+            raise StatementFailed("1568", "Transaction characteristics can't be changed")
+        connection.transaction = Transaction()
+        return Reply()
+
+    def _commit(self, connection: Connection) -> Reply:
+        """Whatever has failed in it: what went well is committed."""
+        if connection.transaction is not None:
+            self.store(connection, connection.transaction.changes)
+            connection.transaction = None
+        return Reply()
+
+    def _rollback(self, connection: Connection) -> Reply:
+        if connection.transaction is not None and connection.transaction.handle is not None:
+            raise StatementFailed("1399", "XAER_RMFAIL: the session is in an XA transaction")
+        connection.transaction = None
+        return Reply()
 
     # ---- a branch
 
@@ -224,17 +248,12 @@ class MemoryMariaDB(MemoryServer):
             self.disconnect(self.connections[number])
         return Reply()
 
-    def _rollback(self, connection: Connection) -> Reply:
-        if connection.transaction is not None and connection.transaction.handle is not None:
-            raise StatementFailed("1399", "XAER_RMFAIL: the session is in an XA transaction")
-        return Reply()
-
 
 class MemoryMariaDBResource:
     """The scripts. See `ports.Resource`, and `resources.mariadb` for why each message is what it is."""
 
     tables = MemoryTables()
-    traits = Traits(kind="mariadb", holds_session=True)
+    traits = Traits(kind="mariadb", rows_at_begin=True, holds_session=True)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -269,13 +288,13 @@ class MemoryMariaDBResource:
     # ---- one branch's work
 
     def begin(self, session: Session, work: Work, *, before: Sequence[str] = ()) -> Script[None]:
-        invariant(not before, "I4", "no row can be left unforced on InnoDB")
         handle = XaXid(work.xid, session.connection_id, session.server_started)
+        rows: Message = (("begin",), ("ride", tuple(before)), ("commit",)) if before else ()
         try:
-            yield from do(session, "send", ("xa_start", handle))
+            yield from do(session, "send", *rows, ("xa_start", handle))
         except StatementFailed as error:
             session.kill()
-            raise refusal(error, "XA START was refused") from error
+            raise beginning.failure(error, self.name, before) from error
         work.handle = handle
 
     def execute(self, session: Session, work: Work, statement: str, params: Any) -> Script[Reply]:

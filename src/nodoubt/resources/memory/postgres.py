@@ -171,7 +171,7 @@ class MemoryPostgresResource:
     """The scripts. See `ports.Resource`, and `resources.postgres` for why each message is what it is."""
 
     tables = MemoryTables()
-    traits = Traits(kind="postgres", unforced_rows=True)
+    traits = Traits(kind="postgres", rows_at_begin=True, unforced_rows=True)
 
     def __init__(self, name: str) -> None:
         self.name = name
