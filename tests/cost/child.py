@@ -80,6 +80,13 @@ class Worker:
         with self.section("commit"):
             await self.db.commit_distributed(order)
 
+    async def failed(self, order: str) -> None:
+        with self.section("failed"), contextlib.suppress(KeyError):
+            async with self.db.staged(order) as tx:
+                for name in self.names:
+                    await write(tx, name)
+                raise KeyError
+
     async def run(self, count: int, label: str) -> None:
         for _ in range(count):
             await self.reads()
@@ -89,6 +96,8 @@ class Worker:
             await self.once()
         for number in range(count):
             await self.staged(f"{self.db.mode}-{label}-{number}")
+        for number in range(count):
+            await self.failed(f"{self.db.mode}-{label}-{number}-failed")
         with self.section("flush"):
             await self.db.recover()
 

@@ -12,6 +12,8 @@ Beyond the contract's table:
 - Staged, with the journal elsewhere or a MariaDB branch in its database: 2N + 2. The directory row and the decision are
   forced by themselves: InnoDB can leave no row unforced, and a prepared branch of its takes no rows along.
 - Staged, with a SQLite branch in the journal's database: 2N. Both rows go inside X's prepare and commit.
+- Staged work that fails: nothing, but where one PostgreSQL or MariaDB database is all there is. There its name stands
+  before it, which MariaDB forces, and its ABORT is forced.
 - SQLite is counted in WAL mode, which new files get. A file that somebody has made in DELETE mode stays in it: there a
   local commit is 5 forced writes instead of 1 (journal, directory and database, as SQLite does it).
 - The ends of records are written in batches behind, and not counted with the transactions: one flush is one forced
@@ -84,6 +86,7 @@ def contract(shape: tuple[str, ...], journal: str) -> dict[str, int]:
         **(several if branches > 1 else {"once": 1}),
         "begin": branches if rides else branches + 1,
         "commit": branches if rides else branches + 1,
+        "failed": {"postgres": 1, "mariadb": 2}.get(here, 0) if branches == 1 else 0,
     }
 
 

@@ -82,6 +82,7 @@ def nothing_is_lost(db: Face) -> bool:
         ("postgres+sqlite", in_the_middle),
         ("postgres+sqlite", before),
         ("postgres", in_the_middle),
+        ("mariadb", in_the_middle),
     ],
 )
 async def test_cancelled_at_any_step_a_transaction_leaves_one_outcome_and_clean_sessions(
