@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,20 @@ from nodoubt import (
     AsyncCoordinator,
     BranchDoomed,
     Coordinator,
+    InDoubt,
     JournalUnavailable,
+    KeyInFlight,
+    NoDoubtError,
+    NotReady,
+    StepTimedOut,
     TransactionAborted,
     TransactionDoomed,
+    UsageError,
 )
 from nodoubt.ports import Unclear
 from nodoubt.protocol.records import CallState
+from nodoubt.steps import calling
+from nodoubt.steps.running import Broke, GaveNoAnswer, TooManyHang
 
 pytestmark = pytest.mark.anyio
 TRIES: list[int] = []
@@ -130,3 +139,111 @@ def test_a_change_whose_answer_is_lost_is_not_told_as_nothing(urls: Any) -> None
             db.refuse("order", "billing", "no")
         del journal.answer
         db.rollback_distributed("order")
+
+
+# ---- a broad refused= -----------------------------------------------------------------------------
+
+
+@nodoubt.step(refused=(Exception,), timeout=0.2)
+def hang(amount: int) -> None:
+    GO_ON.wait(20)
+    EFFECTS.append("charged")
+
+
+@nodoubt.step(refused=(NoDoubtError,), timeout=0.2)
+async def ahang(amount: int) -> None:
+    await asyncio.sleep(20)
+
+
+@nodoubt.step(refused=(Exception,))
+def doubt(amount: int) -> None:
+    EFFECTS.append("charged")
+    raise InDoubt("the reply was lost", name=None, attempt="0" * 32)
+
+
+@nodoubt.step(refused=(Exception,))
+async def left(amount: int) -> None:
+    EFFECTS.append("charged")
+    raise asyncio.CancelledError
+
+
+@nodoubt.step(refused=(Exception,))
+async def together(amount: int) -> None:
+    EFFECTS.append("charged")
+    raise ExceptionGroup("both", [TooMany(), InDoubt("the reply was lost", name=None, attempt="0" * 32)])
+
+
+@nodoubt.step(refused=(Exception,))
+def odd(amount: int) -> Any:
+    EFFECTS.append("charged")
+    return object()
+
+
+@nodoubt.step(refused=(Exception,))
+def unreached(amount: int) -> None:
+    raise TransactionAborted("somebody was faster")
+
+
+OPEN: list[tuple[Any, type[Exception]]] = [(hang, StepTimedOut), (ahang, StepTimedOut), (doubt, InDoubt), (left, Broke), (together, ExceptionGroup),
+        (odd, UsageError)]  # fmt: skip
+
+
+def is_undone(urls: Any, step: Any, error: type[Exception]) -> None:
+    """At once, and staged."""
+    with Coordinator(urls[0], journal=urls[1], recovery=False) as db:
+        with pytest.raises(TransactionAborted), db.transaction() as tx, pytest.raises(error):
+            tx.call(step, 5, undo=refund)
+        GO_ON.set()
+        db.undo_steps(grace=0)
+        assert [one.state for one in db.steps(tx.attempt)] == [CallState.UNDONE]
+        assert "refunded" in EFFECTS
+        GO_ON.clear()
+        with db.begin_distributed("order") as tx:
+            tx.execute("insert into t values (1)")
+        with pytest.raises(error):
+            db.call("order", step, 5, undo=refund)
+        with pytest.raises(NotReady):
+            db.commit_distributed("order")
+        db.rollback_distributed("order")
+        GO_ON.set()
+        db.undo_steps(grace=0)
+        assert [one.state for one in db.steps("order")] == [CallState.UNDONE]
+
+
+@pytest.mark.parametrize(("step", "error"), OPEN, ids=lambda of: getattr(of, "__name__", None))
+def test_what_leaves_open_whether_it_happened_is_no_refusal_however_broad_that_is_declared(
+    urls: Any, step: Any, error: type[Exception]
+) -> None:
+    is_undone(urls, step, error)
+
+
+async def test_nor_on_asyncio(urls: Any) -> None:
+    for step, error in OPEN:
+        async with AsyncCoordinator(urls[0], journal=urls[1], recovery=False) as db:
+            with pytest.raises(TransactionAborted):
+                async with db.transaction() as tx:
+                    with pytest.raises(error):
+                        await tx.call(step, 5, undo=refund)
+            GO_ON.set()
+            await db.undo_steps(grace=0)
+            assert [one.state for one in await db.steps(tx.attempt)] == [CallState.UNDONE]
+            GO_ON.clear()
+
+
+def test_the_mutant_that_takes_silence_for_a_refusal_is_found(urls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "leaves_open", lambda _: False)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        is_undone(urls, doubt, InDoubt)
+
+
+@pytest.mark.parametrize("error", [GaveNoAnswer(""), Broke(""), TooManyHang(""), KeyInFlight("k"), StepTimedOut("")])
+def test_only_an_error_of_ours_that_says_that_nothing_was_done_can_be_a_refusal(error: Exception) -> None:
+    assert calling.leaves_open(error) and calling.leaves_open(ExceptionGroup("", [TooMany(), error]))
+    assert not any(calling.leaves_open(one) for one in (TooMany(), ExceptionGroup("", [TooMany()]), UsageError()))
+
+
+def test_what_surely_did_not_happen_owes_nothing_though_the_error_is_ours(urls: Any) -> None:
+    with Coordinator(urls[0], journal=urls[1], recovery=False) as db:
+        with db.transaction() as tx, contextlib.suppress(TransactionAborted):
+            tx.call(unreached, 5, undo=refund)
+        assert [one.state for one in db.steps(tx.attempt)] == [CallState.REFUSED] and EFFECTS == []

@@ -23,6 +23,8 @@ from ..errors import (
     JournalUnavailable,
     NoDoubtError,
     OutcomeConflict,
+    ResourceRefused,
+    ResourceUnavailable,
     StepInFlight,
     StepRefused,
     StepTimedOut,
@@ -44,6 +46,9 @@ from .running import Job, Runner
 
 INTENT_TRIES_MAX = 5  # numbers that somebody else takes before us, or answers that are lost
 CALLS_MAX = 1000  # of one transaction
+
+# What says of itself that nothing was done. Not `KeyInFlight`: whoever has the key may do it yet.
+NOTHING_DONE = (TransactionAborted, UsageError, ResourceRefused, ResourceUnavailable, JournalUnavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,9 @@ def _require_declared(kind: str, function: object, is_one: bool) -> None:
 
 @dataclass(slots=True)
 class _Site:
-    """Where a step is called: in which attempt, for how long; whether it has come to the action; and whether an earlier
-    try of it, by whomever, may have happened: then a refusal does not say that nothing did.
+    """Where a step is called: in which attempt, for how long; whether it has come to the action; whether that is
+    recorded as refused; and whether an earlier try of it, by whomever, may have happened: then a refusal does not say
+    that nothing did.
     """
 
     attempt: str
@@ -97,6 +103,7 @@ class _Site:
     within_s: float
     number: int
     acted: bool = False
+    declined: bool = False
     uncertain: bool = False
 
 
@@ -132,7 +139,7 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
             )
         return value
     except BaseException as error:
-        if not _harmless(use, site, error):
+        if not _harmless(site, error):
             attempt.doomed = attempt.doomed or error
         raise
     finally:
@@ -140,10 +147,11 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
             attempt.calling -= 1
 
 
-def _harmless(use: Use, site: _Site, error: BaseException) -> bool:
+def _harmless(site: _Site, error: BaseException) -> bool:
     """Whether the transaction may go on after it: surely nothing happened, and nothing is in doubt."""
-    harmless = use.bound.step.options.refused if site.acted else (UsageError, StepRefused)
-    return isinstance(error, harmless) and not site.uncertain
+    if site.acted:
+        return site.declined
+    return isinstance(error, (UsageError, StepRefused)) and not site.uncertain
 
 
 def call_named(ctx: Context, name: str, attempt: str | None, runner: Runner, use: Use) -> Script[Any]:
@@ -323,16 +331,10 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
         try:
             value = yield from running.run(runner, job)
             break
-        except step.options.refused as error:
-            if site.uncertain:
-                yield from _recorded_quietly(ctx, record, Unanswered(words(error)))
-                raise TransactionDoomed(
-                    f"{step.name} was refused, but an earlier try of it gave no answer and may have happened. The "
-                    "transaction can only be rolled back, and then its compensation runs"
-                ) from error
-            yield from _recorded(ctx, site, record, Declined(words(error)))
-            raise
         except Exception as error:
+            if isinstance(error, step.options.refused) and not leaves_open(error):
+                yield from _refused(ctx, site, record, error)
+                raise
             site.uncertain = True
             silent = isinstance(error, running.GaveNoAnswer)
             if tries < tries_max and (step.options.idempotent or isinstance(error, step.options.retry_on)):
@@ -359,6 +361,27 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
     yield from _recorded(ctx, site, record, Answered(result))
     ctx.notice("S4", site.attempt, "recorded", step=step.name)
     return value
+
+
+def leaves_open(error: BaseException) -> bool:
+    """Whether it is one of nodoubt's own that does not itself say that nothing was done: silence is no refusal (I19).
+
+    However broad a `refused=` is, it does not cover that.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(leaves_open(one) for one in error.exceptions)
+    return isinstance(error, NoDoubtError) and not isinstance(error, NOTHING_DONE)
+
+
+def _refused(ctx: Context, site: _Site, record: Call, error: Exception) -> Script[None]:
+    if site.uncertain:
+        yield from _recorded_quietly(ctx, record, Unanswered(words(error)))
+        raise TransactionDoomed(
+            f"{record.step} was refused, but an earlier try of it gave no answer and may have happened. The "
+            "transaction can only be rolled back, and then its compensation runs"
+        ) from error
+    yield from _recorded(ctx, site, record, Declined(words(error)))
+    site.declined = True
 
 
 def pause_between(ctx: Context, tries: int) -> float:
