@@ -184,8 +184,14 @@ def unreached(amount: int) -> None:
     raise TransactionAborted("somebody was faster")
 
 
-OPEN: list[tuple[Any, type[Exception]]] = [(hang, StepTimedOut), (ahang, StepTimedOut), (doubt, InDoubt), (left, Broke), (together, ExceptionGroup),
-        (odd, UsageError)]  # fmt: skip
+OPEN: list[tuple[Any, type[Exception]]] = [
+    (hang, StepTimedOut),
+    (ahang, StepTimedOut),
+    (doubt, InDoubt),
+    (left, Broke),
+    (together, ExceptionGroup),
+    (odd, UsageError),
+]
 
 
 def is_undone(urls: Any, step: Any, error: type[Exception]) -> None:
@@ -247,3 +253,39 @@ def test_what_surely_did_not_happen_owes_nothing_though_the_error_is_ours(urls: 
         with db.transaction() as tx, contextlib.suppress(TransactionAborted):
             tx.call(unreached, 5, undo=refund)
         assert [one.state for one in db.steps(tx.attempt)] == [CallState.REFUSED] and EFFECTS == []
+
+
+# ---- a broad retry_on= ----------------------------------------------------------------------------
+
+
+@nodoubt.step(retry_on=(Exception,), timeout=0.2)
+def hang_again(amount: int) -> None:
+    TRIES.append(amount)
+    GO_ON.wait(20)
+    EFFECTS.append("charged")
+
+
+@nodoubt.step(retry_on=(Exception,))
+async def left_again(amount: int) -> None:
+    TRIES.append(amount)
+    raise asyncio.CancelledError
+
+
+@nodoubt.step(retry_on=(Exception,))
+def doubt_again(amount: int) -> None:
+    TRIES.append(amount)
+    raise InDoubt("the reply was lost", name=None, attempt="0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [(hang_again, StepTimedOut), (left_again, Broke), (doubt_again, InDoubt)],
+    ids=["no answer", "cancelled", "in doubt"],
+)  # fmt: skip
+def test_what_may_have_happened_is_not_repeated_however_broad_retry_on_is(
+    urls: Any, step: Any, error: type[Exception]
+) -> None:
+    """The first try may still be at work, and then it would be charged twice (I19)."""
+    with Coordinator(urls[0], journal=urls[1], recovery=False) as db:
+        with pytest.raises(error), db.transaction() as tx:
+            tx.call(step, 5, undo=refund)
+        assert TRIES == [5]

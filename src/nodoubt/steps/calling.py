@@ -19,6 +19,7 @@ from ..engine.attempt import Attempt, left_s
 from ..engine.context import Context, check_seconds, log
 from ..errors import (
     BranchDoomed,
+    InDoubt,
     InvalidName,
     JournalUnavailable,
     NoDoubtError,
@@ -49,6 +50,8 @@ CALLS_MAX = 1000  # of one transaction
 
 # What says of itself that nothing was done. Not `KeyInFlight`: whoever has the key may do it yet.
 NOTHING_DONE = (TransactionAborted, UsageError, ResourceRefused, ResourceUnavailable, JournalUnavailable)
+# What may have happened, or be at work yet: only a step that is idempotent is called again after it.
+NEVER_REPEATED = (running.GaveNoAnswer, running.Broke, StepTimedOut, InDoubt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +340,8 @@ def _act(ctx: Context, runner: Runner, use: Use, site: _Site, record: Call) -> S
                 raise
             site.uncertain = True
             silent = isinstance(error, running.GaveNoAnswer)
-            if tries < tries_max and (step.options.idempotent or isinstance(error, step.options.retry_on)):
+            named = isinstance(error, step.options.retry_on) and not isinstance(error, NEVER_REPEATED)
+            if tries < tries_max and (step.options.idempotent or named):
                 log.warning("%s failed and is tried again: %s", step.name, words(error))
                 yield Pause(pause_between(ctx, tries))
                 try:

@@ -228,10 +228,10 @@ def step(function: Any = None, /, **options: Any) -> Any:
 
     By name, `@step("payments.charge")`, or as `module:qualname`. `timeout`: seconds. `refused`: errors which mean that
     surely nothing happened (a card that was declined): no compensation is owed, and the transaction may go on. Any
-    other error leaves that open: the transaction can only be rolled back. So does no answer in time, and an error of
-    nodoubt's own that does not say that nothing was done (`InDoubt`, say), however broad `refused` is. `retry_on`:
-    errors after which it may be called again. `idempotent`: it may be called again after any, for the outside honours
-    the key. `tries`: how often at most.
+    other error leaves that open: the transaction can only be rolled back. `retry_on`: errors after which it may be
+    called again. `idempotent`: it may be called again after any, for the outside honours the key. `tries`: how often at
+    most. However broad those errors are, they cover no answer in time and no `InDoubt`; an error of nodoubt's own is a
+    refusal only if it says itself that nothing was done.
     """
     return _declare(REGISTRY.step, function, Options.checked("step", **options))
 
