@@ -9,7 +9,7 @@ Must not: import anything of nodoubt. Everybody imports this module.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "BranchDoomed",
@@ -51,7 +51,17 @@ __all__ = [
 
 
 class NoDoubtError(Exception):
-    """The root of every error that nodoubt raises on purpose."""
+    """The root of every error that nodoubt raises on purpose. A copy, or one from another process, is the same."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__ or None
+
+
+def _again(kind: type[NoDoubtError], args: tuple[Any, ...]) -> NoDoubtError:
+    """Not by its own `__init__`: that makes the words, which are there already, and may take something else."""
+    error = kind.__new__(kind, *args)
+    super(NoDoubtError, error).__init__(*args)
+    return error
 
 
 class TransactionAborted(NoDoubtError):
