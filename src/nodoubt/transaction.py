@@ -52,6 +52,7 @@ class _Handle:
         self._ctx, self._beginning, self._wait = ctx, beginning, wait
         self._attempt: Attempt | None = None
         self.result: Result | None = None  # set when the block has ended well
+        self._taken_back = False  # the block has failed, and its work was taken back: a commit was never asked for
 
     @property
     def _open(self) -> Attempt:
@@ -271,6 +272,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
             self._shell.shielded(_take_back(self._hand(), self._open, error))
         except Exception as failure:
             _note(error, failure)
+        self._taken_back = True
         if self._alchemy is not None:
             self._alchemy.ended("rolled back")
 
@@ -391,6 +393,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
             await self._shell.shielded(_take_back(self._hand(), self._open, error))
         except Exception as failure:
             _note(error, failure)
+        self._taken_back = True
         if self._alchemy is not None:
             await self._alchemy.ended("rolled back")
 

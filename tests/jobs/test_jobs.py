@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -12,8 +14,18 @@ from typing import Any
 
 import pytest
 
-from kit import QUICK, Database, Face, make_database, opened, until
-from nodoubt import ClosedTransaction, InDoubt, JobLost, JobState, JobTaken, ResourceRefused, UnknownJob, UsageError
+from kit import QUICK, Database, Face, Observer, Watching, make_database, opened, until
+from nodoubt import (
+    ClosedTransaction,
+    Coordinator,
+    InDoubt,
+    JobLost,
+    JobState,
+    JobTaken,
+    ResourceRefused,
+    UnknownJob,
+    UsageError,
+)
 from nodoubt.idempotency import claims
 from nodoubt.jobs import board, links
 from nodoubt.testing.fakes import FakeCoordinator
@@ -529,6 +541,87 @@ async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: 
         assert (record.state, record.done) == (JobState.STOPPED, 0) and "CancelledError" in record.note
         await work_off(other, "sum", patience=30)  # the first's last look may still wait for the file: it lets go
     assert balances(files) == [155, 155]
+
+
+POINTS = ["P3", "P4", "P5", "P6", "P7", "P8", "P9"]
+
+
+class Soft(Exception):
+    """A signal's: the time that this worker may use is nearly up."""
+
+
+@pytest.fixture
+def interrupted() -> Iterator[Callable[[str], Observer]]:
+    """Raises at that point of the protocol, in whoever waits for the end, once it is armed."""
+
+    def raises(*_: Any) -> None:
+        raise Soft
+
+    def at(point: str) -> Observer:
+        def call(notice: Any) -> None:
+            if notice.point == point and ARMED:
+                ARMED.pop()()
+
+        return Watching(call)
+
+    before = signal.signal(signal.SIGUSR1, raises)
+    yield at
+    signal.signal(signal.SIGUSR1, before)
+    ARMED.clear()
+
+
+ARMED: list[Callable[[], object]] = []
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["list", "own"])
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_chunk_that_commits_without_whoever_waited_for_it_is_told_as_nothing_else(
+    point: str, own: bool, mode: str, files: list[Database], interrupted: Callable[[str], Observer]
+) -> None:
+    """The interruption is caught. Whether the chunk stands is known by beginning anew, which can be done at once."""
+    calls: list[Callable[[], object]] = [lambda: os.kill(os.getpid(), signal.SIGUSR1)]
+    async with opened(mode, files, observer=interrupted(point)) as db:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        if mode == "async":
+            calls = [lambda: loop.call_soon(task.cancel)]
+        with pytest.raises(InDoubt, match="begin the job again, which goes on from what was committed"):
+            async with job(db, "sum") as some:
+                for chunk in (some.chunk() for _ in range(2)) if own else some.chunks(ITEMS, 5):
+                    try:
+                        async with block(db, chunk) as tx:
+                            await add(db, tx, 15)
+                            if own:
+                                chunk.checkpoint(5, done=5)
+                            ARMED[:] = calls
+                    except (asyncio.CancelledError, Soft):
+                        task.uncancel()
+        await asyncio.sleep(0)
+        assert (await db.progress("sum")).state is JobState.STOPPED
+        async with job(db, "sum", patience=10) as again:
+            assert (again.checkpoint, again.done) == (5, 5), "it was committed"
+            for chunk in again.chunks(ITEMS, 5):
+                async with block(db, chunk) as tx:
+                    await add(db, tx, sum(chunk.items))
+    assert balances(files) == [155, 155]
+
+
+def test_what_is_in_doubt_is_not_what_could_not_be_flushed(files: list[Database]) -> None:
+    """SQLAlchemy's own error, before the votes: the chunk was rolled back, and the job may go on."""
+    from sqlalchemy import exc
+
+    from alchemy.world import Account
+
+    with Coordinator({one.name: one.url for one in files}, settings=QUICK, recovery=False) as db:
+        db.setup()
+        with db.job("sum") as some:
+            with pytest.raises(exc.IntegrityError), some.chunk() as chunk:
+                chunk["a"].session().add(Account(id=0, balance=1))
+                chunk.checkpoint(1)
+            with some.chunk() as chunk:
+                chunk["a"].session().add(Account(id=7, balance=1))
+                chunk.checkpoint(2)
+        assert db.progress("sum").checkpoint == 2
 
 
 def test_on_fakes_there_are_no_jobs() -> None:

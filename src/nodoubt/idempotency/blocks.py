@@ -14,7 +14,7 @@ from ..engine.attempt import Attempt
 from ..engine.context import Context
 from ..engine.shell import AsyncShell, ThreadShell
 from ..engine.verbs import Result, Wait
-from ..errors import ClosedTransaction
+from ..errors import ClosedTransaction, TransactionAborted
 from ..ports import Reply
 from ..script import Script
 from ..transaction import AsyncBranch, AsyncTransaction, Branch, Transaction
@@ -35,8 +35,11 @@ class Carrying:
         """The block has ended well: have the attempt end with the row."""
         raise NotImplementedError
 
+    def _cut_off(self, attempt: Attempt, error: BaseException) -> None:
+        """How the transaction ends was not waited for, or is in doubt: `error` comes out of the block."""
+
     def _drop(self) -> None:
-        """The transaction is over, however it ended."""
+        """The block is over, however it ended."""
 
     def _no_work(self) -> ClosedTransaction:
         raise NotImplementedError
@@ -92,11 +95,26 @@ class Block(Carrying):
                 try:
                     self._carry(self._attempt)
                 except BaseException as failure:
-                    self._tx.__exit__(type(failure), failure, failure.__traceback__)
+                    self._end(self._tx, type(failure), failure, failure.__traceback__)
                     raise
-            self._tx.__exit__(kind, error, trace)
+            self._end(self._tx, kind, error, trace)
         finally:
             self._drop()
+
+    def _end(
+        self,
+        tx: Transaction,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._attempt is not None
+        try:
+            tx.__exit__(kind, error, trace)
+        except BaseException as left:
+            if not (tx._taken_back or isinstance(left, TransactionAborted)):
+                self._cut_off(self._attempt, left)
+            raise
 
 
 class AsyncBlock(Carrying):
@@ -141,8 +159,23 @@ class AsyncBlock(Carrying):
                 try:
                     self._carry(self._attempt)
                 except BaseException as failure:
-                    await self._tx.__aexit__(type(failure), failure, failure.__traceback__)
+                    await self._end(self._tx, type(failure), failure, failure.__traceback__)
                     raise
-            await self._tx.__aexit__(kind, error, trace)
+            await self._end(self._tx, kind, error, trace)
         finally:
             self._drop()
+
+    async def _end(
+        self,
+        tx: AsyncTransaction,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._attempt is not None
+        try:
+            await tx.__aexit__(kind, error, trace)
+        except BaseException as left:
+            if not (tx._taken_back or isinstance(left, TransactionAborted)):
+                self._cut_off(self._attempt, left)
+            raise

@@ -68,6 +68,11 @@ class _Chunk(Carrying, Generic[Item]):
         self._after = replace(before, number=before.number + 1, checkpoint=self._said[0], done=self._said[1])
         self._work.close(attempt, self._after)
 
+    def _cut_off(self, attempt: Attempt, error: BaseException) -> None:
+        """Cancelled, or interrupted, too: the commit goes on without whoever waited for it."""
+        why = f"nobody has waited for how it ends ({type(error).__name__})"
+        self._work.doubt = error if isinstance(error, InDoubt) else InDoubt(why, name=attempt.name, attempt=attempt.id)
+
     def _drop(self) -> None:
         self._work.at_work = False
 
@@ -85,11 +90,7 @@ class Chunk(_Chunk[Item], Block):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            super().__exit__(kind, error, trace)
-        except InDoubt as doubt:
-            self._work.doubt = doubt
-            raise
+        super().__exit__(kind, error, trace)
         if kind is None:
             self._shell.run(self._committed())
 
@@ -100,11 +101,7 @@ class AsyncChunk(_Chunk[Item], AsyncBlock):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await super().__aexit__(kind, error, trace)
-        except InDoubt as doubt:
-            self._work.doubt = doubt
-            raise
+        await super().__aexit__(kind, error, trace)
         if kind is None:
             await self._shell.run(self._committed())
 

@@ -324,7 +324,7 @@ class Work:
         try:
             if error is None and not self._left and not self._paused:
                 yield from self._finish()
-            elif not self.lost:
+            else:
                 note = self._why if error is None else f"{type(error).__name__}: {text_of(error)}"
                 yield from self._quietly(self._end(JobState.STOPPED, note))
         finally:
