@@ -19,7 +19,7 @@ from wsgiref.validate import validator
 import pytest
 
 from kit import QUICK, Database, make_database
-from nodoubt import AsyncCoordinator, Coordinator, NoDoubtError, UsageError
+from nodoubt import AsyncCoordinator, Coordinator, KeyInFlight, KeyReused, NoDoubtError, UsageError
 from nodoubt.contrib import asgi, wsgi
 from nodoubt.idempotency import requests
 
@@ -276,13 +276,43 @@ def test_half_a_request_is_refused_before_anything_is_done_with_it(only: Databas
             return [b"done"]
 
         wrapped = wsgi.IdempotencyKeys(app, db, who=lambda _: "me")
-        for body, length in ((b'{"a":', 8), (b'{"a": 1}', 8)):
-            environ = {
-                "REQUEST_METHOD": "POST", "PATH_INFO": "/", "HTTP_IDEMPOTENCY_KEY": '"k"',
-                "CONTENT_LENGTH": str(length), "wsgi.input": io.BytesIO(body),
-            }  # fmt: skip
-            list(wrapped(environ, lambda status, _: statuses.append(status)))
+        for body in (b'{"a":', b'{"a": 1}'):
+            list(wrapped(environ_of(body, CONTENT_LENGTH="8"), lambda status, _: statuses.append(status)))
         assert statuses == ["400 Bad Request", "200 OK"] and ran == [b'{"a": 1}']
+
+
+def environ_of(body: bytes = b"", **more: Any) -> dict[str, Any]:
+    return {
+        "REQUEST_METHOD": "POST", "PATH_INFO": "/", "HTTP_IDEMPOTENCY_KEY": '"k"', "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body), **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [KeyReused("inner"), KeyInFlight("inner")], ids=lambda error: type(error).__name__)
+async def test_what_becomes_of_another_key_of_the_applications_is_the_applications_error(
+    face: str, only: Database, error: Exception
+) -> None:
+    """It may use keys of its own; the client's is neither reused nor in flight."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await scope["state"]["once"].execute(ADD)
+        raise error
+
+    def plain(environ: Any, start: Any) -> list[bytes]:
+        environ[wsgi.ONCE].execute(ADD)
+        raise error
+
+    if face == "asgi":
+        async with AsyncCoordinator(only.url, settings=QUICK, recovery=False) as db:
+            await db.setup()
+            with pytest.raises(type(error), match="inner"):
+                await call(asgi.IdempotencyKeys(app, db, who=lambda _: "me"), "POST", "/orders", b"{}", KEY)
+    else:
+        with Coordinator(only.url, settings=QUICK, recovery=False) as other:
+            other.setup()
+            with pytest.raises(type(error), match="inner"):
+                wsgi.IdempotencyKeys(plain, other, who=lambda _: "me")(environ_of(), lambda *_: None)
+    assert only.balance() == 100
 
 
 def test_a_misspelt_argument_takes_no_key(only: Database) -> None:

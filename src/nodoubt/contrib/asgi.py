@@ -10,6 +10,7 @@ repetition, from 500 on the work is rolled back and a repetition runs it anew.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from ..coordinator import AsyncCoordinator
@@ -72,7 +73,12 @@ class IdempotencyKeys:
         payload = requests.payload(scope["method"], scope["path"], query, body)
         who = requests.require_who(self._who(scope))
         try:
-            async with self._db.once(key, payload, scope=who, on=self._on, keep=self._keep, returns=Answer) as once:
+            async with AsyncExitStack() as stack:
+                block = self._db.once(key, payload, scope=who, on=self._on, keep=self._keep, returns=Answer)
+                try:
+                    once = await stack.enter_async_context(block)
+                except (KeyInFlight, KeyReused) as error:  # this key's; what the application raises is its own
+                    return requests.refusal(error)
                 if once.replayed:
                     return requests.replayed(once.value)
                 scope = {**scope, "state": {**scope.get("state", {}), "once": once}}
@@ -83,8 +89,6 @@ class IdempotencyKeys:
             return answer
         except NotKept as left:
             return left.answer
-        except (KeyInFlight, KeyReused) as error:
-            return requests.refusal(error)
 
     async def _run(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
         """The application's answer. It reads the body from here, and what it sends is held back."""

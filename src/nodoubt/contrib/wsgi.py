@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -61,7 +62,12 @@ class IdempotencyKeys:
         payload = requests.payload(environ["REQUEST_METHOD"], path, environ.get("QUERY_STRING", ""), body)
         who = requests.require_who(self._who(environ))
         try:
-            with self._db.once(key, payload, scope=who, on=self._on, keep=self._keep, returns=Answer) as once:
+            with ExitStack() as stack:
+                block = self._db.once(key, payload, scope=who, on=self._on, keep=self._keep, returns=Answer)
+                try:
+                    once = stack.enter_context(block)
+                except (KeyInFlight, KeyReused) as error:  # this key's; what the application raises is its own
+                    return requests.refusal(error)
                 if once.replayed:
                     return requests.replayed(once.value)
                 once.value = self._run({**environ, ONCE: once, "wsgi.input": io.BytesIO(body)})
@@ -71,8 +77,6 @@ class IdempotencyKeys:
             return answer
         except NotKept as left:
             return left.answer
-        except (KeyInFlight, KeyReused) as error:
-            return requests.refusal(error)
 
     def _run(self, environ: Environ) -> Answer:
         """The application's answer; what it sends is held back."""
