@@ -248,12 +248,14 @@ class Outside(Scripts):
         with staging as tx:
             work(tx)
         attempt: str = tx.attempt
+        committing = False
         try:
             result = self._shell.run(calling.call_named(self._writable(), name, attempt, self._runner, use))
+            committing = True
             self.commit_distributed(name, attempt=attempt)
-        except InDoubt:
-            raise  # it may stand: only the register can tell, and recovery asks it
         except BaseException as error:
+            if committing and isinstance(error, InDoubt):
+                raise  # it may stand: only the register can tell, and recovery asks it
             try:
                 _note(error, self._shell.shielded(self._give_up_script(name, attempt)))
             except NoDoubtError as failure:
@@ -359,12 +361,14 @@ class AsyncOutside(Scripts):
         async with staging as tx:
             await work(tx)
         attempt: str = tx.attempt
+        committing = False
         try:
             result = await self._shell.run(calling.call_named(self._writable(), name, attempt, self._runner, use))
+            committing = True
             await self.commit_distributed(name, attempt=attempt)
-        except InDoubt:
-            raise  # it may stand: only the register can tell, and recovery asks it
         except BaseException as error:
+            if committing and isinstance(error, InDoubt):
+                raise  # it may stand: only the register can tell, and recovery asks it
             try:
                 _note(error, await self._shell.shielded(self._give_up_script(name, attempt)))
             except NoDoubtError as failure:

@@ -103,6 +103,24 @@ async def test_an_external_operation_that_fails_is_compensated_and_its_error_com
     assert (outside.of(order).charges, outside.of(order).refunds) == (1, 1)
 
 
+async def test_an_external_operation_that_is_in_doubt_about_something_else_is_compensated_too(
+    plain_mode: str, pair: list[Database], outside: Outside, order: str
+) -> None:
+    """It leaves open whether it happened, as any error of it does; not what becomes of this transaction."""
+
+    def lose() -> None:
+        raise InDoubt("the reply was lost", name="another", attempt="0" * 32)
+
+    app.MISCHIEF["charge: after"] = lose
+    async with opened(plain_mode, pair) as db:
+        with pytest.raises(InDoubt, match="another"):
+            await run(db, order)
+        assert (await db.status(order)).state is State.ABORTED
+        assert [call.state for call in await db.steps(order)] == [CallState.UNDONE]
+    assert balances(pair) == (100, 100) and not pair[0].locked() and not pair[0].prepared()
+    assert (outside.of(order).charges, outside.of(order).refunds) == (1, 1)
+
+
 async def test_a_refusal_that_is_declared_rolls_back_and_refunds_nothing(
     plain_mode: str, pair: list[Database], outside: Outside, order: str
 ) -> None:
