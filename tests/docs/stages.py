@@ -5,19 +5,25 @@ A stage is a generator: it furnishes the world, yields while the snippets run, a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 import nodoubt
 from crash.test_coordinator_killed import killed_at
 from docs.pages import ROOT, World
 from kit import Database, until
+from nodoubt import AsyncCoordinator
+from nodoubt.contrib.asgi import IdempotencyKeys
 from nodoubt.url import parse_url
 from rules.mutants import coordinator
 from traps.test_lineage import Backup, commit_and_leave, start_often
@@ -259,6 +265,30 @@ def charged_once(world: World, make: Make) -> Iterator[None]:
             assert world.names["app"](environ | {"wsgi.input": io.BytesIO()}, lambda *_: None) == [b"charged"]
         world.names["db"].close()
     assert billing.query("select * from charges") == [(7, 990)]
+
+
+@stage("idempotency.md", "After the commit")
+def told_afterwards(world: World, make: Make) -> Iterator[None]:
+    """The mail is sent once, and tells of what stands."""
+    billing = file(world, "billing")
+    billing.query("create table charges (customer int, cents int)")
+    set_up(billing)
+    db, seen = AsyncCoordinator({"billing": billing.url}), list[Any]()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        async with db:
+            yield
+
+    async def send_mail() -> None:
+        seen.append(billing.query("select * from charges"))
+
+    world.names |= {"Starlette": Starlette, "JSONResponse": JSONResponse, "Route": Route, "db": db}
+    world.names |= {"IdempotencyKeys": IdempotencyKeys, "lifespan": lifespan, "send_mail": send_mail}
+    yield
+    with TestClient(world.names["app"]) as client:
+        told = [client.post("/charges", headers={"Idempotency-Key": '"k"'}) for _ in range(2)]
+    assert [one.json() for one in told] == [{"charged": 990}] * 2 and seen == [[(7, 990)]]
 
 
 @stage("jobs.md", "Long jobs", "One transaction for each chunk, or one for all", "Two workers, and one that was asleep")

@@ -17,6 +17,12 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.validate import validator
 
 import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from kit import QUICK, Database, make_database
 from nodoubt import AsyncCoordinator, Coordinator, KeyInFlight, KeyReused, NoDoubtError, UsageError
@@ -221,6 +227,47 @@ async def test_a_failure_of_the_server_is_rolled_back_and_tried_again(face: str,
             status, headers, text = await ask(b'{"want": 503}')
             assert status == 503 and text == b'echo {"want": 503}' and "idempotent-replayed" not in headers
     assert only.balance() == 100
+
+
+async def test_which_answers_are_kept_with_their_work_can_be_said(face: str, only: Database) -> None:
+    """A framework makes an answer of its exceptions, which then look like any other: here all of those roll back."""
+    async with asking(face, only, kept=lambda status: status < 400) as ask:
+        for _ in range(2):
+            status, headers, text = await ask(b'{"want": 409}')
+            assert status == 409 and text == b'echo {"want": 409}' and "idempotent-replayed" not in headers
+        assert only.balance() == 100, "it was rolled back"
+        assert (await ask(b'{"want": 200}'))[0] == 200, "and the key is free"
+    assert only.balance() == 101
+
+
+async def test_what_runs_in_the_background_of_an_answer_is_over_before_the_commit(only: Database) -> None:
+    """It belongs to the request: what fails there rolls back, and the answer does not go out."""
+    seen: list[int] = []
+
+    async def pay(request: Request) -> Response:
+        await request.state.once.execute(ADD)
+        return JSONResponse({}, background=BackgroundTask(lambda: seen.append(only.balance())))
+
+    async def fail(request: Request) -> Response:
+        await request.state.once.execute(ADD)
+        return JSONResponse({}, background=BackgroundTask(lambda: 1 // 0))
+
+    async def refuse(request: Request) -> Response:
+        await request.state.once.execute(ADD)
+        raise HTTPException(409)
+
+    async with AsyncCoordinator(only.url, settings=QUICK, recovery=False) as db:
+        await db.setup()
+        routes = [Route(f"/{one.__name__}", one, methods=["POST"]) for one in (pay, fail, refuse)]
+        app = asgi.IdempotencyKeys(Starlette(routes=routes), db, who=lambda _: "me")
+        assert (await call(app, "POST", "/pay", b"{}", {"Idempotency-Key": "pay"}))[0] == 200
+        assert (seen, only.balance()) == ([100], 101)
+        with pytest.raises(ZeroDivisionError):
+            await call(app, "POST", "/fail", b"{}", {"Idempotency-Key": "fail"})
+        assert only.balance() == 101
+        for _ in range(2):
+            assert (await call(app, "POST", "/refuse", b"{}", {"Idempotency-Key": "refuse"}))[0] == 409
+        assert only.balance() == 102, "it is an answer, and below 500"
 
 
 async def test_one_callers_key_never_brings_anothers_answer(face: str, only: Database) -> None:

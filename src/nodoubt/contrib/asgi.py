@@ -4,7 +4,9 @@
 
 The request's work goes into the transaction that keeps the key: `scope["state"]["once"].tx`, in Starlette
 `request.state.once.tx`. The response is held back until that has committed; below 500 it is kept and sent again to each
-repetition, from 500 on the work is rolled back and a repetition runs it anew.
+repetition, from 500 on the work is rolled back and a repetition runs it anew. The status counts, not how the answer was
+made: a framework turns an exception into one (`HTTPException(409)`) before it could come here. `kept=` draws the line
+elsewhere. What a framework runs in the background of an answer is over before the commit.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class IdempotencyKeys:
 
     `who(scope)`: whose request it is (an account, a tenant; "" if there is only one), since a key is its caller's own.
     `on`, `keep`: as in `AsyncCoordinator.once`. `methods`: those that need a key (POST, PATCH); others pass.
-    `required`: False lets a request without the header pass, with no `once` in its state.
+    `required`: False lets a request without the header pass, with no `once` in its state. `kept(status)`: whether such
+    an answer is kept, and its work committed (default: below 500); else it goes out, and the work is rolled back.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class IdempotencyKeys:
         methods: frozenset[str] = requests.METHODS,
         required: bool = True,
         body_bytes_max: int = requests.BODY_BYTES_MAX,
+        kept: Callable[[int], bool] = requests.no_failure,
     ) -> None:
         self._app, self._db, self._who, self._on, self._keep = app, db, who, on, keep
-        self._rules = Rules(methods=frozenset(methods), required=required, body_bytes_max=body_bytes_max)
+        self._rules = Rules(methods=frozenset(methods), required=required, body_bytes_max=body_bytes_max, kept=kept)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in self._rules.methods:
@@ -83,7 +87,7 @@ class IdempotencyKeys:
                     return requests.replayed(once.value)
                 scope = {**scope, "state": {**scope.get("state", {}), "once": once}}
                 once.value = await self._run(scope, receive, body)
-                if not once.value.kept:
+                if not self._rules.kept(once.value.status):
                     raise NotKept(once.value)
             answer: Answer = once.value
             return answer

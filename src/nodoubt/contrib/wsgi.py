@@ -39,9 +39,10 @@ class IdempotencyKeys:
         methods: frozenset[str] = requests.METHODS,
         required: bool = True,
         body_bytes_max: int = requests.BODY_BYTES_MAX,
+        kept: Callable[[int], bool] = requests.no_failure,
     ) -> None:
         self._app, self._db, self._who, self._on, self._keep = app, db, who, on, keep
-        self._rules = Rules(methods=frozenset(methods), required=required, body_bytes_max=body_bytes_max)
+        self._rules = Rules(methods=frozenset(methods), required=required, body_bytes_max=body_bytes_max, kept=kept)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in self._rules.methods:
@@ -71,7 +72,7 @@ class IdempotencyKeys:
                 if once.replayed:
                     return requests.replayed(once.value)
                 once.value = self._run({**environ, ONCE: once, "wsgi.input": io.BytesIO(body)})
-                if not once.value.kept:
+                if not self._rules.kept(once.value.status):
                     raise NotKept(once.value)
             answer: Answer = once.value
             return answer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -39,11 +39,6 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Headers
     body: bytes
 
-    @property
-    def kept(self) -> bool:
-        """A failure of the server's own is not: its work is rolled back, and a repetition tries again."""
-        return self.status < HTTPStatus.INTERNAL_SERVER_ERROR
-
 
 class NotKept(Exception):
     """Leaves the block so that its work is rolled back; the answer goes out all the same."""
@@ -53,13 +48,19 @@ class NotKept(Exception):
         self.answer = answer
 
 
+def no_failure(status: int) -> bool:
+    """A failure of the server's own is not kept: its work is rolled back, and a repetition tries again."""
+    return status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Which requests are taken, and what is asked of them."""
+    """Which requests are taken, what is asked of them, and which answers are kept, with their work."""
 
     methods: frozenset[str] = METHODS
     required: bool = True
     body_bytes_max: int = BODY_BYTES_MAX
+    kept: Callable[[int], bool] = no_failure
 
 
 def key_in(values: Sequence[str]) -> str | Answer | None:
