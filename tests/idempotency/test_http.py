@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from kit import QUICK, Database, make_database
@@ -74,7 +74,7 @@ async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": text[3:]})
 
 
-async def call(app: Any, method: str, target: str, body: bytes, headers: Any) -> Told:
+async def call(app: Any, method: str, target: str, body: bytes, headers: Any, **more: Any) -> Told:
     """As an ASGI server does, the body in two pieces."""
     path, _, query = target.partition("?")
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -85,6 +85,7 @@ async def call(app: Any, method: str, target: str, body: bytes, headers: Any) ->
         "query_string": query.encode(),
         "headers": pairs,
         "app": app,
+        **more,
     }
     pieces = [{"type": "http.request", "body": body[5:]}, {"type": "http.request", "body": body[:5], "more_body": True}]
     sent: list[Any] = []
@@ -310,6 +311,35 @@ async def test_half_an_answer_is_no_answer(only: Database) -> None:
             await call(wrapped, "POST", "/orders", b"{}", KEY)
         whole = True
         assert (await call(wrapped, "POST", "/orders", b"{}", KEY))[2] == b"half and half"
+
+
+async def test_a_file_is_answered_whole_where_the_server_would_send_it_by_itself(
+    only: Database, tmp_path: Path
+) -> None:
+    """What a server offers for answers is for those that go to it: one that is held back is kept, with its body."""
+    text = tmp_path / "text"
+    text.write_bytes(b"in a file")
+    offered: list[Any] = []
+
+    async def receipt(request: Request) -> Response:
+        offered.append(request.scope["extensions"])
+        return FileResponse(text)
+
+    async with AsyncCoordinator({"a": only.url}, recovery=False) as db:
+        await db.setup()
+        routes = [Route("/receipt", receipt, methods=["POST"])]
+        app = asgi.IdempotencyKeys(Starlette(routes=routes), db, who=lambda _: "me")
+        version = {"version": "3.0", "spec_version": "2.4"}
+        extensions: Any = {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "tls": {}}
+        for _ in range(2):
+            assert (await call(app, "POST", "/receipt", b"", KEY, asgi=version, extensions=extensions))[
+                2
+            ] == b"in a file"
+            assert offered == [{"tls": {}}] and len(extensions) == 3
+        text.unlink()
+        key = {"Idempotency-Key": "none"}
+        with pytest.raises(RuntimeError, match="does not exist"):
+            await call(app, "POST", "/receipt", b"", key, asgi=version, extensions=None)
 
 
 def test_half_a_request_is_refused_before_anything_is_done_with_it(only: Database) -> None:

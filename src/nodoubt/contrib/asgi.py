@@ -18,6 +18,7 @@ from typing import Any
 from ..coordinator import AsyncCoordinator
 from ..errors import KeyInFlight, KeyReused, NoDoubtError
 from ..idempotency import requests
+from ..idempotency.once import AsyncOnce
 from ..idempotency.requests import Answer, NotKept, Rules
 
 Scope = MutableMapping[str, Any]
@@ -85,8 +86,7 @@ class IdempotencyKeys:
                     return requests.refusal(error)
                 if once.replayed:
                     return requests.replayed(once.value)
-                scope = {**scope, "state": {**scope.get("state", {}), "once": once}}
-                once.value = await self._run(scope, receive, body)
+                once.value = await self._run({**scope, **_held(scope, once)}, receive, body)
                 if not self._rules.kept(once.value.status):
                     raise NotKept(once.value)
             answer: Answer = once.value
@@ -116,6 +116,13 @@ class IdempotencyKeys:
         if not status or more:  # a streaming application ends its answer early when it hears that the client has left
             raise NoDoubtError("the application has not answered whole; its work was rolled back, and the key is free")
         return Answer(status, tuple(headers), b"".join(pieces))
+
+
+def _held(scope: Scope, once: AsyncOnce) -> Scope:
+    """What the application is told otherwise than the server has said: of what that can do with an answer, nothing."""
+    offered = scope.get("extensions") or {}
+    extensions = {name: what for name, what in offered.items() if not name.startswith("http.response.")}
+    return {"state": {**scope.get("state", {}), "once": once}, "extensions": extensions}
 
 
 async def _body(receive: Receive, most: int) -> bytes | None:
