@@ -365,6 +365,20 @@ def environ_of(body: bytes = b"", **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [("9" * 5000, "413"), ("0013", "200"), ("-5", "400"), ("²", "400"), ("1_0", "400"), ("1e1", "400")],
+    ids=["huge", "zeros", "negative", "superscript", "underscore", "exponent"],
+)
+def test_a_length_that_is_no_number_or_too_long_a_one_is_an_answer(length: str, told: str, only: Database) -> None:
+    with Coordinator(only.url, settings=QUICK, recovery=False) as db:
+        db.setup()
+        app = wsgi.IdempotencyKeys(wsgi_app, db, who=lambda _: "me")
+        statuses: list[str] = []
+        list(app(environ_of(b'{"want": 200}', CONTENT_LENGTH=length), lambda status, _: statuses.append(status[:3])))
+        assert statuses == [told]
+
+
 @pytest.mark.parametrize("error", [KeyReused("inner"), KeyInFlight("inner")], ids=lambda error: type(error).__name__)
 async def test_what_becomes_of_another_key_of_the_applications_is_the_applications_error(
     face: str, only: Database, error: Exception

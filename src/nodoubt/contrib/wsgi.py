@@ -20,6 +20,7 @@ from ..idempotency import requests
 from ..idempotency.requests import Answer, NotKept, Rules
 
 ONCE = "nodoubt.once"
+DIGITS_MAX = 20  # of a length: there is none of more, and Python makes no number of thousands
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
@@ -109,7 +110,7 @@ def _body(environ: Environ, most: int) -> bytes | Answer:
         return requests.problem(HTTPStatus.LENGTH_REQUIRED, "a request with an Idempotency-Key tells its length")
     elif (length and not length.isascii()) or not (length or "0").isdigit():
         return requests.problem(HTTPStatus.BAD_REQUEST, "the Content-Length is not a number")
-    elif int(length or 0) > most:
+    elif len(length) > DIGITS_MAX or int(length or 0) > most:
         return requests.too_large(most)
     else:
         body = environ["wsgi.input"].read(int(length or 0))
