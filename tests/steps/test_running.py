@@ -155,3 +155,15 @@ async def test_so_many_hang_and_no_more(
     go_on.set()
     until(lambda: running._THREADS.hanging == 0)
     assert await run(plain_mode, job(lambda: 7)) == 7
+
+
+async def test_a_stop_iteration_is_told_at_once_as_a_generator_of_pythons_tells_it(plain_mode: str) -> None:
+    """No future, and no generator, lets one through."""
+
+    def first() -> int:
+        return next(iter([]))
+
+    for function in both(first):
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            await asyncio.wait_for(run(plain_mode, job(function)), 10)
+        assert isinstance(caught.value.__cause__, StopIteration)

@@ -88,9 +88,13 @@ class _Threads:
 
         def body() -> None:
             nonlocal over
-            value, error = None, None
+            value: Any = None
+            error: Exception | None = None
             try:
                 value = _call(job)
+            except StopIteration as failure:  # no future takes one, and no generator lets one through
+                error = RuntimeError(f"{job.function.name} raised StopIteration")
+                error.__cause__ = failure
             except BaseException as failure:
                 error = failure if isinstance(failure, Exception) else _broken(job, failure)
             with self._lock:
