@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -241,9 +242,12 @@ async def test_wrong_arguments_are_told_before_any_work(mode: str, tmp_path: Pat
             (("a\nb",), {"on": "a"}, "U\\+000A"),
             ((7,), {"on": "a"}, "not int"),
             (("k", object()), {"on": "a"}, "payload of an idempotency key must be JSON"),
+            (("k", {"amount": math.nan}), {"on": "a"}, "payload of an idempotency key must be JSON"),
             (("k",), {"on": "c"}, "no resource 'c'"),
             (("k",), {}, "say which database keeps it"),
             (("k",), {"on": "a", "keep": 0}, "kept for is above zero seconds"),
+            (("k",), {"on": "a", "keep": "5"}, "kept for is a number of seconds, not '5'"),
+            (("k",), {"on": "a", "keep": True}, "kept for is a number of seconds, not True"),
             (("k",), {"on": "a", "deadline": 5}, "staged=name"),
         ):
             with pytest.raises(UsageError, match=told):

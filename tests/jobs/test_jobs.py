@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -510,6 +511,23 @@ async def test_what_is_no_number_of_items_is_refused_before_it_is_written(wrong:
                     next(some.chunks(items))
             with pytest.raises(UsageError, match="goes on from -2"):
                 next(some.chunks(ITEMS))
+
+
+async def test_what_is_no_size_and_no_checkpoint_is_refused_before_any_work(mode: str, files: list[Database]) -> None:
+    async with opened(mode, files) as db:
+        async with job(db, "n") as some:
+            for size in (True, 1.5, "2", None, 0, -1, math.nan):
+                with pytest.raises(UsageError, match="one item or more"):
+                    next(some.chunks(ITEMS, size))
+            async with block(db, some.chunk()) as chunk:
+                chunk.checkpoint({"after": [1, None]}, done=1)
+                for value in (math.nan, math.inf, {"after": [1, -math.inf]}):
+                    with pytest.raises(UsageError, match="must be JSON"):
+                        chunk.checkpoint(value)
+            assert some.checkpoint == {"after": [1, None]}
+        for patience in ("5", True):
+            with pytest.raises(UsageError, match="seconds"):
+                db.db.job("n", patience=patience)
 
 
 async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: list[Database]) -> None:

@@ -6,12 +6,14 @@ Must not: do I/O.
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from ..engine.context import check_seconds
 from ..errors import UsageError
 
 LENGTH_MAX = 255  # of a key, and of a scope, in characters
@@ -76,7 +78,22 @@ def value_of(text: bytes, kind: Any = Any) -> Any:
 
 
 def _json(what: str, value: Any) -> bytes:
+    return as_json(f"the {what} of an idempotency key", value)
+
+
+def as_json(what: str, value: Any) -> bytes:
+    """The same for equal values. Raises `UsageError` for what is no JSON."""
     try:
-        return msgspec.json.encode(value, order="sorted")
+        text = msgspec.json.encode(value, order="sorted")
+        if b"null" in text:  # so msgspec writes NaN and the infinities, which JSON does not know: that is not the value
+            json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(f"the {what} of an idempotency key must be JSON, as msgspec writes it: {error}") from error
+        raise UsageError(f"{what} must be JSON, as msgspec writes it: {error}") from error
+    return text
+
+
+def seconds(what: str, given: object) -> float:
+    """A time that somebody has given. Raises `UsageError`."""
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise UsageError(f"{what} is a number of seconds, not {given!r}")
+    return check_seconds(what, given)

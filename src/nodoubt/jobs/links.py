@@ -18,7 +18,7 @@ from ..engine.context import Context, Participant, asked, plainly, told
 from ..errors import UsageError
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
-from ..idempotency.keys import Key
+from ..idempotency.keys import Key, as_json
 from ..idempotency.store import Claim, Row, Store
 from ..journals import rows
 from ..ports import Session, Work
@@ -32,10 +32,7 @@ _SCOPE = "\x1fjob "  # which no user's scope can begin with: those hold no contr
 
 def encoded(checkpoint: Any) -> bytes:
     """Raises `UsageError` for what is no JSON, or too long."""
-    try:
-        text = msgspec.json.encode(checkpoint)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(f"a checkpoint must be JSON, as msgspec writes it: {error}") from error
+    text = as_json("a checkpoint", checkpoint)
     if len(text) > CHECKPOINT_BYTES_MAX:
         raise UsageError(
             f"this checkpoint has {len(text)} bytes, more than {CHECKPOINT_BYTES_MAX}: it says where to go on from, "

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..engine import start, verbs
 from ..engine.attempt import Attempt
-from ..engine.context import Context, Participant, check_seconds, log
+from ..engine.context import Context, Participant, log
 from ..errors import (
     ClosedTransaction,
     InDoubt,
@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
+from ..idempotency.keys import seconds
 from ..idempotency.store import Claim
 from ..script import Pause, Script
 from ..xid import check_name
@@ -57,8 +58,8 @@ class Work:
     ) -> None:
         if total is not None:
             number_of_items(total)
-        if patience_s:
-            check_seconds("patience", patience_s)
+        if patience_s != 0 and patience_s is not None:
+            seconds("patience", patience_s)
         self.ctx = ctx
         self.name = check_name(name)
         self.total, self._counted = total, total is not None
@@ -253,7 +254,7 @@ class Work:
 
     def sliced(self, items: Sequence[Item], size: int, make: Callable[[Sequence[Item], int], C]) -> Iterator[C]:
         """The chunks that are left of the items; whoever leaves this loop early has not done the job."""
-        if size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UsageError(f"a chunk has one item or more, not {size!r}")
         if isinstance(items, Mapping) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
             raise UsageError(
