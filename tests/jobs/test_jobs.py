@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jobs import mutants
 from kit import QUICK, Database, Face, Observer, Watching, make_database, opened, until
 from nodoubt import (
     ClosedTransaction,
@@ -591,14 +592,10 @@ def interrupted() -> Iterator[Callable[[str], Observer]]:
 ARMED: list[Callable[[], object]] = []
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["list", "own"])
-@pytest.mark.parametrize("point", POINTS)
-async def test_a_chunk_that_commits_without_whoever_waited_for_it_is_told_as_nothing_else(
-    point: str, own: bool, mode: str, files: list[Database], interrupted: Callable[[str], Observer]
-) -> None:
-    """The interruption is caught. Whether the chunk stands is known by beginning anew, which can be done at once."""
+async def cut_off(mode: str, files: list[Database], observer: Observer, *, own: bool) -> None:
+    """A chunk that commits while whoever waited for it is interrupted, and catches that; then the job begun again."""
     calls: list[Callable[[], object]] = [lambda: os.kill(os.getpid(), signal.SIGUSR1)]
-    async with opened(mode, files, observer=interrupted(point)) as db:
+    async with opened(mode, files, observer=observer) as db:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         if mode == "async":
@@ -622,6 +619,26 @@ async def test_a_chunk_that_commits_without_whoever_waited_for_it_is_told_as_not
                 async with block(db, chunk) as tx:
                     await add(db, tx, sum(chunk.items))
     assert balances(files) == [155, 155]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["list", "own"])
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_chunk_that_commits_without_whoever_waited_for_it_is_told_as_nothing_else(
+    point: str, own: bool, mode: str, files: list[Database], interrupted: Callable[[str], Observer]
+) -> None:
+    """Whether the chunk stands is known by beginning anew, which can be done at once."""
+    await cut_off(mode, files, interrupted(point), own=own)
+
+
+@pytest.mark.parametrize(("own", "lie"), [(False, UsageError), (True, JobLost)], ids=["list", "own"])
+async def test_without_the_doubt_such_a_chunk_is_told_as_what_it_is_not(
+    own: bool, lie: type[Exception], mode: str, files: list[Database], interrupted: Callable[[str], Observer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    mutants.without_the_doubt(monkeypatch)
+    with pytest.raises(lie, match="was not committed|was rolled back"):
+        await cut_off(mode, files, interrupted("P6"), own=own)
+    assert [one.balance() for one in files] == [115, 115], "it was committed"
 
 
 def test_what_is_in_doubt_is_not_what_could_not_be_flushed(files: list[Database]) -> None:

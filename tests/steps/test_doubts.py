@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import nodoubt
-from kit import until
+from kit import QUICK, until
 from nodoubt import (
     AsyncCoordinator,
     BranchDoomed,
@@ -289,3 +289,12 @@ def test_what_may_have_happened_is_not_repeated_however_broad_retry_on_is(
         with pytest.raises(error), db.transaction() as tx:
             tx.call(step, 5, undo=refund)
         assert TRIES == [5]
+
+
+def test_the_mutant_that_repeats_it_charges_twice(urls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "NEVER_REPEATED", ())
+    with Coordinator(urls[0], journal=urls[1], settings=QUICK, recovery=False) as db:
+        with pytest.raises(StepTimedOut), db.transaction() as tx:
+            tx.call(hang_again, 5, undo=refund, timeout=0.05)
+        GO_ON.set()
+        until(lambda: EFFECTS.count("charged") > 1)
