@@ -15,7 +15,7 @@ import pytest
 
 from kit import QUICK, Database, Face, make_database, opened, until
 from nodoubt import ClosedTransaction, KeyInFlight, KeyReused, State, UnreadableRecord, UsageError
-from nodoubt.idempotency import claims
+from nodoubt.idempotency import claims, keys
 
 pytestmark = pytest.mark.anyio
 
@@ -328,3 +328,7 @@ async def test_of_many_at_the_same_time_one_has_the_effect(mode: str, pair: list
             told = await asyncio.gather(*(asyncio.to_thread(asyncio.run, caller(face)) for face in (db, other) * 4))
         assert told == ["done"] * 8
     assert balances(pair) == [105, 105] and settled(pair)
+
+
+def test_what_is_json_already_is_kept_as_it_is() -> None:
+    assert keys.stored({"x": msgspec.Raw(b"null"), "y": None}) == b'{"x":null,"y":null}'

@@ -86,7 +86,8 @@ def as_json(what: str, value: Any) -> bytes:
     try:
         text = msgspec.json.encode(value, order="sorted")
         if b"null" in text:  # so msgspec writes NaN and the infinities, which JSON does not know: that is not the value
-            json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+            plain = msgspec.to_builtins(value, str_keys=True, enc_hook=lambda _: None)  # a Raw is JSON already
+            json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{what} must be JSON, as msgspec writes it: {error}") from error
     return text
