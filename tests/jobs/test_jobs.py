@@ -641,6 +641,35 @@ async def test_without_the_doubt_such_a_chunk_is_told_as_what_it_is_not(
     assert [one.balance() for one in files] == [115, 115], "it was committed"
 
 
+async def test_a_chunk_of_its_own_that_is_still_being_rolled_back_is_not_another_workers(
+    mode: str, request: Any, tmp_path: Path
+) -> None:
+    """Cancelled as it began, it has the next number until the server has seen to it."""
+    one = make_database("postgres", "a", request, tmp_path)
+    async with opened(mode, [one]) as db:
+        async with job(db, "sum") as some:
+            async with block(db, some.chunk()) as first:
+                some._work.at_work = False  # as far as the block knows
+                with pytest.raises(JobTaken, match="this very block.*not ended"):
+                    async with block(db, some.chunk()):
+                        raise AssertionError("the first is at work")
+                await add(db, first, 1)
+                first.checkpoint(1)
+            async with block(db, some.chunk()) as second:
+                await add(db, second, 1)
+                second.checkpoint(2)
+        assert (await db.progress("sum")).state is JobState.DONE
+        with pytest.raises(JobTaken, match="at work"):
+            async with job(db, "another") as other:
+                last = block(db, other.chunk())
+                await add(db, await last.__aenter__(), 1)
+        assert (await db.progress("another")).state is JobState.STOPPED
+        assert not await last.__aexit__(KeyError, KeyError(), None)
+        async with job(db, "another") as other:
+            assert other.checkpoint is None
+    assert one.balance() == 102
+
+
 def test_what_is_in_doubt_is_not_what_could_not_be_flushed(files: list[Database]) -> None:
     """SQLAlchemy's own error, before the votes: the chunk was rolled back, and the job may go on."""
     from sqlalchemy import exc

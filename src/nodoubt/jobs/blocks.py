@@ -12,6 +12,7 @@ from ..engine.context import Context, backoff
 from ..engine.shell import AsyncShell, ThreadShell
 from ..errors import ClosedTransaction, InDoubt, JobLost, JobTaken, UsageError
 from ..idempotency.blocks import AsyncBlock, Block, Carrying
+from ..idempotency.store import Claim
 from ..script import Script
 from . import board, links
 from .records import Link, number_of_items
@@ -50,8 +51,10 @@ class _Chunk(Carrying, Generic[Item]):
         self._used = work.at_work = True
         attempt: Attempt | None = None
         try:
-            _, attempt = yield from work.take(lambda: work.beginning(self._timeout_s))
+            outcome, attempt = yield from work.take(lambda: work.beginning(self._timeout_s))
             if attempt is None:
+                if outcome is Claim.IN_FLIGHT and (yield from work.mine()):
+                    raise JobTaken(work.name, "a chunk of this very block, which was interrupted, has not ended yet")
                 work.lost = True
                 raise JobLost(work.name)
         finally:
@@ -156,7 +159,7 @@ class Job(_Job):
     def chunk(self, *, timeout: float | None = None) -> Chunk[Any]:
         """The next chunk's transaction: work, and say how far it has come, `chunk.checkpoint(value, done=…)`.
 
-        Raises `JobLost`, and as `transaction`.
+        Raises `JobLost`; `JobTaken` where one that was interrupted has not ended yet; and as `transaction`.
         """
         return Chunk(self._work, self._shell, (), None, timeout)
 

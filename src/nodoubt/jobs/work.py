@@ -86,6 +86,11 @@ class Work:
         """An attempt that may write the link after the last one."""
         return links.take(self.ctx, self._kept_by, self._run, self.link, beginning)
 
+    def mine(self) -> Script[bool]:
+        """Whether nobody else has taken the job over: whoever is at work on it has claimed it first."""
+        row = yield from self._look()
+        return row is not None and row.claim == self._claim
+
     def close(self, attempt: Attempt, after: Link) -> None:
         """The attempt will end with this link."""
         links.close(attempt, self._kept_by, self._run, self.link, after)
@@ -212,8 +217,7 @@ class Work:
     def _find_link(self) -> Script[None]:
         found = yield from links.last(self.ctx, self._kept_by, self._run)
         if found is None:
-            row = yield from self._look()
-            if row is None or row.claim != self._claim:  # its chain was dropped, but only after that was written
+            if not (yield from self.mine()):  # its chain was dropped, but only after that was written
                 raise JobTaken(self.name, "somebody else has taken it over in this moment, and has come to its end")
             raise _NoCheckpoint(
                 f"{self._kept_by.name} has no checkpoint of the job {self.name!r}, which the journal knows: was that "
@@ -338,10 +342,10 @@ class Work:
         try:
             self.require_sure()
             yield from self._relay(finished=True)
-        except JobTaken:
-            self.lost = True
-            raise JobLost(self.name) from None
         except BaseException as error:
+            if isinstance(error, JobTaken) and not (yield from self.mine()):
+                self.lost = True
+                raise JobLost(self.name) from None
             yield from self._quietly(self._end(JobState.STOPPED, f"{type(error).__name__}: {text_of(error)}"))
             raise
         yield from self._quietly(self._done())
