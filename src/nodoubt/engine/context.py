@@ -77,6 +77,8 @@ class Settings:
 
 def check_seconds(what: str, seconds: float) -> float:
     """A time that somebody has given. Raises `UsageError`."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise UsageError(f"{what} is a number of seconds, not {seconds!r}")
     if not 0 < seconds <= TIME_MAX_S:  # NaN is neither
         raise UsageError(f"{what} is above zero seconds, and at most {TIME_MAX_S:.0f}, not {seconds!r}")
     return seconds

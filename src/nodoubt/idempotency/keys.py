@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from ..engine.context import check_seconds
 from ..errors import UsageError
 
 LENGTH_MAX = 255  # of a key, and of a scope, in characters
@@ -91,10 +90,3 @@ def as_json(what: str, value: Any) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{what} must be JSON, as msgspec writes it: {error}") from error
     return text
-
-
-def seconds(what: str, given: object) -> float:
-    """A time that somebody has given. Raises `UsageError`."""
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise UsageError(f"{what} is a number of seconds, not {given!r}")
-    return check_seconds(what, given)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..engine import verbs
 from ..engine.attempt import Attempt
-from ..engine.context import Context
+from ..engine.context import Context, check_seconds
 from ..engine.shell import AsyncShell, ThreadShell
 from ..engine.verbs import Wait
 from ..errors import ClosedTransaction, UsageError
@@ -105,7 +105,7 @@ class Doing:
 
 def wanted_of(ctx: Context, key: str, payload: Any, *, scope: str, on: str | None, keep: float | None) -> Wanted:
     """The arguments of `once`, checked before any work is done."""
-    keep_s = ctx.settings.retention_s if keep is None else keys.seconds("what a key is kept for", keep)
+    keep_s = ctx.settings.retention_s if keep is None else check_seconds("what a key is kept for", keep)
     return Wanted(keys.key_of(key, payload, scope), claims.place_of(ctx, on), keep_s)
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..engine import start, verbs
 from ..engine.attempt import Attempt
-from ..engine.context import Context, Participant, log
+from ..engine.context import Context, Participant, check_seconds, log
 from ..errors import (
     ClosedTransaction,
     InDoubt,
@@ -26,7 +26,6 @@ from ..errors import (
 )
 from ..idempotency import claims
 from ..idempotency.claims import Beginning
-from ..idempotency.keys import seconds
 from ..idempotency.store import Claim
 from ..script import Pause, Script
 from ..xid import check_name
@@ -59,7 +58,7 @@ class Work:
         if total is not None:
             number_of_items(total)
         if patience_s != 0 and patience_s is not None:
-            seconds("patience", patience_s)
+            check_seconds("patience", patience_s)
         self.ctx = ctx
         self.name = check_name(name)
         self.total, self._counted = total, total is not None
