@@ -19,6 +19,7 @@ from sqlalchemy.sql import elements
 from alchemy.world import ASYNC_PSYCOPG, ASYNCMY, ASYNCPG, MIX, PSYCOPG, URLS, WAYS, Account, Way, World, opened
 from kit import _mariadb, until
 from nodoubt import BranchDoomed, TransactionAborted, UsageError
+from nodoubt.alchemy.session import BranchSession
 from nodoubt.engine import attempt as attempts
 from nodoubt.ports import Refused, SavepointStep
 from nodoubt.resources.mariadb import MariaDBResource
@@ -129,6 +130,52 @@ async def test_savepoints_that_are_still_open_at_the_end_are_part_of_the_work(wo
         await world.wait(session.flush())
         await add(world, tx["a"].connection, 3)
     assert world.a.total() == 208 and world.committed() and world.left_clean()
+
+
+CLOSES = ["leaves its block", "close", "reset", "close in the savepoint's block", "two savepoints"]
+
+
+async def close_behind_a_savepoint(world: World, tx: Any, how: str) -> None:
+    """The session's half of a transfer of 50."""
+    session = tx["a"].session()
+
+    async def debit() -> None:
+        account = await world.wait(session.get(Account, 0))
+        account.balance -= 50
+
+    if how == "close in the savepoint's block":
+        async with world.within(session.begin_nested()):
+            await debit()
+            await world.wait(session.close())
+        return
+    async with world.within(session) if how == "leaves its block" else contextlib.nullcontext():
+        for _ in range(2 if how == "two savepoints" else 1):
+            nested = session.begin_nested()
+            await world.wait(nested.start() if world.way.mode == "async" else None)
+        await debit()
+        if how == "two savepoints":
+            await world.wait(session.flush())
+        if how != "leaves its block":
+            await world.wait(session.reset() if how == "reset" else session.close())
+
+
+@pytest.mark.parametrize("how", CLOSES)
+@pytest.mark.parametrize("way", MIX, ids=str)
+async def test_a_session_that_is_closed_behind_its_savepoint_leaves_its_work(world: World, how: str) -> None:
+    async with world.transaction() as tx:
+        await close_behind_a_savepoint(world, tx, how)
+        await add(world, tx["a"], 2)
+    assert world.a.balance(0) == 50 and world.a.total() == 152 and world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("way", URLS[:2], ids=str)
+async def test_mutant_a_close_that_leaves_savepoints_to_sqlalchemy_commits_the_other_half_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BranchSession, "_write", BranchSession.flush)
+    async with world.transaction() as tx:
+        await close_behind_a_savepoint(world, tx, "close")
+    assert world.committed() and world.a.balance(0) == 100, "the other half is there, and this one is not"
 
 
 @pytest.mark.parametrize("way", [SQLITE[0], POSTGRES[0], MARIADB[0]], ids=str)

@@ -320,6 +320,21 @@ async def test_close_is_harmless_and_writes_what_is_pending(world: World) -> Non
 
 
 @pytest.mark.parametrize("way", MIX, ids=str)
+async def test_a_close_that_could_not_write_dooms_whoever_swallows_its_error(world: World) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("before any statement")
+
+    for how in ("close", "reset"):
+        with pytest.raises(TransactionAborted, match="before any statement"):
+            async with world.transaction() as tx:
+                session = await give(world, tx, 30)
+                event.listen(getattr(session, "sync_session", session), "before_flush", fail)
+                with pytest.raises(KeyError):
+                    await world.wait(getattr(session, how)())
+        assert world.a.total() == 200 and not world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("way", MIX, ids=str)
 async def test_an_exception_that_leaves_a_session_s_or_connection_s_own_block_rolls_back_all(world: World) -> None:
     for what in ("session", "connection"):
         with pytest.raises(TransactionAborted):

@@ -4,8 +4,9 @@ A session is bound to the branch's connection, and joins its transaction for rol
 a transaction that somebody else commits. Its commit is refused (`Part.enrol`); its close writes what is pending, for
 where nobody commits, close is where plain code leaves its unit of work.
 
-Guarantees: what was added to a session is written when the session is closed, or else when the block ends; an exception
-that leaves the session's own block rolls back the whole transaction.
+Guarantees: what was added to a session is written when the session is closed, or else when the block ends, and stays,
+whether the session's savepoints were released or not; an exception that leaves the session's own block rolls back the
+whole transaction.
 """
 
 from __future__ import annotations
@@ -57,8 +58,17 @@ class BranchSession(Session):
         super().reset()
 
     def _write(self) -> None:
-        if self._nodoubt.sound and self.is_active:
+        """Release the savepoints, too, that the session has set and that still stand: to close them would undo them."""
+        if not self._nodoubt.sound:
+            return
+        try:
             self.flush()
+            while (savepoint := self.get_nested_transaction()) is not None:
+                savepoint.commit()
+        except BaseException as error:
+            if self._nodoubt.sound:  # swallowed by the user, it would leave a branch without this work
+                self._nodoubt.spoil(error)
+            raise
 
     def __exit__(self, type_: object, value: BaseException | None, traceback: object) -> None:
         if value is not None and self._nodoubt.sound:
