@@ -166,6 +166,33 @@ async def test_a_session_with_one_foot_outside_of_the_transaction_aborts_it(worl
 
 
 COMMITS = ["session", "connection", "transaction", "user's session", "session's transaction"]
+FIRST_USE = ["commit", "block", "create_savepoint", "control_fully", "routed"]  # of a session of the user's
+
+
+class Routed(Session):
+    """One that is bound to nothing, and finds its connection for each statement."""
+
+    def get_bind(self, *_: Any, **__: Any) -> Any:
+        return self.info["to"]
+
+
+async def commit_at_once(world: World, tx: Any, how: str) -> None:
+    connection = tx["a"].connection
+    options: dict[str, Any] = {}
+    if how in ("create_savepoint", "control_fully"):
+        options["join_transaction_mode"] = how
+    if how == "routed":
+        sync = world.way.mode == "sync"
+        to: dict[str, Any] = {"info": {"to": connection if sync else connection.sync_connection}}
+        own: Any = Routed(**to) if sync else AsyncSession(sync_session_class=Routed, **to)
+    else:
+        own = (Session if world.way.mode == "sync" else AsyncSession)(connection, **options)
+    if how == "block":
+        async with world.within(own.begin()):
+            own.add(Account(id=2, balance=5))
+        return
+    own.add(Account(id=2, balance=5))
+    await world.wait(own.commit())
 
 
 async def commit(world: World, tx: Any, how: str) -> Any:
@@ -196,6 +223,60 @@ async def test_commit_is_refused_says_what_to_do_and_dooms_whoever_swallows_it(w
                     await world.wait(tx["a"].execute(select(1)))
         assert world.a.total() == 200 and not world.committed(), how
     assert world.left_clean()
+
+
+@pytest.mark.parametrize("how", FIRST_USE)
+@pytest.mark.parametrize("way", MIX, ids=str)
+async def test_a_commit_is_refused_too_as_the_first_use_of_a_user_s_session(world: World, how: str) -> None:
+    with pytest.raises(TransactionAborted):
+        async with world.transaction() as tx:
+            with pytest.raises(UsageError, match="which ends as a whole when its block ends: leave it out"):
+                await commit_at_once(world, tx, how)
+            with pytest.raises(BranchDoomed):
+                await world.wait(tx["a"].execute(select(1)))
+    assert world.a.total() == 200 and not world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("how", [how for how in FIRST_USE if how != "control_fully"])  # that one asks the connection
+@pytest.mark.parametrize("way", URLS[:1], ids=str)
+async def test_mutant_that_waits_for_a_session_s_first_statement_lets_its_first_commit_pass(
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_ours", lambda _: [])
+    with pytest.raises(KeyError):
+        async with world.transaction() as tx:
+            await commit_at_once(world, tx, how)
+            raise KeyError("after a commit that was answered")
+    assert world.a.total() == 200
+
+
+@pytest.mark.parametrize("way", BOTH_MODES, ids=str)
+async def test_while_one_session_is_told_of_the_commit_another_one_s_is_refused(world: World) -> None:
+    with pytest.raises(UsageError, match=r"session.commit\(\) is not for a branch"):
+        async with world.transaction() as tx:
+            one, other = await give(world, tx, 30), await give(world, tx, 40)
+            commit = getattr(other, "sync_session", other).commit
+            event.listen(getattr(one, "sync_session", one), "before_commit", lambda _: commit())
+    assert world.a.total() == 200 and not world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("way", [PSYCOPG, ASYNCMY], ids=str)
+async def test_a_session_on_an_engine_of_its_own_is_free_again_after_the_block(world: World) -> None:
+    """It has worked in the transaction once, by a statement that said so."""
+    engine = engine_over(world.a, world.way.driver, world.way.mode)
+    own: Any = (Session if world.way.mode == "sync" else AsyncSession)(engine)
+    for fails in (True, False):
+        with pytest.raises(KeyError) if fails else contextlib.nullcontext():
+            async with world.transaction() as tx:
+                bind = {"bind": getattr(tx["a"].connection, "sync_connection", tx["a"].connection)}
+                await world.wait(own.execute(insert(Account).values(id=2, balance=5), bind_arguments=bind))
+                if fails:
+                    raise KeyError
+        own.add(Account(id=3 + fails, balance=7))
+        await world.wait(own.commit())
+        await world.wait(own.close())
+        await world.wait(engine.dispose())
+    assert world.a.total() == 219 and world.committed() and world.left_clean()
 
 
 @pytest.mark.parametrize("way", BOTH_MODES, ids=str)
@@ -268,6 +349,7 @@ async def test_an_engine_made_for_a_url_has_no_connections_to_give(world: World)
 
 
 ROLLBACKS = ["session", "connection", "transaction", "user's session", "untouched session", "invalidate"]
+PENDING_ROLLBACKS = ["session", "session's transaction", "user's session", "user's transaction", "begun by the user"]
 
 
 @pytest.mark.parametrize("way", MIX, ids=str)
@@ -297,6 +379,44 @@ async def test_rollback_dooms_the_branch_and_with_it_the_transaction(world: Worl
                     await world.wait(tx["a"].execute(select(1)))
         assert world.a.total() == 200 and not world.committed(), how
     assert world.left_clean()
+
+
+async def roll_back_what_is_pending(world: World, tx: Any, how: str) -> None:
+    session = tx["a"].session() if how.startswith("session") else bound(world, tx["a"].connection)
+    inside = getattr(session, "sync_session", session)
+    if how == "begun by the user":
+        with pytest.raises(KeyError):
+            async with world.within(session.begin()):
+                session.add(Account(id=2, balance=5))
+                raise KeyError("by the user")
+        return
+    session.add(Account(id=2, balance=5))
+    if how.endswith("transaction"):
+        inside.get_transaction().rollback()
+    else:
+        await world.wait(session.rollback())
+
+
+@pytest.mark.parametrize("how", PENDING_ROLLBACKS)
+@pytest.mark.parametrize("way", MIX, ids=str)
+async def test_a_rollback_before_the_first_statement_dooms_for_what_was_pending_is_lost(world: World, how: str) -> None:
+    with pytest.raises(TransactionAborted, match=r"given up by session.rollback\(\)|by the user"):
+        async with world.transaction() as tx:
+            await roll_back_what_is_pending(world, tx, how)
+            with pytest.raises(BranchDoomed):
+                await world.wait(tx["a"].execute(select(1)))
+    assert world.a.total() == 200 and not world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("how", PENDING_ROLLBACKS[1:])
+@pytest.mark.parametrize("way", URLS[:1], ids=str)
+async def test_mutant_that_leaves_rollbacks_to_the_connection_commits_without_what_was_pending(
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Part, "spoil", nothing)
+    async with world.transaction() as tx:
+        await roll_back_what_is_pending(world, tx, how)
+    assert world.committed() and world.a.total() == 200, "the other half is there, and this one is not"
 
 
 async def test_close_is_harmless_and_writes_what_is_pending(world: World) -> None:
@@ -372,6 +492,7 @@ async def test_after_the_block_connection_and_sessions_are_dead(world: World) ->
         lambda: unused.execute(select(1)),
         lambda: own.execute(select(1)),
         own.commit,
+        lambda: bound(world, connection).commit(),
         lambda: branch.execute(select(1)),
         lambda: branch.connection,
         branch.session,
@@ -513,7 +634,8 @@ async def test_a_session_that_the_user_bound_to_the_connection_takes_part(world:
         own = bound(world, tx["a"].connection)
         account = await world.wait(own.get(Account, 0))
         account.balance += 30
-    assert world.a.balance(0) == 130 and world.committed()
+        bound(world, tx["a"].connection).add(Account(id=2, balance=5))
+    assert world.a.balance(0) == 130 and world.a.total() == 235 and world.committed()
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

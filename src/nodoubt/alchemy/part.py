@@ -29,15 +29,15 @@ Run = Callable[[Script[Any]], Any]
 class Part:
     """A branch for threads; and, inside a greenlet, for asyncio.
 
-    `enrol`: tells the transaction of a session that has joined.
+    `enrol`: tells the transaction of a session that takes part from now on.
     """
 
     def __init__(
-        self, ctx: Context, attempt: Attempt, participant: Participant, run: Run, enrol: Callable[[Part, Session], None]
+        self, ctx: Context, attempt: Attempt, participant: Participant, run: Run, enrol: Callable[[Session], None]
     ) -> None:
         assert participant.home is not None
         self.home = participant.home()
-        self._ctx, self._attempt, self._participant, self._run, self._enrol = ctx, attempt, participant, run, enrol
+        self._ctx, self._attempt, self._participant, self._run, self.enrol = ctx, attempt, participant, run, enrol
         self._connection: BranchConnection | None = None
         self.begun = False
 
@@ -97,9 +97,10 @@ class Part:
         branch = self._attempt.branches.get(self._participant.name)
         return not self._attempt.closed and (branch is None or branch.work.doomed is None)
 
-    def require_open(self) -> None:
-        """Raise `ClosedTransaction` after the block."""
-        self._attempt.require_open()
+    @property
+    def open(self) -> bool:
+        """Whether the block has not ended."""
+        return not self._attempt.closed
 
     def begin(self) -> None:
         """Begin the branch, if it has not been, and see that the dialect knows the server before it compiles."""
@@ -150,10 +151,6 @@ class Part:
             connection.dispatch.rollback(connection)
         except Exception:
             log.exception("a listener to the rollback on %s has failed", self._participant.name)
-
-    def enrol(self, session: Session) -> None:
-        """The session takes part from now on."""
-        self._enrol(self, session)
 
 
 class _Reserved:

@@ -4,14 +4,17 @@ A session has two phases, as the transaction has. Before anybody votes it writes
 no more; when the outcome is known its listeners and its objects learn of it (`ended`). Its own commit is refused.
 
 Guarantees: a session's first phase is over before the first PREPARE is sent. One that the user made, and bound to our
-connection, takes part like those that we make, from its first statement on.
+connection, takes part like those that we make, from the first thing that it is given to hold.
 
 Must not: send anything once the block has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, Literal
 
 from sqlalchemy import event
@@ -44,7 +47,6 @@ class _Both:
         self._ctx, self._attempt, self._run = ctx, attempt, run
         self._parts: dict[str, Part] = {}
         self._sessions: list[Session] = []
-        self._ending = False
 
     def part(self, name: str) -> Part:
         """The branch on that resource. Raises `ClosedTransaction` after the block."""
@@ -54,32 +56,23 @@ class _Both:
             self._parts.setdefault(name, one)
         return self._parts[name]
 
-    def _enrol(self, part: Part, session: Session) -> None:
-        if any(one is session for one in self._sessions):
+    def _enrol(self, session: Session) -> None:
+        if self._attempt.closed or any(one is session for one in self._sessions):
             return
         self._sessions.append(session)
-
-        def refuse(session: Session) -> None:
-            if not self._ending and not session.in_nested_transaction():
-                part.refuse("session.commit()", "leave it out, or write flush()")
-
-        event.listen(session, "before_commit", refuse)
 
     def _flush(self) -> None:
         """As SQLAlchemy's own first phase of two: `before_commit`, then flushes until there is nothing left."""
         if not all(part.sound for part in self._parts.values()):
             return
-        self._ending = True
-        try:
-            for session in self._sessions:
-                begun = session.get_transaction()
-                if begun is not None:
+        for session in self._sessions:
+            begun = session.get_transaction()
+            if begun is not None:
+                with _telling(session):
                     begun._prepare_impl()  # `prepare` itself wants connections of SQLAlchemy's own two-phase kind
-                    _refuse_strangers(begun)
-            for part in self._parts.values():
-                part.tell_of_commit()
-        finally:
-            self._ending = False
+                _refuse_strangers(begun)
+        for part in self._parts.values():
+            part.tell_of_commit()
 
     def _ended(self, outcome: Outcome) -> None:
         """Listeners are told, and objects are what they are in the database.
@@ -170,8 +163,70 @@ class AsyncParts(_Both):
         await greenlet_spawn(self._ended, outcome)
 
 
+# ---- every session in the process, for some are the user's own, and bound to our connections
+
+_TOLD = ContextVar[Session | None]("nodoubt_told", default=None)  # its listeners are told by `_flush`
+
+
+@contextlib.contextmanager
+def _telling(session: Session) -> Iterator[None]:
+    before = _TOLD.set(session)
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
+def _ours(session: Session) -> list[BranchConnection]:
+    """The connections of branches that it is bound to, or has joined."""
+    begun = session.get_transaction()
+    joined = () if begun is None else begun.connections
+    found = {one for one in (session.bind, *session.binds.values(), *joined) if isinstance(one, BranchConnection)}
+    return list(found)
+
+
+@event.listens_for(Session, "after_transaction_create")
+def _begun(session: Session, transaction: SessionTransaction) -> None:
+    """Before its first statement: what is added to it may be all that it will ever hold."""
+    if transaction.parent is None:
+        for connection in _ours(session):
+            connection.part.enrol(session)
+
+
 @event.listens_for(Session, "after_begin")
 def _joined(session: Session, _: Any, connection: Any) -> None:
-    """A session that the user made, and bound to our connection."""
+    """A session need not be bound: it may find its connection for each statement."""
     if isinstance(connection, BranchConnection):
         connection.part.enrol(session)
+
+
+@event.listens_for(Session, "before_commit")
+def _refuse_commit(session: Session) -> None:
+    if session.in_nested_transaction() or _TOLD.get() is session:
+        return
+    for connection in _ours(session):
+        connection.part.refuse("session.commit()", "leave it out, or write flush()")
+
+
+@event.listens_for(Session, "after_commit")
+def _refuse_late(session: Session) -> None:
+    """It has joined while it flushed what it was to commit."""
+    for connection in () if session.in_nested_transaction() else _ours(session):
+        if connection.part.open:
+            connection.part.refuse("session.commit()", "leave it out, or write flush()")
+
+
+@event.listens_for(Session, "after_rollback")
+def _rolled_back(session: Session) -> None:
+    """What it held is lost, also where it has not told the connection, which it had not yet joined."""
+    root = session.get_transaction()
+    if root is None or root.is_active:
+        return  # it has gone back to a savepoint of its own
+    for connection in _ours(session):
+        part, error = connection.part, sys.exception()
+        if connection in root.connections or not part.sound:
+            continue
+        if error is None:
+            part.doom("session.rollback()")
+        else:
+            part.spoil(error)
