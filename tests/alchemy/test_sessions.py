@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any, cast
 
 import pytest
@@ -593,6 +594,80 @@ async def test_a_hook_before_the_commit_can_still_add_and_one_after_it_cannot_ha
         await world.wait(session.execute(select(Account)))
     assert world.a.total() == 205 and world.committed()
     assert "could not be told" in caplog.text
+
+
+def add_from_the_other_one_s_hook(tx: Any, hook: str) -> Any:
+    """`other` is written last, and what listens to it adds to the one that was written first."""
+    first, other = tx["a"].session(), tx["b"].session()
+    first.add(Account(id=2, balance=5))
+    other.add(Account(id=2, balance=0))
+
+    def audit(*_: Any) -> None:
+        first.add(Account(id=3, balance=7))
+
+    if hook == "engine":
+        connection = tx["b"].connection
+        event.listen(getattr(connection, "sync_connection", connection), "commit", audit, once=True)
+    else:
+        event.listen(getattr(other, "sync_session", other), hook, audit, once=True)
+    return first
+
+
+@pytest.mark.parametrize("hook", ["before_flush", "after_flush", "before_commit", "engine"])
+@pytest.mark.parametrize("way", ONE_OF_EACH, ids=str)
+async def test_what_a_hook_of_one_session_adds_to_another_is_written_too(
+    world: World, hook: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    async with world.transaction() as tx:
+        first = add_from_the_other_one_s_hook(tx, hook)
+        for name in ("before_commit", "after_commit"):
+            event.listen(getattr(first, "sync_session", first), name, lambda _, name=name: told.append(name))
+    assert world.a.total() == 212 and world.committed() and world.left_clean()
+    assert told == ["before_commit", "after_commit"] and not caplog.records
+
+
+@pytest.mark.parametrize("way", BOTH_MODES, ids=str)
+async def test_a_session_that_a_hook_brings_is_written_and_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+    async with world.transaction() as tx:
+        session, connection = tx["a"].session(), tx["b"].connection
+        session.add(Account(id=2, balance=5))
+
+        def bring(*_: Any) -> None:
+            own = Session(getattr(connection, "sync_connection", connection))
+            event.listen(own, "after_commit", lambda _: told.append("after_commit"))
+            own.add(Account(id=2, balance=0))
+
+        event.listen(getattr(session, "sync_session", session), "after_flush", bring)
+    assert world.b.query("select balance from accounts where id = 2") == [(0,)] and world.committed()
+    assert told == ["after_commit"] and not caplog.records
+
+
+@pytest.mark.parametrize("way", URLS[:1], ids=str)
+async def test_mutant_that_goes_over_the_sessions_once_commits_without_what_came_late(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts._Both, "_flush_the_rest", nothing)
+    async with world.transaction() as tx:
+        add_from_the_other_one_s_hook(tx, "before_flush")
+    assert world.a.total() == 205 and world.committed(), "the other half is there, and this one is not"
+
+
+@pytest.mark.parametrize("way", BOTH_MODES, ids=str)
+async def test_sessions_that_never_have_done_are_an_error(world: World) -> None:
+    numbers = itertools.count(10)
+    with pytest.raises(UsageError, match="still hold something to write"):
+        async with world.transaction() as tx:
+            pair = [tx["a"].session(), tx["a"].session()]
+            for one, other in (pair, pair[::-1]):
+                one.add(Account(id=next(numbers), balance=1))
+
+                def add(*_: Any, to: Any = other) -> None:
+                    to.add(Account(id=next(numbers), balance=1))
+
+                event.listen(getattr(one, "sync_session", one), "before_flush", add)
+    assert world.a.total() == 200 and not world.committed() and world.left_clean()
 
 
 # -- whose classes

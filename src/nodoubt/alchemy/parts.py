@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util.concurrency import await_, greenlet_spawn
 
 from ..engine.attempt import Attempt
@@ -31,6 +32,8 @@ from ..script import Script
 from .connection import AsyncBranchConnection, BranchConnection
 from .part import Part
 from .session import async_session_in, session_in
+
+FLUSHES_MAX = 100  # as many as SQLAlchemy allows one session
 
 Outcome = Literal["committed", "rolled back", "open"]  # open: staged, or in doubt
 _END: dict[Outcome, Callable[[Session], None]] = {
@@ -62,7 +65,10 @@ class _Both:
         self._sessions.append(session)
 
     def _flush(self) -> None:
-        """As SQLAlchemy's own first phase of two: `before_commit`, then flushes until there is nothing left."""
+        """As SQLAlchemy's own first phase of two: `before_commit`, then flushes until there is nothing left.
+
+        Not in that session alone: what listens to one may add to another, or bring one.
+        """
         if not all(part.sound for part in self._parts.values()):
             return
         for session in self._sessions:
@@ -70,9 +76,30 @@ class _Both:
             if begun is not None:
                 with _telling(session):
                     begun._prepare_impl()  # `prepare` itself wants connections of SQLAlchemy's own two-phase kind
-                _refuse_strangers(begun)
+        self._flush_the_rest()
         for part in self._parts.values():
             part.tell_of_commit()
+        self._flush_the_rest()
+        for session in self._sessions:
+            _refuse_strangers(session)
+
+    def _flush_the_rest(self) -> None:
+        for _ in range(FLUSHES_MAX):
+            left = [session for session in self._sessions if not session._is_clean()]
+            if not left:
+                return
+            for session in left:
+                begun = session.get_transaction()
+                if begun is None or begun._state is not SessionTransactionState.PREPARED:
+                    session.flush()
+                    continue
+                begun._state = SessionTransactionState.ACTIVE
+                session.flush()
+                begun._state = SessionTransactionState.PREPARED
+        raise UsageError(
+            f"after {FLUSHES_MAX} rounds of flushes the sessions still hold something to write: does a listener to the "
+            "flush of each add to the other?"
+        )
 
     def _ended(self, outcome: Outcome) -> None:
         """Listeners are told, and objects are what they are in the database.
@@ -87,7 +114,8 @@ class _Both:
             spent = any(one.get_transaction() is None or one.in_nested_transaction() for one in begun.connections)
             keep, session.expire_on_commit = session.expire_on_commit, False  # nothing can be loaded again
             try:
-                _END["open" if spent else outcome](session)
+                with _telling(session):  # those that have come late
+                    _END["open" if spent else outcome](session)
             except Exception:
                 log.exception("a session could not be told that its transaction was %s", outcome)
             finally:
@@ -97,8 +125,9 @@ class _Both:
                 part.tell_of_rollback()
 
 
-def _refuse_strangers(begun: SessionTransaction) -> None:
-    if not all(isinstance(connection, BranchConnection) for connection in begun.connections):
+def _refuse_strangers(session: Session) -> None:
+    begun = session.get_transaction()
+    if begun and not all(isinstance(connection, BranchConnection) for connection in begun.connections):
         raise UsageError(
             "a session works both in this transaction and on an engine outside of it, whose half could commit alone: "
             "give that engine to the coordinator as well, or use a session of its own for it"
