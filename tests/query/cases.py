@@ -908,6 +908,18 @@ FRAGMENTS = [
         only=["mariadb"],
     ),
     Case(
+        "a square bracket begins a name to SQLite",
+        lambda tx: tx.update_table("people").set({"age": 1}).where({"id": 1}).where(sql("[x(] ) or 1=1 or ([y)]")),
+        refused="the beginning of a quoted name to sqlite",
+        only=["sqlite"],
+    ),
+    Case(
+        "a backtick is no quote to PostgreSQL",
+        lambda tx: tx.update_table("people").set({"age": 1}).where({"id": 1}).where(sql("` 1) or 1=1 or (` 1")),
+        refused="operator's sign to postgres",
+        only=["postgres"],
+    ),
+    Case(
         "a fragment cannot leave its brackets",
         lambda tx: tx.update_table("people").set({"age": sql("1, status = 'x'")}).where({"id": 1}),
         fails=True,

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
+from nodoubt import UsageError
 from nodoubt.query import builders, expressions, fragments
 from query.cases import CASES
 from query.test_cases import check
@@ -197,6 +198,21 @@ MUTANTS = [
         "a colon is a parameter to SQLite",
     ),
     Mutant(
+        "lets a name in square brackets pass on SQLite",
+        fragments.Fragment,
+        "refuse_on",
+        lambda *_: None,
+        "a square bracket begins a name to SQLite",
+    ),
+    Mutant(
+        "lets a backtick pass on PostgreSQL",
+        fragments.Fragment,
+        "refuse_on",
+        lambda *_: None,
+        "a backtick is no quote to PostgreSQL",
+        "postgres sync",
+    ),
+    Mutant(
         "lets a comment pass on MariaDB",
         fragments.Fragment,
         "refuse_on",
@@ -254,3 +270,21 @@ def test_a_mutant_that_does_not_look_into_a_fragment_loses_the_where(
     way.stranger.run("insert into stored (id) values (1), (2)")
     harm = way.run(lambda tx: tx.update_table("stored").set({"n": fragments.sql("1 --")}).where({"id": -1}))
     assert harm == len(way.stranger.run("select * from stored"))
+
+
+def test_a_mutant_that_does_not_know_square_brackets_reaches_every_row(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite reads a name where the fragment's brackets were counted: the condition before it is gone."""
+
+    def everything(tx: Any) -> Any:
+        return tx.update_table("odd").set({"v": 1}).where({"id": 1}).where(fragments.sql("[x(] ) or 1=1 or ([y)]"))
+
+    way = ways("sqlite sync")
+    way.stranger.run("drop table if exists odd")
+    way.stranger.run('create table odd (id integer primary key, "x(" integer, "y)" integer, v integer)')
+    way.stranger.run("insert into odd (id) values (1), (2), (3)")
+    with pytest.raises(UsageError, match="quoted name"):
+        way.run(everything)
+    monkeypatch.setattr(fragments.Fragment, "refuse_on", lambda *_: None)
+    assert way.run(everything) == 3, "WHERE id = 1 named one of them"

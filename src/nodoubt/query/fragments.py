@@ -4,7 +4,7 @@ The text is the developer's, the values are anybody's. Guarantees: a value never
 reaches beyond its place in the statement. So whatever databases could read differently is refused, before anything is
 sent: comments (one at the end of a SET would swallow the WHERE), a `;`, unbalanced brackets and quotes, a backslash
 within quotes, a `{name}` within quotes or grown together with a word (some drivers fill values into the text: `x{n}`
-would be the name `x5`), and what the database itself would take for a parameter.
+would be the name `x5`), and what the database itself would take for a parameter, for a quote, or for none.
 
 Must not: need SQLAlchemy, or know a driver.
 """
@@ -29,11 +29,12 @@ _HERE = "\0"  # stands for a placeholder while the text is looked at
 _BESIDE = r"\w$@#.%\\'\"`\0\u0080-\U0010ffff"  # what a value could grow together with
 _TOKEN = re.compile(
     rf"""(?P<quoted>'[^']*'|"[^"]*"|`[^`]*`)|(?P<unclosed>['"`])|(?P<end>--|/\*|[;$])|(?P<bracket>[()])"""
-    rf"""|(?P<grown>(?<=[{_BESIDE}:]){_HERE}|{_HERE}(?=[{_BESIDE}]))|(?P<sign>[?:@#])|(?s:.)"""
+    rf"""|(?P<grown>(?<=[{_BESIDE}:]){_HERE}|{_HERE}(?=[{_BESIDE}]))|(?P<sign>[?:@#\[])|(?s:.)"""
 )
 _READ_BY: Mapping[str, Mapping[str, str]] = {  # outside quotes, these are not what the developer meant
-    "sqlite": dict.fromkeys("?:@", "a parameter"),
+    "sqlite": {**dict.fromkeys("?:@", "a parameter"), "[": "the beginning of a quoted name"},
     "mariadb": {"#": "the beginning of a comment"},
+    "postgres": {"`": "no quote, but an operator's sign"},
 }
 
 
@@ -135,6 +136,8 @@ def _scan(text: str, pieces: tuple[str | Placeholder, ...]) -> frozenset[str]:
                 raise refuse("a placeholder within quotes cannot be bound: bind the whole of the text")
             case "quoted" if "\\" in token[0]:
                 raise refuse("a backslash within quotes is read differently by each database: bind the text")
+            case "quoted" if token[0][0] == "`":
+                signs.add("`")
             case "grown":
                 raise refuse("leave a space beside a placeholder, so that no value grows into a word")
             case "end":
