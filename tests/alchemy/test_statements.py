@@ -19,6 +19,7 @@ from sqlalchemy import (
     Numeric,
     String,
     Table,
+    TypeDecorator,
     bindparam,
     column,
     delete,
@@ -31,7 +32,14 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchTableError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    NoSuchTableError,
+    ProgrammingError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
@@ -40,6 +48,7 @@ from alchemy.ddl import create_outside
 from alchemy.world import MIX, URLS, WAYS, Account, World
 from kit import placed
 from nodoubt import BranchDoomed, TransactionAborted, UsageError
+from nodoubt.alchemy.part import Part
 from nodoubt.drivers import mysql_wire
 
 pytestmark = pytest.mark.anyio
@@ -159,13 +168,92 @@ async def test_an_error_that_leaves_the_block_comes_out_unchanged(world: World) 
     assert type(caught.value).__module__ == "sqlalchemy.exc" and not world.committed()
 
 
+class Checked(TypeDecorator[int]):
+    """A column that refuses 13, in Python."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, _: Any) -> Any:
+        if value == 13:
+            raise ValueError("not this one")
+        return value
+
+
+class CheckedAccount(DeclarativeBase):
+    """A registry of its own: the same table."""
+
+
+class Checks(CheckedAccount):
+    """Accounts, checked."""
+
+    __tablename__ = "accounts"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    balance: Mapped[int] = mapped_column(Checked)
+
+
+BEFORE_THE_DRIVER: dict[str, tuple[Any, ...]] = {
+    "no such column": (insert(Account).values(id=3, nonsense=1),),
+    "no value for a parameter": (text("update accounts set balance = :x where id = 0"),),
+    "a value that its type refuses": (insert(Checks).values(id=3, balance=13),),
+    "one such of many": (insert(Checks), [{"id": 3, "balance": 1}, {"id": 4, "balance": 13}]),
+    "no statement": (42,),
+    "no statement, but a class": (Account,),
+}
+
+
+@pytest.mark.parametrize("what", BEFORE_THE_DRIVER)
+@pytest.mark.parametrize("way", MIX, ids=str)
+async def test_an_error_before_the_driver_is_reached_dooms_the_branch_too(world: World, what: str) -> None:
+    """Swallowed, it would leave a transaction that commits without the statement."""
+    wrong = BEFORE_THE_DRIVER[what]
+    for on in ("branch", "connection", "scalar", "session"):
+        if on == "session" and what.startswith("no statement"):
+            continue  # it looks at them before it has a connection
+        with pytest.raises(TransactionAborted):
+            async with world.transaction() as tx:
+                target = tx["a"].connection if on in ("connection", "scalar") else tx["a"]
+                target = tx["a"].session() if on == "session" else target
+                with pytest.raises((SQLAlchemyError, UsageError)):
+                    await world.wait((target.scalar if on == "scalar" else target.execute)(*wrong))
+                with pytest.raises(BranchDoomed):
+                    await world.wait(tx["a"].execute(select(1)))
+        assert world.a.total() == 200 and not world.committed(), on
+    assert world.left_clean()
+
+
+@pytest.mark.parametrize("what", [what for what in BEFORE_THE_DRIVER if "no statement" not in what])
+@pytest.mark.parametrize("way", MIX, ids=str)
+async def test_an_error_before_the_driver_is_reached_is_undone_by_a_savepoint(world: World, what: str) -> None:
+    async with world.transaction() as tx:
+        connection = tx["a"].connection
+        with pytest.raises(SQLAlchemyError):
+            async with world.within(connection.begin_nested()):
+                await world.wait(connection.execute(insert(Account), {"id": 2, "balance": 5}))
+                await world.wait(connection.execute(*BEFORE_THE_DRIVER[what]))
+        await world.wait(connection.execute(insert(Account), {"id": 5, "balance": 7}))
+    assert world.a.total() == 207 and world.committed() and world.left_clean()
+
+
+@pytest.mark.parametrize("way", URLS[:2], ids=str)
+async def test_mutant_that_knows_the_driver_s_errors_alone_commits_without_the_statement(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Part, "fail", lambda *_: None)
+    async with world.transaction() as tx:
+        with pytest.raises(StatementError):
+            await world.wait(tx["a"].execute(*BEFORE_THE_DRIVER["one such of many"]))
+    assert world.committed() and world.a.total() == 200, "the other half is there, and this one is not"
+
+
 @pytest.mark.parametrize("way", URLS[:2], ids=str)
 async def test_what_is_no_statement_is_refused_before_anything_is_done(world: World) -> None:
-    async with world.transaction() as tx:
-        for nothing in (None, 42, Account, ["select 1"]):
-            with pytest.raises(UsageError, match="a statement is text, or an executable of SQLAlchemy's"):
-                await world.wait(tx["a"].execute(nothing))
-    assert world.committed()
+    for nothing in (None, 42, Account, ["select 1"]):
+        with pytest.raises(TransactionAborted):
+            async with world.transaction() as tx:
+                with pytest.raises(UsageError, match="a statement is text, or an executable of SQLAlchemy's"):
+                    await world.wait(tx["a"].execute(nothing))
+        assert not world.committed()
 
 
 CONTROL = ["commit", "ROLLBACK", "begin", "/* hi */ commit", "savepoint s", "start transaction", "end"]

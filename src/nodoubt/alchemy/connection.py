@@ -119,6 +119,16 @@ class BranchConnection(Connection):
             )
         return super().execution_options(**opt)
 
+    # -- errors
+
+    def execute(self, statement: Any, parameters: Any = None, *, execution_options: Any = None) -> Any:
+        with self.part.dooming():
+            return super().execute(statement, parameters, execution_options=execution_options)
+
+    def scalar(self, statement: Any, parameters: Any = None, *, execution_options: Any = None) -> Any:
+        with self.part.dooming():
+            return super().scalar(statement, parameters, execution_options=execution_options)
+
     # -- questions whose answer is an error
 
     def exec_driver_sql(
@@ -129,7 +139,8 @@ class BranchConnection(Connection):
         """
         options = {**self.get_execution_options(), **(execution_options or {})}
         if not options.get(_ASKS) or not statement.startswith(_QUESTIONS):
-            return super().exec_driver_sql(statement, parameters, execution_options)
+            with self.part.dooming():
+                return super().exec_driver_sql(statement, parameters, execution_options)
         savepoint = self.begin_nested()
         try:
             answer = super().exec_driver_sql(statement, parameters, execution_options)

@@ -8,7 +8,8 @@ Must not: know which kind of database it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Self
 
 import msgspec
@@ -91,6 +92,24 @@ class Part:
         """Doom the branch because of this error. Raises `ClosedTransaction` after the block."""
         attempts.doom(self._ctx, self._attempt, self._participant.name, error)
 
+    @contextlib.contextmanager
+    def dooming(self) -> Iterator[None]:
+        """An error of SQLAlchemy's before anything was sent is a statement's error, too (I16)."""
+        try:
+            yield
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def fail(self, error: BaseException) -> None:
+        """Doom the branch, if nothing has, as a statement's own error does: a savepoint that stands before it cures."""
+        if not self.sound:
+            return
+        self.spoil(error)
+        branch = self._attempt.branches[self._participant.name]
+        refused = isinstance(error, NoDoubtError) or not isinstance(error, Exception)
+        branch.curable = bool(branch.savepoints) and not refused
+
     @property
     def sound(self) -> bool:
         """Whether the block is still open, and the branch not doomed."""
@@ -131,9 +150,11 @@ class Part:
 
     def execute_core(self, statement: Any, params: Any) -> Reply:
         """A Core or ORM statement; the rows as SQLAlchemy's types give them."""
-        if not isinstance(statement, Executable):
-            raise UsageError(f"a statement is text, or an executable of SQLAlchemy's, not {type(statement).__name__}")
-        reply = _reply(self.connection.execute(statement, params))
+        with self.dooming():
+            if not isinstance(statement, Executable):
+                kind = type(statement).__name__
+                raise UsageError(f"a statement is text, or an executable of SQLAlchemy's, not {kind}")
+            reply = _reply(self.connection.execute(statement, params))
         return reply if self.home.counts(statement) else msgspec.structs.replace(reply, count=-1)
 
     def tell_of_commit(self) -> None:
