@@ -446,7 +446,9 @@ def killed(database: Database) -> bool:
 
 
 @pytest.mark.parametrize("way", [way for way in ENGINES if way.mode == "async"], ids=str)
-async def test_a_cancelled_statement_leaves_the_pool_clean(way: Way, opening: Opening) -> None:
+async def test_a_cancelled_statement_leaves_the_pool_clean(
+    way: Way, opening: Opening, caplog: pytest.LogCaptureFixture
+) -> None:
     world = await opening(way, engine=ONE)
     wait = "select pg_sleep(60)" if way.kind == "postgres" else "select sleep(1)"
     with pytest.raises(TimeoutError):
@@ -461,6 +463,7 @@ async def test_a_cancelled_statement_leaves_the_pool_clean(way: Way, opening: Op
     async with world.engine.connect() as connection:
         await as_it_was(world, connection)
     assert world.a.total() == 4 and world.committed()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("way", [PSYCOPG, ASYNCMY], ids=str)

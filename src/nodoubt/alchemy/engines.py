@@ -106,6 +106,7 @@ class _Loan:
     fairy: PoolProxiedConnection
     session: Any
     fresh: bool  # just made: it has not been idle in the pool
+    by_coroutine: bool  # so SQLAlchemy closes it: its dialect knows no `terminate`
 
     def home(self) -> None:
         """Give it back as it came."""
@@ -116,7 +117,11 @@ class _Loan:
         """Have it closed; its place in the pool is free for a new one. Never raises."""
         self.session.kill()
         try:
-            if self.fairy.is_valid:
+            if not self.fairy.is_valid:
+                return
+            if self.by_coroutine:
+                _without_waiting(self.fairy.invalidate)
+            else:
                 self.fairy.invalidate()
         except Exception:
             log.exception("a connection could not be closed in good order")
@@ -126,6 +131,16 @@ class _Loan:
 
     def timed_out(self, seconds: float) -> Exception:
         return self.session.timed_out(seconds)  # type: ignore[no-any-return]
+
+
+def _without_waiting(call: Callable[[], None]) -> None:
+    """In a greenlet, as SQLAlchemy wants it, but at once: there is nothing to wait for, the session has been killed."""
+    steps = greenlet_spawn(call)
+    try:
+        steps.send(None)
+    except StopIteration:
+        return
+    steps.close()
 
 
 class _Lender:
@@ -155,16 +170,18 @@ class _Lender:
 
     def _check_out(self) -> _Loan:
         """A connection of the pool's, and the session over it that is kept with it."""
+        dialect = self._engine.dialect
+        by_coroutine = dialect.is_async and not dialect.has_terminate
         for _ in range(STALE_MAX):
             fairy = self._connected()
             known = fairy.info.get(_NOTE)
             try:
                 if known is None:
                     known = fairy.info[_NOTE] = (_introduced(self._engine, fairy), time.monotonic())
-                    return _Loan(fairy, known[0], fresh=True)
+                    return _Loan(fairy, known[0], fresh=True, by_coroutine=by_coroutine)
                 if known[1] >= self._stale_before:
                     self._heard(fairy, known[0])
-                    return _Loan(fairy, known[0], fresh=False)
+                    return _Loan(fairy, known[0], fresh=False, by_coroutine=by_coroutine)
             except BaseException as error:
                 fairy.invalidate()
                 if known is None or not isinstance(error, Exception):
