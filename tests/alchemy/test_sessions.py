@@ -350,7 +350,15 @@ async def test_an_engine_made_for_a_url_has_no_connections_to_give(world: World)
 
 
 ROLLBACKS = ["session", "connection", "transaction", "user's session", "untouched session", "invalidate"]
-PENDING_ROLLBACKS = ["session", "session's transaction", "user's session", "user's transaction", "begun by the user"]
+PENDING_ROLLBACKS = [
+    "session",
+    "session's transaction",
+    "session's invalidation",
+    "user's session",
+    "user's transaction",
+    "user's invalidation",
+    "begun by the user",
+]
 
 
 @pytest.mark.parametrize("way", MIX, ids=str)
@@ -394,6 +402,8 @@ async def roll_back_what_is_pending(world: World, tx: Any, how: str) -> None:
     session.add(Account(id=2, balance=5))
     if how.endswith("transaction"):
         inside.get_transaction().rollback()
+    elif how.endswith("invalidation"):
+        await world.wait(session.invalidate())
     else:
         await world.wait(session.rollback())
 
@@ -401,7 +411,7 @@ async def roll_back_what_is_pending(world: World, tx: Any, how: str) -> None:
 @pytest.mark.parametrize("how", PENDING_ROLLBACKS)
 @pytest.mark.parametrize("way", MIX, ids=str)
 async def test_a_rollback_before_the_first_statement_dooms_for_what_was_pending_is_lost(world: World, how: str) -> None:
-    with pytest.raises(TransactionAborted, match=r"given up by session.rollback\(\)|by the user"):
+    with pytest.raises(TransactionAborted, match=r"given up by session.(rollback|invalidate)\(\)|by the user"):
         async with world.transaction() as tx:
             await roll_back_what_is_pending(world, tx, how)
             with pytest.raises(BranchDoomed):

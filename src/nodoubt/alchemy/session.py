@@ -47,6 +47,12 @@ class BranchSession(Session):
         self._nodoubt.doom("session.rollback()")
         super().rollback()
 
+    def invalidate(self) -> None:
+        """What is pending goes with it, whether it has reached the connection or not."""
+        if self._nodoubt.sound:
+            self._nodoubt.doom("session.invalidate()")
+        super().invalidate()
+
     def close(self) -> None:
         """Write what is pending, and let the objects go; the branch goes on."""
         self._write()
