@@ -356,7 +356,6 @@ PENDING_ROLLBACKS = [
     "session's invalidation",
     "user's session",
     "user's transaction",
-    "user's invalidation",
     "begun by the user",
 ]
 

@@ -1,7 +1,7 @@
 """ORM sessions in a branch.
 
 A session is bound to the branch's connection, and joins its transaction for rollbacks alone: SQLAlchemy's own mode for
-a transaction that somebody else commits. Its commit is refused (`Part.enrol`); its close writes what is pending, for
+a transaction that somebody else commits. Its commit is refused (see `parts`); its close writes what is pending, for
 where nobody commits, close is where plain code leaves its unit of work.
 
 Guarantees: what was added to a session is written when the session is closed, or else when the block ends, and stays,
