@@ -170,10 +170,7 @@ def _take(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> S
         if branch is None:
             branch = _claim(ctx, attempt, name)
         elif branch.busy:
-            error = UsageError(f"a branch takes one statement at a time: await the one on {name} first")
-            # Swallowed by the user, it would leave a transaction that commits without what was asked (I16).
-            branch.work.doomed = branch.work.doomed or error
-            raise error
+            raise UsageError(f"a branch takes one statement at a time: await the one on {name} first")
         branch.busy = True
     try:
         if new:
@@ -193,7 +190,8 @@ def _open(ctx: Context, attempt: Attempt, branch: Branch) -> Script[None]:
         yield from start.admit(ctx, branch.participant)
         yield from _begin(ctx, attempt, branch)
     except BaseException as error:
-        branch.work.doomed = error  # as in `_take`
+        # Swallowed by the user, it would leave a transaction that commits without this branch (I16).
+        branch.work.doomed = error
         raise
     ctx.notice("P1", attempt.id, "begun", branch.number, resource=branch.participant.name)
 
