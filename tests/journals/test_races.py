@@ -227,7 +227,7 @@ class UpdateFirst(SqlJournal):
     """Confirms, and then returns whatever it sees."""
 
     def _write(self, session: Any, *statements: str, forced: bool = True) -> Script[Any]:
-        if len(statements) == 2 and "confirms + 1" in statements[1]:
+        if len(statements) == 2 and "SET confirms = " in statements[1]:
             _, selected = yield from super()._write(session, statements[1], statements[0])
             return selected, type(selected)(count=len(selected))
         return (yield from super()._write(session, *statements, forced=forced))

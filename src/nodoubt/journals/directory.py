@@ -32,7 +32,7 @@ class Directory(Transactions):
         A log is flushed in order, and no crash can lie between a look and a write of one transaction.
         """
         which = f"item = {self.dialect.key('cluster')}{f' AND {only_if}' if only_if else ''}"
-        return f"UPDATE {self.dialect.table('journal')} SET counter = counter + 1 WHERE {which}"
+        return f"UPDATE {self.dialect.table('journal')} SET {rows.changed('counter')} WHERE {which}"
 
     # ---- names ------------------------------------------------------------------------------------
 

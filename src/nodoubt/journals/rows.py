@@ -42,6 +42,7 @@ WHY_LENGTH_MAX = 300  # of what is wrong with a row that cannot be read
 
 # What Python's conversions and msgspec raise for what we have not written; the last one for JSON of a great depth.
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
+CHANGES_MAX = 1_000_000_000  # counted before it begins anew: any column holds that
 TIME_END = 253402300800.0  # the year 10000: no clock of people's shows it
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
@@ -71,6 +72,13 @@ def select(dialect: Dialect, names: Sequence[str], table: str = "") -> str:
 def standing_columns(dialect: Dialect, table: str = "") -> str:
     """What `standing` reads."""
     return f"{select(dialect, DECISION, table)}, {dialect.reading(f'{table}ended_at', 'ended_at')} AS ended"
+
+
+def changed(column: str) -> str:
+    """Another number, whatever stands there: a row that is not changed is not flushed. Round and round, because at the
+    greatest number that a column holds one more would fail, and with it the UPDATE of a whole page.
+    """
+    return f"{column} = CASE WHEN {column} < {CHANGES_MAX} THEN {column} + 1 ELSE 0 END"
 
 
 def decision_values(dialect: Dialect, decision: Decision) -> dict[str, str]:

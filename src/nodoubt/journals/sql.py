@@ -212,7 +212,7 @@ class SqlJournal(Calls):
                 session,
                 f"SELECT {rows.standing_columns(self.dialect)} FROM {table} WHERE {which} "
                 f"ORDER BY attempt{self.dialect.row_lock}",
-                f"UPDATE {table} SET confirms = confirms + 1 WHERE {which} AND verdict IN ('commit', 'abort')",
+                f"UPDATE {table} SET {rows.changed('confirms')} WHERE {which} AND verdict IN ('commit', 'abort')",
             )
             shown = rows.standing.each(locked.rows)
             wanted = sum(rows.raw(row[1]) in VERDICTS for row in locked.rows)
@@ -262,7 +262,7 @@ class SqlJournal(Calls):
                 f"UPDATE {names} SET undecided = NULL WHERE {marked}",
                 self._lock_decisions(which),
                 f"UPDATE {table('decisions')} SET ended_at = COALESCE(ended_at, {self.dialect.now}), "
-                f"confirms = confirms + 1 WHERE {which}",
+                f"{rows.changed('confirms')} WHERE {which}",
                 f"UPDATE {calls} SET unfinished = NULL WHERE unfinished IN ({listed})",
             )
 
