@@ -306,7 +306,9 @@ class MariaDBDialect(Dialect):
         return f"x'{_hex(text)}'"
 
     def no_attempt(self, column: str) -> str:
-        return f"(LENGTH({column}) <> 32 OR {column} REGEXP '[^0-9a-f]')"
+        # As a text: MySQL refuses a regular expression on bytes. In a character set in which any bytes are one.
+        text = f"CONVERT({column} USING latin1) COLLATE latin1_bin"
+        return f"(LENGTH({column}) <> 32 OR {text} REGEXP '[^0-9a-f]')"
 
     def raw(self, text: str) -> str:
         return f"x'{_bytes(text).hex()}'"
