@@ -7,126 +7,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from click.testing import Result
 
 from cli import shop_steps
 from cli.conftest import Shop, nodoubt
-from kit import QUICK, Database, make_database
-from nodoubt import Coordinator, Settings, State, UnreadableRecord, wiring
+from cli.places import NAMES, Place, context, dialect, make_place
+from kit import QUICK, Database
+from nodoubt import State, UnreadableRecord
 from nodoubt.engine import ends, register
-from nodoubt.engine.context import Context, using
+from nodoubt.engine.context import using
 from nodoubt.journals import sql
 from nodoubt.journals.dialects import Dialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import START, Session, Spot, Unclear
-from nodoubt.protocol.records import Decision, Mode, Unreadable, Verdict
+from nodoubt.protocol.records import Mode, Unreadable
 from nodoubt.script import Script
 from nodoubt.testing.samples import LONG_AGO, abort, attempt_at
 from nodoubt.testing.samples import decision as decided
 
-NAMES = (
-    "good-1",
-    "bad",
-    "good-2",
-    "open",
-)  # each with a table of its own: what is prepared locks a whole one in SQLite
-TORN = '[{"number": 0'
-TABLES = {"decisions": "branches", "names": "branches", "calls": "state"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Two databases, of which the first holds the journal."""
-
-    databases: Sequence[Database]
-
-    @property
-    def journal(self) -> Database:
-        return self.databases[0]
-
-    def nodoubt(self, *arguments: str) -> Result:
-        options = [part for one in self.databases for part in ("-r", f"{one.name}={one.url}")]
-        return nodoubt(*options, *arguments)
-
-    def json(self, *arguments: str, code: int = 0) -> Any:
-        result = self.nodoubt(*arguments, "--json")
-        assert result.exit_code == code, result.output
-        return json.loads(result.stdout)
-
-    def coordinator(self, settings: Settings = QUICK) -> Coordinator:
-        return Coordinator({one.name: one.url for one in self.databases}, recovery=False, settings=settings)
-
-    def stage(self, name: str, *, deadline: float | None = None) -> str:
-        """Staged, with a row in both."""
-        with self.coordinator() as db, db.begin_distributed(name, deadline=deadline) as tx:
-            for one in self.databases:
-                tx[one.name].execute(f"insert into {_table(name)} values (1)")
-            return tx.attempt
-
-    def decide(self, *attempts: str) -> None:
-        """COMMIT, by somebody who died before they carried it out."""
-
-        def body(session: Session) -> Script[None]:
-            stagings = yield from ctx.journal.staged(session, attempts)
-            for one in stagings.values():
-                assert not isinstance(one, Unreadable)
-                commit = Decision(one.attempt, Verdict.COMMIT, Mode.STAGED, one.name, one.branches)
-                yield from ctx.journal.insert(session, [commit])
-
-        with wiring.onlooker({one.name: one.url for one in self.databases}, None) as (ctx, shell):
-            shell.run(using(ctx.journal_pool, body))
-
-    def table(self, name: str) -> str:
-        return f"nodoubt.{name}" if self.journal.kind == "postgres" else f"nodoubt_{name}"
-
-    def spoil(self, table: str, attempt: str, value: str = TORN) -> str:
-        """What was there."""
-        column, name = TABLES[table], self.table(table)
-        ((before,),) = self.journal.query(f"select {column} from {name} where attempt = '{attempt}'")
-        self.journal.query(f"update {name} set {column} = '{value}' where attempt = '{attempt}'")
-        return str(before)
-
-    def mend(self, table: str, attempt: str, value: str) -> None:
-        sql = f"update {self.table(table)} set {TABLES[table]} = ? where attempt = ?"
-        self.journal.query(sql, value, attempt)
-
-    def rows(self, name: str) -> list[int]:
-        """In each database."""
-        return [int(one.query(f"select count(*) from {_table(name)}")[0][0]) for one in self.databases]
-
-    def prepared(self) -> int:
-        return sum(len(one.prepared()) for one in self.databases)
-
-
-def _table(name: str) -> str:
-    return f"t_{name.replace('-', '_')}"
-
 
 @pytest.fixture(params=["sqlite", "postgres", "mariadb"])
 def place(request: Any, tmp_path: Path) -> Place:
-    made = Place(
-        [make_database(request.param, "a", request, tmp_path), make_database("sqlite", "b", request, tmp_path)]
-    )
-    for one in made.databases:
-        for name in NAMES:
-            one.query(f"create table {_table(name)} (n int primary key)")
-    with made.coordinator() as db:
-        db.setup()
-    return made
-
-
-def context(db: Coordinator) -> Context:
-    return db._ctx
-
-
-def dialect(db: Coordinator) -> Dialect:
-    journal: Any = context(db).journal
-    return cast(Dialect, journal.dialect)
+    return make_place(request.param, request, tmp_path)
 
 
 def three_commits_of_which_one_cannot_be_read(place: Place) -> tuple[dict[str, str], str]:
@@ -510,68 +416,6 @@ def test_whichever_column_holds_no_text_or_no_number_it_is_told_and_nothing_brea
         home.query("drop table kept")
         assert home.query(f"select {column} from nodoubt_{table} where {which}") == [(before,)]
     assert "cannot be read" not in shop.nodoubt("ls").output
-
-
-# ---- rows that may be anybody's -------------------------------------------------------------------
-
-
-def _other(attempt: str) -> str:
-    return attempt[:-1] + "G"
-
-
-def test_a_commit_whose_attempt_is_no_attempt_may_be_anybodys_so_nothing_is_aborted_for_having_none(
-    place: Place,
-) -> None:
-    attempts = {name: place.stage(name) for name in NAMES}
-    place.decide(attempts["bad"], attempts["good-1"])
-    decisions, bad = place.table("decisions"), attempts["bad"]
-    place.journal.query(f"update {decisions} set attempt = '{_other(bad)}' where attempt = '{bad}'")
-    place.journal.query(f"update {place.table('names')} set deadline = 1.0 where name in ('bad', 'good-2')")
-
-    swept = place.json("recover", "--grace", "0", code=3)
-    assert place.rows("good-1") == [1, 1] and place.rows("bad") == [0, 0]
-    assert place.prepared() == 6, "nothing that has no decision was touched, overdue or not"
-    assert _other(bad) in json.dumps(swept["unreadable"]) and swept["presumed"] is False
-    assert "nothing is aborted for having no decision" in " ".join(place.nodoubt("recover").stdout.split())
-    assert place.nodoubt("reap").exit_code != 0 and place.prepared() == 6
-    refused = place.nodoubt("rollback", "bad", "--yes")
-    assert refused.exit_code == 3 and _other(bad) in refused.output and place.prepared() == 6
-
-    place.journal.query(f"update {decisions} set attempt = '{bad}' where attempt = '{_other(bad)}'")
-    place.nodoubt("recover", "--grace", "0")
-    assert place.json("recover", "--grace", "0")["presumed"] is True
-    assert place.rows("bad") == [1, 1] and place.rows("good-2") == [0, 0]
-
-
-@pytest.mark.parametrize("column", ["attempt", "undecided"])
-def test_a_name_whose_two_attempts_differ_may_be_anybodys(column: str, place: Place) -> None:
-    attempts = {name: place.stage(name) for name in ("bad", "open")}
-    names, bad = place.table("names"), attempts["bad"]
-    place.journal.query(f"update {names} set {column} = '{_other(bad)}', deadline = 1.0 where name = 'bad'")
-    swept = place.json("recover", "--grace", "0", code=3)
-    assert place.prepared() == 4 and bad[:-1] in json.dumps(swept["unreadable"])
-    place.journal.query(f"update {names} set {column} = '{bad}' where name = 'bad'")
-    place.nodoubt("recover", "--grace", "0")
-    assert place.nodoubt("recover", "--grace", "0").exit_code == 0
-    assert place.prepared() == 2 and place.rows("bad") == [0, 0]
-
-
-def test_who_takes_such_a_row_for_nobodys_writes_a_second_decision(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: object) -> Script[list[Unreadable]]:
-        return []
-        yield
-
-    monkeypatch.setattr(SqlJournal, "ownerless", none)
-    bad = place.stage("bad")
-    place.decide(bad)
-    decisions = place.table("decisions")
-    place.journal.query(f"update {place.table('names')} set deadline = 1.0")
-    place.journal.query(f"update {decisions} set attempt = '{_other(bad)}' where attempt = '{bad}'")
-    place.nodoubt("recover", "--grace", "0")
-    found = place.journal.query(f"select verdict from {decisions} order by verdict")
-    assert [str(verdict) for (verdict,) in found] == ["abort", "commit"] and place.prepared() == 0
 
 
 def test_a_time_that_no_clock_shows_and_a_branch_that_is_not_listed_cannot_be_read(place: Place) -> None:

@@ -213,8 +213,9 @@ ROWS = [
 @pytest.mark.parametrize(("dialect", "code", "failure"), ROWS, ids=lambda value: getattr(value, "kind", str(value)))
 def test_each_code_of_the_table_is_raised_as_what_it_means(dialect: Dialect, code: str, failure: Failure) -> None:
     expected, retry = MEANS[failure]
-    # `insert` asks, after NO_FLOOR, whether a decision stands.
-    session = Told(StatementFailed(code, "said the server"), (), (Reply(rows=((0,),), columns=("count",)),))
+    # `insert` asks, after NO_FLOOR, whether a decision stands, and what the floor is.
+    asked = (Reply(rows=((0,),), columns=("count",)),), (Reply(rows=(("0" * 32, "floor"),), columns=("value", "item")),)
+    session = Told(StatementFailed(code, "said the server"), (), *asked)
     with pytest.raises(expected, match="said the server") as raised:
         told(insert, session, dialect)
     assert type(raised.value) is expected

@@ -59,6 +59,8 @@ def code_of(error: BaseException) -> Exit:
     """The exit code for an error."""
     if isinstance(error, Refused) and error.retry:
         return Exit.AGAIN
+    if isinstance(error.__cause__, UnreadableRecord):
+        return Exit.HUMAN  # no other try reads it
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), Exit.FAILED)
 
 

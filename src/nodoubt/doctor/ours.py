@@ -13,7 +13,8 @@ import msgspec
 
 from ..engine.apart import Apart, split
 from ..engine.context import chunks
-from ..errors import NoDoubtError, SchemaMismatch
+from ..errors import NoDoubtError, SchemaMismatch, UnreadableRecord
+from ..journals.attempts import FLOOR_LOWEST
 from ..journals.sql import ATTEMPTS_PER_STATEMENT
 from ..ports import Journal, Resource, Session, Spot, StatementFailed
 from ..protocol.records import Staging, Standing, Unreadable
@@ -74,7 +75,10 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
     cluster = yield from journal.cluster(session)
     version = yield from journal.tables.version(session)
     assert version is not None  # or there would be no cluster
-    floor = yield from journal.floor(session)
+    try:
+        floor = yield from journal.floor(session)
+    except UnreadableRecord:
+        floor = FLOOR_LOWEST  # `looked_through` tells of it
     commits = yield from journal.open_commits(session, "", f.OPEN_MAX + 1)
     names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
     held = yield from journal.quarantined(session, f.QUARANTINED_MAX + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import NoDoubtError
+from ..errors import NoDoubtError, UnreadableRecord
 from ..ports import Session
 from ..protocol.records import BranchRef, Standing, Unreadable
 from ..script import Script, every
@@ -90,7 +90,11 @@ def retire(ctx: Context) -> Script[int]:
         def body(session: Session, after: str = after) -> Script[tuple[str, ...]]:
             return ctx.journal.retire(session, cut, ENDED_MAX, after)
 
-        attempts = yield from asked(ctx, ctx.journal_pool, body)
+        try:
+            attempts = yield from asked(ctx, ctx.journal_pool, body)
+        except UnreadableRecord as error:
+            log.error("UNREADABLE: nothing is forgotten: %s", error)
+            break
         gone += len(attempts)
         if len(attempts) < ENDED_MAX:
             break

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..errors import DuplicateTransaction, InDoubt, JournalUnavailable, NoDoubtError, TransactionAborted
+from ..errors import (
+    DuplicateTransaction,
+    InDoubt,
+    JournalUnavailable,
+    NoDoubtError,
+    TransactionAborted,
+    UnreadableRecord,
+)
 from ..ports import BelowFloor, Conflict, Prepared, Refused, Session, SessionLost, readable
 from ..protocol.commands import (
     Answer,
@@ -264,13 +271,26 @@ def _commit_here(ctx: Context, course: Course, branch: Branch, riders: Sequence[
     except Refused as error:
         course.attempt.cause = error
         yield from bounded(undo(branch), ctx.settings.prepare_s, ctx.clock)
-        return Declined(f"{branch.participant.name} refused to commit: {error}")
+        if isinstance(error, BelowFloor):
+            course.attempt.cause = (yield from _no_floor(ctx)) or error
+        return Declined(f"{branch.participant.name} refused to commit: {course.attempt.cause}")
     except Exception as error:
         course.attempt.cause = error
         branch.let_go(kill=True)
         return Undecided(f"{branch.participant.name} gave no answer to commit: {error}")
     branch.let_go()
     return Decided(Verdict.COMMIT)
+
+
+def _no_floor(ctx: Context) -> Script[NoDoubtError | None]:
+    """Whether the floor that has refused a decision cannot even be read: a human must know."""
+    try:
+        yield from asked(ctx, ctx.journal_pool, ctx.journal.floor)
+    except UnreadableRecord as error:
+        return error
+    except NoDoubtError:
+        return None
+    return None
 
 
 def _commit_point(ctx: Context, course: Course, branch: Branch, row: Decision) -> Script[Event]:
@@ -386,7 +406,7 @@ def raise_for(course: Course) -> None:
         case Answer.ABORTED:
             if isinstance(attempt.cause, DuplicateTransaction):
                 raise attempt.cause
-            if isinstance(attempt.cause, register.NotDecided):
+            if isinstance(attempt.cause, register.NotDecided) and not isinstance(attempt.cause, register.NoFloor):
                 raise JournalUnavailable(
                     f"the journal cannot be reached, so {attempt.name or attempt.id!r} was rolled back: {machine.why}"
                 ) from attempt.cause

@@ -5,13 +5,14 @@ UPDATE of its own row. Nobody acts on a plain read. Concurrent decisions of one 
 
 Raises `NotDecided` when surely nothing of ours was written, `Unclear` when nobody knows, `BelowFloor` when the
 journal no longer remembers, `UnreadableRecord` where a decision stands and cannot be read: it is never decided again.
+`NoFloor` is both: nothing was written, because what the journal remembers cannot be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import NoDoubtError
+from ..errors import NoDoubtError, UnreadableRecord
 from ..ports import BelowFloor, Conflict, Refused, Session, Unclear, readable
 from ..protocol.records import Decision, Standing, Unreadable
 from ..script import Do, Pause, Script
@@ -20,6 +21,10 @@ from .context import Context, backoff, bounded, using
 
 class NotDecided(NoDoubtError):
     """The journal could not be reached, or refused, before anything of ours was written."""
+
+
+class NoFloor(NotDecided, UnreadableRecord):
+    """The journal's floor cannot be read, so nothing is decided."""
 
 
 def write(ctx: Context, decisions: Sequence[Decision]) -> Script[list[NoDoubtError | None]]:
@@ -56,11 +61,13 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
             error = trouble
         if error is None:
             return decision
-        if isinstance(error, BelowFloor):
+        if isinstance(error, (BelowFloor, UnreadableRecord)):
             if maybe_written:
                 # An earlier try may have been written, carried out and forgotten since: unknown, never "not done".
-                raise Unclear(f"an earlier try had no answer, and now the attempt is too old: {error}") from error
-            raise error
+                raise Unclear(f"an earlier try had no answer, and now it is refused: {error}") from error
+            if isinstance(error, BelowFloor):
+                raise error
+            raise NoFloor(str(error)) from error
         if isinstance(error, Refused) and not isinstance(error, Conflict) and not error.retry and not maybe_written:
             raise NotDecided(f"the journal refuses, and waiting will not help: {error}") from error
         # Anything but a refusal may have been written, or be written yet.

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import JournalRestored, LineageBroken, NoDoubtError, SchemaMismatch
+from ..errors import JournalRestored, LineageBroken, NoDoubtError, SchemaMismatch, UnreadableRecord
 from ..ports import BelowFloor, Prepared, Session
 from ..protocol.records import BranchRef, Decision, Mode, Staging, Standing, Unreadable, Verdict
 from ..protocol.recovery import Action, Age, Known, Seen, what_is_known, what_to_do
@@ -219,7 +219,7 @@ def _settle_listed(run: _Sweep, found: dict[str, list[_Found]]) -> Script[None]:
             return ctx.journal.staged(session, attempts)
 
         stagings = yield from asked(ctx, ctx.journal_pool, staged_rows)
-        floor = yield from asked(ctx, ctx.journal_pool, ctx.journal.floor)
+        floor = yield from _floor(ctx)
     except NoDoubtError as error:
         run.report.trouble["journal"] = str(error)
         return
@@ -238,6 +238,14 @@ def _settle_listed(run: _Sweep, found: dict[str, list[_Found]]) -> Script[None]:
 
     split([*standings.values(), *stagings.values()], run.apart)
     yield from _each(run, [(attempt, one(attempt)) for attempt in attempts])
+
+
+def _floor(ctx: Context) -> Script[str]:
+    """Nothing where it cannot be read, as `ownerless` tells: what is decided does not hang on it."""
+    try:
+        return (yield from asked(ctx, ctx.journal_pool, ctx.journal.floor))
+    except UnreadableRecord:
+        return ""
 
 
 def _last_listed(staging: Staging | None, found: Sequence[_Found], reached: set[str]) -> bool | None:

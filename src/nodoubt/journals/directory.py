@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from ..errors import InvalidName, UsageError
+from ..errors import InvalidName, UnreadableRecord, UsageError
 from ..kept import Kept
-from ..ports import BelowFloor, Conflict, Identity, Known, Listed, Session
+from ..ports import BelowFloor, Conflict, Identity, Known, Listed, Reply, Session
 from ..protocol.records import Event, Quarantined, Readiness, Staging, Unreadable
 from ..script import Script
 from ..xid import check_name, is_attempt
@@ -33,6 +33,32 @@ class Directory(Transactions):
         """
         which = f"item = {self.dialect.key('cluster')}{f' AND {only_if}' if only_if else ''}"
         return f"UPDATE {self.dialect.table('journal')} SET {rows.changed('counter')} WHERE {which}"
+
+    # ---- the floor --------------------------------------------------------------------------------
+
+    def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
+        """Below it nothing can be decided any more, and what is not found is unknown. Raises `UnreadableRecord`."""
+        found = yield from self._floor(session, flushed=flushed)
+        if isinstance(found, Unreadable):
+            raise UnreadableRecord(
+                f"{found.which} {found.why}. Until it is mended nothing is decided, and nothing forgotten: "
+                "docs/operations.md, A row cannot be read"
+            )
+        return found
+
+    def _floor(self, session: Session, *, flushed: bool = False) -> Script[str | Unreadable]:
+        if flushed:
+            found, _ = yield from self._write(session, self._floor_row(), self._flush())
+        else:
+            found = yield from self._read(session, self._floor_row())
+        return self._floor_of(found)
+
+    def _floor_row(self) -> str:
+        columns, table = rows.select(self.dialect, rows.FLOOR), self.dialect.table("journal")
+        return f"SELECT {columns} FROM {table} WHERE item = {self.dialect.key('floor')}"
+
+    def _floor_of(self, found: Reply) -> str | Unreadable:
+        return rows.floor.apart(found.rows[0] if found.rows else (None, "floor"))
 
     # ---- names ------------------------------------------------------------------------------------
 
@@ -87,9 +113,10 @@ class Directory(Transactions):
         return Kept("name", len(rows.STAGING), build)
 
     def _tell_decided(self, session: Session, attempts: Sequence[str], error: BelowFloor) -> Script[None]:
-        """Raise `Conflict` if one of the attempts has been decided, else the error.
+        """Raise `Conflict` if one of the attempts has been decided, `UnreadableRecord` if the floor is none, else the
+        error.
 
-        The statement can't tell the two apart. Only which refusal is raised hangs on this plain read: whoever then
+        The statement can't tell them apart. Only which refusal is raised hangs on these plain reads: whoever then
         acts on the decision confirms it.
         """
         table = self.dialect.table("decisions")
@@ -98,6 +125,7 @@ class Directory(Transactions):
         )
         if int(decided.scalar()):
             raise Conflict("the attempt has been decided already") from error
+        yield from self.floor(session)
         raise error
 
     def find(self, session: Session, name: str) -> Script[Staging | Unreadable | None]:

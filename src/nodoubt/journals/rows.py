@@ -51,6 +51,7 @@ STAGING = (
 )  # fmt: skip
 QUARANTINED = ("attempt", "branch", "resource", "why", "since", "cleared_by")
 EVENT = ("attempt", "at", "what", "detail")
+FLOOR = ("value", "item")
 RESOURCE = ("resource_id", "name", "cluster", "server", "epoch")
 CONFIRMATION = ("attempt", "who", "answer", "why", "at")
 CALL = (
@@ -181,7 +182,8 @@ def not_cleared(dialect: Dialect, table: str = "") -> str:
 
 
 def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> str:
-    """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL.
+    """An expression: the attempt if it is not below the floor, else NULL, for a column that is NOT NULL. A floor that
+    is no attempt itself, '' say, was spoilt: it would be below them all, and permits none.
 
     Together with the statements of `hold_floor` before it, it holds the floor where it is until this transaction ends.
     If the floor is being raised it waits, and then sees the new one, or fails.
@@ -193,10 +195,13 @@ def above_floor(dialect: Dialect, attempt: str, *, undecided: bool = False) -> s
 
 def above_floor_of(dialect: Dialect, literal: str, *, undecided: bool = False, only_if: str = "") -> str:
     """The same, where the attempt is a literal already. `only_if`: NULL also where this condition does not hold."""
-    no_decision = f" AND NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})"
+    conditions = [f"value <= {literal}", f"NOT {dialect.no_attempt('value')}"]
+    if undecided:
+        conditions.append(f"NOT EXISTS (SELECT 1 FROM {dialect.table('decisions')} WHERE attempt = {literal})")
+    conditions += [only_if] if only_if else []
     return dialect.read_floor(
         f"SELECT {literal} FROM {dialect.table('journal')} WHERE item = {dialect.key('floor')} "
-        f"AND value <= {literal}{no_decision if undecided else ''}{f' AND {only_if}' if only_if else ''}"
+        f"AND {' AND '.join(conditions)}"
     )
 
 
@@ -380,6 +385,12 @@ def resource(row: Row) -> tuple[str, Identity]:
     return text(name), Identity(text(resource_id), text(cluster), text(server), int(epoch))
 
 
+@read("journal", FLOOR, attempt=None, name=1)
+def floor(row: Row) -> str:
+    """A row of `FLOOR`."""
+    return attempt(row[0])
+
+
 @read("names", (*STAGING, "undecided"), attempt=len(STAGING), name=1)
 def undecided(row: Row) -> Staging:
     """A row of `STAGING` and `undecided`, by which it was found, and by which its page goes on."""
@@ -494,7 +505,7 @@ def _who(value: Any) -> tuple[str, ...]:
 
 # What a column is read by, if it is no plain text: to tell which one of a row cannot be.
 CONVERSIONS: dict[str, Callable[[Any], object]] = {
-    **dict.fromkeys(("attempt", "undecided", "unfinished"), attempt),
+    **dict.fromkeys(("attempt", "undecided", "unfinished", "value"), attempt),
     **dict.fromkeys(("point", "last_branch"), _nullable),
     **dict.fromkeys(("number", "calls", "tries", "version", "epoch"), int),
     **dict.fromkeys(("decided_at", "deadline", "created_at", "begin_by", "since", "at"), moment),

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ResourceRefused, SchemaMismatch, UnreadableRecord, invariant
+from ..errors import ResourceRefused, SchemaMismatch, invariant
 from ..kept import Kept
 from ..ports import START, BelowFloor, Session, Spot, StatementFailed, Unclear, require_none
 from ..protocol.records import Decision, Epoch, Mode, Standing, Unreadable, Verdict
@@ -273,17 +273,6 @@ class SqlJournal(Calls):
 
     # ---- retention --------------------------------------------------------------------------------
 
-    def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
-        """Below it nothing can be decided any more, and what is not found is unknown."""
-        if not flushed:
-            found = yield from self._read(session, self._item("value", "floor"))
-        else:
-            found, _ = yield from self._write(session, self._item("value", "floor"), self._flush())
-        floor: Any = found.scalar()
-        if floor is None or not is_attempt(rows.raw(floor)):
-            raise UnreadableRecord("the floor of the journal cannot be read: nothing is forgotten, and nothing decided")
-        return rows.text(floor)
-
     def aborted(
         self, session: Session, older_than: float, limit: int, after: str = ""
     ) -> Script[list[Standing | Unreadable]]:
@@ -340,7 +329,8 @@ class SqlJournal(Calls):
         """Set by set, each by its own index. The floor's own attempt is what holds it down: a verdict that is neither
         of the two stands in no index.
         """
-        below = f"attempt <= {self.dialect.attempt((yield from self.floor(session)))}"
+        floor = yield from self._floor(session)
+        below = f"attempt <= {self.dialect.attempt(FLOOR_LOWEST if isinstance(floor, Unreadable) else floor)}"
         ended: tuple[_Set, ...] = (
             ("decisions", "attempt", below, self._standings),
             ("names", "attempt", below, self._stagings),
@@ -356,6 +346,7 @@ class SqlJournal(Calls):
         place, last = after
         if place == len(sets):
             found: list[Any] = [
+                floor,
                 *(yield from self.quarantined(session)),
                 *(yield from self.registered(session)).values(),
             ]
@@ -364,11 +355,14 @@ class SqlJournal(Calls):
         return apart, (place, last) if last else (place + 1, "")
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
-        """Three conditions in one message, each on an index that holds little but what is not over."""
+        """In one message: three conditions, each on an index that holds little but what is not over, and the floor.
+
+        Without that nobody knows of whom a decision may have been forgotten.
+        """
         ask = self.dialect
         staged, called = (*rows.STAGING, "undecided"), ("attempt", "call_key", "unfinished")
         try:
-            decisions, names, calls = yield from self._ask(
+            decisions, names, calls, floor = yield from self._ask(
                 session,
                 f"SELECT {rows.standing_columns(ask, 'd.')} FROM {ask.table('decisions')} AS d "
                 f"WHERE {ask.is_open} AND {ask.no_attempt(ask.open_key)} LIMIT {OWNERLESS_MAX}",
@@ -376,10 +370,12 @@ class SqlJournal(Calls):
                 f"WHERE {self._parted('n.', 'undecided')} LIMIT {OWNERLESS_MAX}",
                 f"SELECT {rows.select(ask, called, 'c.')} FROM {ask.table('calls')} AS c "
                 f"WHERE {self._parted('c.', 'unfinished')} LIMIT {OWNERLESS_MAX}",
+                self._floor_row(),
             )
         except StatementFailed as error:
             raise self._refusal(error) from error
-        found = *rows.standing.each(decisions.rows), *rows.undecided.each(names.rows), *rows.owner.each(calls.rows)
+        found: list[Any] = [*rows.standing.each(decisions.rows), *rows.undecided.each(names.rows)]
+        found += [*rows.owner.each(calls.rows), self._floor_of(floor)]
         return [one for one in found if isinstance(one, Unreadable)]
 
     def _parted(self, table: str, key: str) -> str:

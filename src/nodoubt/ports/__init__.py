@@ -438,7 +438,9 @@ class Journal(Protocol):
         ...
 
     def floor(self, session: Session, *, flushed: bool = False) -> Script[str]:
-        """The oldest attempt that may still be decided COMMIT; below it all is unknown. `flushed`: and stays so."""
+        """The oldest attempt that may still be decided COMMIT; below it all is unknown. `flushed`: and stays so.
+        `UnreadableRecord`, if it is no attempt; then whatever writes a decision, a name or a call raises that, too.
+        """
         ...
 
     def aborted(
@@ -469,9 +471,8 @@ class Journal(Protocol):
         ...
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
-        """Of what is not over, the rows whose very attempt cannot be read, or is stored twice and differs.
-
-        Whose they are nobody can tell: while there are any, the lack of a decision proves nothing.
+        """Of what is not over, the rows whose very attempt cannot be read, or is stored twice and differs; likewise the
+        floor. Whose they are nobody can tell: while there are any, the lack of a decision proves nothing.
         """
         ...
 

@@ -1,0 +1,134 @@
+"""A row that may be anybody's, and the floor, below which nobody knows: while it cannot be read nothing is presumed.
+
+With the real command, on a journal of each kind; the other database is a SQLite file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import nodoubt
+from cli.places import NAMES, Place, context, make_place
+from kit import QUICK, Database
+from nodoubt import Coordinator, TransactionAborted
+from nodoubt.engine import ends
+from nodoubt.journals.sql import SqlJournal
+from nodoubt.protocol.records import Unreadable
+from nodoubt.script import Script
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+def place(request: Any, tmp_path: Path) -> Place:
+    return make_place(request.param, request, tmp_path)
+
+
+def _other(attempt: str) -> str:
+    return attempt[:-1] + "G"
+
+
+def test_a_commit_whose_attempt_is_no_attempt_may_be_anybodys_so_nothing_is_aborted_for_having_none(
+    place: Place,
+) -> None:
+    attempts = {name: place.stage(name) for name in NAMES}
+    place.decide(attempts["bad"], attempts["good-1"])
+    decisions, bad = place.table("decisions"), attempts["bad"]
+    place.journal.query(f"update {decisions} set attempt = '{_other(bad)}' where attempt = '{bad}'")
+    place.journal.query(f"update {place.table('names')} set deadline = 1.0 where name in ('bad', 'good-2')")
+
+    swept = place.json("recover", "--grace", "0", code=3)
+    assert place.rows("good-1") == [1, 1] and place.rows("bad") == [0, 0]
+    assert place.prepared() == 6, "nothing that has no decision was touched, overdue or not"
+    assert _other(bad) in json.dumps(swept["unreadable"]) and swept["presumed"] is False
+    assert "nothing is aborted for having no decision" in " ".join(place.nodoubt("recover").stdout.split())
+    assert place.nodoubt("reap").exit_code != 0 and place.prepared() == 6
+    refused = place.nodoubt("rollback", "bad", "--yes")
+    assert refused.exit_code == 3 and _other(bad) in refused.output and place.prepared() == 6
+
+    place.journal.query(f"update {decisions} set attempt = '{bad}' where attempt = '{_other(bad)}'")
+    place.nodoubt("recover", "--grace", "0")
+    assert place.json("recover", "--grace", "0")["presumed"] is True
+    assert place.rows("bad") == [1, 1] and place.rows("good-2") == [0, 0]
+
+
+@pytest.mark.parametrize("column", ["attempt", "undecided"])
+def test_a_name_whose_two_attempts_differ_may_be_anybodys(column: str, place: Place) -> None:
+    attempts = {name: place.stage(name) for name in ("bad", "open")}
+    names, bad = place.table("names"), attempts["bad"]
+    place.journal.query(f"update {names} set {column} = '{_other(bad)}', deadline = 1.0 where name = 'bad'")
+    swept = place.json("recover", "--grace", "0", code=3)
+    assert place.prepared() == 4 and bad[:-1] in json.dumps(swept["unreadable"])
+    place.journal.query(f"update {names} set {column} = '{bad}' where name = 'bad'")
+    place.nodoubt("recover", "--grace", "0")
+    assert place.nodoubt("recover", "--grace", "0").exit_code == 0
+    assert place.prepared() == 2 and place.rows("bad") == [0, 0]
+
+
+def test_a_floor_that_cannot_be_read_permits_nothing_and_what_is_decided_is_carried_out(place: Place) -> None:
+    attempts = {name: place.stage(name) for name in NAMES[:3]}
+    place.decide(attempts["good-1"])
+    floor = f"update {place.table('journal')} set value = ? where item = 'floor'"
+    place.journal.query(floor, "")
+
+    swept = place.json("recover", "--grace", "0", code=3)
+    assert place.rows("good-1") == [1, 1] and place.prepared() == 4
+    (told,) = swept["unreadable"]
+    assert (told["table"], told["name"]) == ("journal", "floor") and "cannot be read (value: " in told["why"]
+    assert swept["presumed"] is False and swept["trouble"] == {}
+    for verb in ("commit", "rollback"):
+        refused = place.nodoubt(verb, "bad", "--yes")
+        assert refused.exit_code == 3 and "journal: 'floor'" in refused.output, refused.output
+    assert place.prepared() == 4
+    options = [part for one in place.databases for part in ("-r", f"{one.name}={one.url}")]
+    examined = nodoubt("doctor", *options)
+    assert examined.exit_code == 3 and "a row of the journal cannot be read: journal: 'floor'" in examined.output
+    with place.coordinator() as db:
+        assert db._shell.run(ends.retire(context(db))) == 0
+        with (
+            pytest.raises(TransactionAborted, match="rolled back everywhere.*journal: 'floor'"),
+            db.transaction() as tx,
+        ):
+            for one in place.databases:
+                tx[one.name].execute("insert into t_open values (1)")
+    assert place.rows("open") == [0, 0] and place.prepared() == 4
+
+    place.journal.query(floor, "0" * 32)
+    assert place.nodoubt("commit", "bad", "--yes").exit_code == 0 and place.rows("bad") == [1, 1]
+    assert place.json("recover", "--grace", "0")["presumed"] is True
+
+
+def test_with_the_journal_elsewhere_a_floor_that_cannot_be_read_aborts_and_says_why(tmp_path: Path) -> None:
+    urls = {name: f"sqlite:///{tmp_path}/{name}.db" for name in "abj"}
+    for name, url in urls.items():
+        Database(name, url).query("create table t (n int primary key)")
+    journal = Database("j", urls.pop("j"))
+    with Coordinator(urls, journal=journal.url, recovery=False, settings=QUICK) as db:
+        db.setup()
+        journal.query("update nodoubt_journal set value = '' where item = 'floor'")
+        began = context(db).clock.elapsed()
+        with pytest.raises(TransactionAborted, match="journal: 'floor'"), db.transaction() as tx:
+            for name in urls:
+                tx[name].execute("insert into t values (1)")
+        assert context(db).clock.elapsed() - began < QUICK.decide_s / 2, "no wait makes it readable"
+        assert all(Database(name, url).prepared() == [] for name, url in urls.items())
+
+
+def test_who_takes_such_a_row_for_nobodys_writes_a_second_decision(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> Script[list[Unreadable]]:
+        return []
+        yield
+
+    monkeypatch.setattr(SqlJournal, "ownerless", none)
+    bad = place.stage("bad")
+    place.decide(bad)
+    decisions = place.table("decisions")
+    place.journal.query(f"update {place.table('names')} set deadline = 1.0")
+    place.journal.query(f"update {decisions} set attempt = '{_other(bad)}' where attempt = '{bad}'")
+    place.nodoubt("recover", "--grace", "0")
+    found = place.journal.query(f"select verdict from {decisions} order by verdict")
+    assert [str(verdict) for (verdict,) in found] == ["abort", "commit"] and place.prepared() == 0
