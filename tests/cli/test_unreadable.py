@@ -366,6 +366,27 @@ def test_a_database_that_an_unreadable_decision_may_list_is_not_dropped(place: P
     assert place.nodoubt("drop", "b", "--yes").exit_code == 0
 
 
+def test_nor_is_one_that_is_gone_while_a_decision_says_neither_commit_nor_abort(place: Place) -> None:
+    with place.coordinator() as db:
+        ctx = context(db)
+        one = decided()
+        db._shell.run(using(ctx.journal_pool, lambda session: ctx.journal.insert(session, [one])))
+    decisions = place.table("decisions")
+    unchecked = {
+        "sqlite": "pragma ignore_check_constraints = on; ",
+        "mariadb": "set statement check_constraint_checks = off for ",
+        "postgres": f"alter table {decisions} drop constraint decisions_verdict_check; ",
+    }[place.journal.kind]
+    place.journal.query(f"{unchecked}update {decisions} set verdict = 'maybe' where attempt = '{one.attempt}'")
+    for options in (("--gone",), ()):
+        refused = place.nodoubt("drop", "b", "--yes", *options)
+        said = " ".join(refused.output.split())
+        assert refused.exit_code == 1 and one.attempt in said and "cannot be read (verdict: " in said, said
+        assert place.nodoubt("recover").exit_code == 0, "b takes part as before"
+    place.journal.query(f"update {decisions} set verdict = 'abort' where attempt = '{one.attempt}'")
+    assert place.nodoubt("drop", "b", "--yes", "--gone").exit_code == 0
+
+
 # ---- every column ---------------------------------------------------------------------------------
 
 COLUMNS = {

@@ -43,6 +43,7 @@ WHY_LENGTH_MAX = 300  # of what is wrong with a row that cannot be read
 # What Python's conversions and msgspec raise for what we have not written; the last one for JSON of a great depth.
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
 CHANGES_MAX = 1_000_000_000  # counted before it begins anew: any column holds that
+NEITHER = "verdict NOT IN ('commit', 'abort')"  # a decision of which nobody knows what it says
 TIME_END = 253402300800.0  # the year 10000: no clock of people's shows it
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (

@@ -447,7 +447,7 @@ class SqlJournal(Calls):
         """
         decisions, undecided = self.dialect.table("decisions"), self._undecided_between(floor, cutoff)
         calls, reading = self._undecided_calls_between(floor, cutoff), self.dialect.reading
-        neither = f"{self._between('attempt', floor, cutoff)} AND verdict NOT IN ('commit', 'abort')"
+        neither = f"{self._between('attempt', floor, cutoff)} AND {rows.NEITHER}"
         newest = yield from self._read(
             session,
             f"SELECT {reading('attempt', 'attempt')} FROM {decisions} ORDER BY attempt DESC LIMIT {NEWEST_MAX}",

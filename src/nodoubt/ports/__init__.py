@@ -559,7 +559,7 @@ class Journal(Protocol):
         ...
 
     def unregister(self, session: Session, resource_id: str) -> Script[None]:
-        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it.
+        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it, or may.
 
         The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
         """

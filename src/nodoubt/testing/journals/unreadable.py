@@ -254,6 +254,22 @@ class UnreadableClaims:
             bench.retire(CUT, 10)
             assert bench.floor() > bad.attempt, way
 
+    def test_a_resource_that_a_decision_of_no_known_verdict_may_list_is_not_forgotten(
+        self, bench: Bench, damage: Damage
+    ) -> None:
+        """I6. Nothing else finds such a row before it is asked for, or old."""
+        bench.register("orders", Identity("r0", "c" * 16, "", 1))
+        for way in set(damage.ways("decisions")) - set(damage.ways("decisions", found=True)):
+            bad = self._inserted(bench, decision())
+            bench.end([bad])
+            damage.spoil("decisions", bad, way)
+            with pytest.raises(Conflict, match=bad):
+                bench.unregister("r0")
+            assert set(bench.registered()) == {"r0"}, way
+            damage.mend()
+        bench.unregister("r0")
+        assert bench.registered() == {}
+
     # ---- all of it
 
     def test_what_cannot_be_read_is_told_until_it_is_mended(self, bench: Bench, damage: Damage) -> None:
