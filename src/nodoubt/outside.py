@@ -66,7 +66,7 @@ class Scripts:
 
     def _to_end(self, course: Course) -> Script[None]:
         yield from to_end(self._ctx, course)
-        if course.attempt.calls:
+        if course.attempt.calls and course.attempt.aborted:
             yield from undoing.undo_quietly(self._hand(), course.attempt.id)
 
     def _hand(self, grace_s: float | None = None) -> Hand:

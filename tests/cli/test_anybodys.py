@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cli import shop_steps
 from cli.conftest import nodoubt
 from cli.places import NAMES, Place, context, make_place
 from kit import QUICK, Database
@@ -65,6 +66,51 @@ def test_a_name_whose_two_attempts_differ_may_be_anybodys(column: str, place: Pl
     place.nodoubt("recover", "--grace", "0")
     assert place.nodoubt("recover", "--grace", "0").exit_code == 0
     assert place.prepared() == 2 and place.rows("bad") == [0, 0]
+
+
+def calls_and_fails(place: Place) -> int:
+    """At once, with one step called; how many steps were left to undo."""
+    with place.coordinator() as db, pytest.raises(ZeroDivisionError) as failed, db.transaction() as tx:
+        tx.call(shop_steps.mail, "ann", undo=shop_steps.unmail)
+        tx["a"].execute("insert into t_open values (1)")
+        raise ZeroDivisionError
+    return sum("not undone yet" in note for note in getattr(failed.value, "__notes__", ()))
+
+
+def spoilt(place: Place) -> str:
+    """The attempt of a COMMIT that is nobody's now."""
+    bad = place.stage("bad")
+    place.decide(bad)
+    place.journal.query(f"update {place.table('decisions')} set attempt = '{_other(bad)}' where attempt = '{bad}'")
+    return bad
+
+
+def test_nor_does_who_has_just_aborted_undo_its_steps_or_whoever_settles_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I19. The COMMIT may be its own, from before its reply was lost; or a step be missing that comes first."""
+    monkeypatch.setenv("UNMAILED", str(unmailed := tmp_path / "unmailed"))
+    bad = spoilt(place)
+    assert calls_and_fails(place) == 1
+    ((attempt,),) = place.journal.query(f"select attempt from {place.table('decisions')} where verdict = 'abort'")
+    attempt = attempt if isinstance(attempt, str) else bytes(attempt).decode()
+    for command in (("settle", attempt, "--yes"), ("recover", "--app", "cli.shop_steps")):
+        place.nodoubt(*command)
+        assert not unmailed.exists(), command
+    place.journal.query(f"update {place.table('decisions')} set attempt = '{bad}' where attempt = '{_other(bad)}'")
+    assert place.nodoubt("recover", "--app", "cli.shop_steps").exit_code == 0
+    assert unmailed.read_text() == "ann\n"
+
+
+def test_who_undoes_all_the_same_is_caught(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> Script[list[Unreadable]]:
+        return []
+        yield
+
+    monkeypatch.setenv("UNMAILED", str(unmailed := tmp_path / "unmailed"))
+    monkeypatch.setattr(SqlJournal, "ownerless", none)
+    spoilt(place)
+    assert calls_and_fails(place) == 0 and unmailed.exists()
 
 
 def test_a_floor_that_cannot_be_read_permits_nothing_and_what_is_decided_is_carried_out(place: Place) -> None:

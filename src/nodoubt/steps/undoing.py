@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any
 
 from ..engine import register
+from ..engine.apart import require_owned
 from ..engine.context import Context, log
 from ..errors import NoDoubtError
 from ..protocol.compensation import Bare, Claimed, Failed, GivenUp, NotNow, NotPossible, Undone, Unfit, following
@@ -232,8 +233,12 @@ def _context(call: Call, decision: Decision) -> StepContext:
 
 
 def undo_quietly(hand: Hand, attempt: str) -> Script[int]:
-    """For whoever has just aborted it: undo what can be undone now; how many steps are left to recovery, or a human."""
+    """For whoever has just aborted it: undo what can be undone now; how many steps are left to recovery, or a human.
+
+    Not while a row may be anybody's: the COMMIT of this very attempt, or the step that is to be undone first.
+    """
     try:
+        yield from require_owned(hand.ctx)
         report = yield from undo(hand, attempt)
         left = yield from ledger.calls_of(hand.ctx, attempt)
     except NoDoubtError as error:
