@@ -18,7 +18,7 @@ from cli.conftest import Shop, nodoubt
 from cli.places import NAMES, Place, context, dialect, make_place
 from kit import QUICK, Database
 from nodoubt import Coordinator, State, UnreadableRecord
-from nodoubt.engine import ends, register
+from nodoubt.engine import ends, register, start
 from nodoubt.engine.context import using
 from nodoubt.journals import sql
 from nodoubt.journals.dialects import Dialect
@@ -434,6 +434,43 @@ def test_nor_is_one_that_is_gone_while_a_decision_says_neither_commit_nor_abort(
         assert place.nodoubt("recover").exit_code == 0, "b takes part as before"
     place.journal.query(f"update {decisions} set verdict = 'abort' where attempt = '{one.attempt}'")
     assert place.nodoubt("drop", "b", "--yes", "--gone").exit_code == 0
+
+
+# ---- the register of databases ---------------------------------------------------------------------
+
+
+def test_a_database_whose_row_cannot_be_read_takes_no_part_and_is_named_with_what_to_do(shop: Shop) -> None:
+    """I15. What it has witnessed is in that row: without it nobody can tell whether it was set back."""
+    home = Database("shop", shop.urls["shop"])
+    ((stock,),) = home.query("select resource_id from nodoubt_resources where name = 'stock'")
+    for column in ("name", "cluster", "server"):
+        home.query(f"update nodoubt_resources set {column} = cast(x'ff' as text) where resource_id = '{stock}'")
+        told = (f"resources: '{stock}'", f"cannot be read ({column}: ", "nodoubt schema apply --adopt stock")
+        for command in (("recover",), ("reap",), ("commit", "order-1", "--yes")):
+            refused = shop.nodoubt(*command)
+            said = " ".join(refused.output.split())
+            assert refused.exit_code == 3 and all(one in said for one in told), said
+        with shop.coordinator() as db, pytest.raises(UnreadableRecord, match="set back") as raised:
+            db.begin_distributed("order-1").__enter__()
+        assert all(one in str(raised.value) for one in told)
+        with Coordinator({"shop": home.url}, recovery=False) as alone:
+            assert [one.table for one in alone.recover().unreadable] == ["resources"], "it keeps no other from its work"
+        assert shop.nodoubt("schema", "apply", "--adopt", "stock", "--yes").exit_code == 0
+        assert shop.nodoubt("recover").exit_code == 0
+
+
+def test_who_takes_it_for_one_that_has_witnessed_nothing_does_not_see_that_it_was_set_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant. Its file is put back as it was an epoch ago."""
+    file, before = shop.folder / "stock.db", (shop.folder / "stock.db").read_bytes()
+    assert shop.nodoubt("recover").exit_code == 0  # which begins an epoch
+    file.write_bytes(before)
+    assert shop.nodoubt("recover").exit_code == 3
+    Database("shop", shop.urls["shop"]).query("update nodoubt_resources set server = cast(x'ff' as text)")
+    assert shop.nodoubt("recover").exit_code == 3
+    monkeypatch.setattr(start, "_witnessed", lambda *_: None)
+    assert shop.nodoubt("recover").exit_code == 0
 
 
 # ---- every column ---------------------------------------------------------------------------------

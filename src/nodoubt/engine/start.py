@@ -12,9 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import JournalRestored, LineageBroken, NoDoubtError, ResourceUnavailable, SchemaMismatch, UsageError
-from ..ports import Identity, Prepared, Session, Unclear, readable
-from ..protocol.records import Epoch
+from ..errors import (
+    JournalRestored,
+    LineageBroken,
+    NoDoubtError,
+    ResourceUnavailable,
+    SchemaMismatch,
+    UnreadableRecord,
+    UsageError,
+)
+from ..ports import Identity, Prepared, Session, Unclear
+from ..protocol.records import Epoch, Unreadable
 from ..script import Script, every
 from . import questions
 from .context import Context, Participant, asked, log, told, using
@@ -246,9 +254,20 @@ def _with_lineage(ctx: Context, participant: Participant, reading: Callable[[], 
             registered = yield from told(ctx, ctx.journal_pool, ctx.journal.registered)
         if registered.get(identity.resource_id) == before.get(identity.resource_id):
             break
-    witnessed = None if known is None else readable(known)[1].epoch
+    witnessed = None if known is None else _witnessed(participant.name, known)
     _raise(set_back(participant.name, identity, number, witnessed, minted=minted))
     return identity
+
+
+def _witnessed(name: str, known: tuple[str, Identity] | Unreadable) -> int:
+    """The epoch that it has shown to the journal."""
+    if isinstance(known, Unreadable):
+        raise UnreadableRecord(
+            f"{name} takes no part: its row in the journal ({known.which}) {known.why}. There stands what it has "
+            "witnessed: without that nobody can tell whether it was set back (I15). Mend the row; or, if it is surely "
+            f"what it was, have it written anew: nodoubt schema apply --adopt {name}"
+        )
+    return known[1].epoch
 
 
 def elsewhere(name: str, identity: Identity, server: str) -> LineageBroken | None:

@@ -381,7 +381,7 @@ def event(row: Row) -> Event:
     return Event(attempt(of), moment(at), text(what), text(detail))
 
 
-@read("resources", RESOURCE, attempt=None, name=1)
+@read("resources", RESOURCE, attempt=None, name=0)
 def resource(row: Row) -> tuple[str, Identity]:
     """A row of `RESOURCE`: the name it was registered under, and who it said it was."""
     resource_id, name, cluster, server, epoch = row

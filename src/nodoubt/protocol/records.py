@@ -176,7 +176,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     table: str
     attempt: str  # as it stands there, by which pages go on: bytes that are no text are lone surrogates
     why: str
-    name: str = ""  # the transaction's (a step's, a job's, a resource's), as far as it can be read
+    name: str = ""  # the transaction's (a step's, a job's), as far as it can be read; the id of a resource
     number: int | None = None  # the branch's or the step's, likewise
 
     @property
