@@ -385,7 +385,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
 
     def unreadable(self) -> list[Unreadable]:
         """Rows of the journal that cannot be read, of all that is not over: nothing that hangs on one is done."""
-        return self._shell.run(questions.unreadable(self._ready()))
+        return self._shell.run(self._unreadable_script())
 
     def clear_quarantined(self, attempt: str, branch: int, *, by: str) -> None:
         """A named operator has looked at a quarantined branch, and takes it off the list (I17)."""
@@ -581,7 +581,7 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
 
     async def unreadable(self) -> list[Unreadable]:
         """As `Coordinator.unreadable`."""
-        return await self._shell.run(questions.unreadable(self._ready()))
+        return await self._shell.run(self._unreadable_script())
 
     async def clear_quarantined(self, attempt: str, branch: int, *, by: str) -> None:
         """As `Coordinator.clear_quarantined`."""

@@ -18,6 +18,7 @@ from .engine.shell import AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
 from .errors import InDoubt, NoDoubtError, UsageError
+from .jobs import board
 from .protocol.records import Call, Confirmation, Readiness, Unreadable, Verdict
 from .script import Script
 from .steps import REGISTRY, Compensation, Step, calling, mending, undoing, worker
@@ -137,13 +138,18 @@ class Scripts:
         report.unreadable = yield from self._apart(report)
         return report
 
+    def _unreadable_script(self) -> Script[list[Unreadable]]:
+        """Of the journal's own tables, and of the jobs."""
+        found = yield from questions.unreadable(self._ready())
+        return found + (yield from board.unreadable(self._ctx))
+
     def _apart(self, report: SweepReport) -> Script[list[Unreadable]]:
         """What cannot be read: what each part has met, and what none of them looks at."""
         found = {one.key: one for one in report.unreadable}
         if report.steps is not None:
             found |= {one.key: one for one in report.steps.unreadable}
         try:
-            rest = yield from questions.unreadable(self._ctx)
+            rest = yield from self._unreadable_script()
         except NoDoubtError as error:
             report.trouble.setdefault("journal", str(error))
             return list(found.values())

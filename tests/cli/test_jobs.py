@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 
+import pytest
+
 from cli.conftest import Shop
 from kit import Database, until
 from nodoubt.jobs import board
@@ -104,6 +106,12 @@ def test_one_job_that_cannot_be_read_stands_among_the_others_and_is_not_forgotte
     assert listed.exit_code == 3 and "2 of 4 (50 %)" in listed.stdout
     states = {one["name"]: one["state"] for one in shop.json("jobs", "ls", code=3)["jobs"]}
     assert states == {"half": "stopped", "torn": "unreadable", "odd": "unreadable"}
+    for command in ("recover", "reap"):
+        assert shop.nodoubt(command).exit_code == (3 if command == "recover" else 0), command
+    told = shop.json("recover", code=3)["unreadable"]
+    assert [(one["table"], one["name"]) for one in told] == [("jobs", "odd"), ("jobs", "torn")]
+    with shop.coordinator() as db:
+        assert [one.name for one in db.unreadable()] == ["odd", "torn"]
     for name in ("torn", "odd"):
         shown = shop.nodoubt("jobs", "show", name)
         assert shown.exit_code == 3 and "cannot be read" in shown.stderr
@@ -111,3 +119,19 @@ def test_one_job_that_cannot_be_read_stands_among_the_others_and_is_not_forgotte
     with shop.coordinator() as db:
         assert db._shell.run(board.expire(db._ctx)) == 0
         assert sorted(one.name for one in db.jobs()) == ["half", "odd", "torn"]
+
+
+def test_each_job_that_cannot_be_read_is_told_however_many_there_are_and_none_where_there_is_no_table(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "PAGE_MAX", 2)
+    names = [f"job-{number}" for number in range(5)]
+    for name in names:
+        work(shop, name, upto=2)
+    home = Database("shop", shop.urls["shop"])
+    home.query("update nodoubt_jobs set note = cast(x'ff' as text) where name <> 'job-2'")
+    home.query("update nodoubt_jobs set name = cast(x'ff' as text) where name = 'job-1'")
+    with shop.coordinator() as db:
+        assert [one.name for one in db.unreadable()] == ["job-0", "job-3", "job-4", "\\xff"]
+        home.query("drop table nodoubt_jobs")
+        assert db.unreadable() == []

@@ -28,6 +28,7 @@ from .records import JobRecord, JobState, Link, Row, number_of_items
 R = TypeVar("R")
 LIST_MAX = 1000
 FORGET_MAX = 500  # rows of one batch
+PAGE_MAX = 500
 COLUMNS = (
     "name", "run", "keeper", "state", "done", "total", "checkpoint", "note", "worker", "claim", "held_until",
     "begun_at", "changed_at",
@@ -58,6 +59,13 @@ class Board(Transactions):
     def listing(self, session: Session) -> Script[list[Row | Unreadable]]:
         """Those that changed last come first."""
         return self._rows(session, f"ORDER BY changed_at DESC, name LIMIT {LIST_MAX}")
+
+    def unreadable(self, session: Session, after: str) -> Script[tuple[list[Unreadable], str | None]]:
+        """Those of one page that cannot be read, and where the next one goes on; None: there is none."""
+        which = f"WHERE name > {self.dialect.raw(after)} ORDER BY name LIMIT {PAGE_MAX}"
+        found = (yield from self._read(session, self._select(which))).rows
+        apart = [one for one in job_of.each(found) if isinstance(one, Unreadable)]
+        return apart, rows.raw(found[-1][0]) if len(found) == PAGE_MAX else None
 
     def add(self, session: Session, name: str, run: str, keeper: str, total: int | None) -> Script[bool]:
         """A job that nobody is at work on yet, forced; False where there is one of the name."""
@@ -221,6 +229,23 @@ def asked(ctx: Context, body: Callable[[Board, Session], Script[R]], *, changes:
             "this journal keeps no jobs: one in PostgreSQL, MariaDB or SQLite does; a fake coordinator has none of them"
         )
     return questions.ask(ctx, lambda session: body(board, session), changes=changes)
+
+
+def unreadable(ctx: Context) -> Script[list[Unreadable]]:
+    """Every job whose row cannot be read, each page with its own time to answer. Raises `JournalUnavailable`."""
+    found: list[Unreadable] = []
+    after: str | None = "" if _board(ctx) is not None else None
+    while after is not None:
+        try:
+            some, after = yield from asked(ctx, _page_from(after), changes=False)
+        except SchemaMismatch:
+            return []  # where there is no table, there are no jobs
+        found += some
+    return found
+
+
+def _page_from(after: str) -> Callable[[Board, Session], Script[tuple[list[Unreadable], str | None]]]:
+    return lambda board, session: board.unreadable(session, after)
 
 
 def hold_all(ctx: Context) -> Script[None]:
