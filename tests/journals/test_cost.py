@@ -5,6 +5,7 @@ The statements are those that the journal sends, caught on their way; the databa
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from journals.places import Place, query
-from nodoubt.journals import sql
+from journals.test_mutants import OtherBench
+from nodoubt.journals import rows, sql
 from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import START, Refused
@@ -102,34 +104,68 @@ def test_what_recovery_and_clean_up_ask_is_answered_from_an_index(place: Place, 
         assert not [line for line in how.splitlines() if READS_ALL[place.kind].search(line)], f"{statement}\n{how}"
 
 
-@pytest.mark.parametrize("at_once", [sql.LOOK_MAX, 500])
+def looked_through(bench: Bench) -> list[str]:
+    """The messages of one look for what cannot be read."""
+    statements, spot = list[str](), START
+    while spot is not None:
+        statements += sent(bench.journal.unreadable(bench.main, spot), bench)
+        _, spot = bench.unreadable(spot)
+    return statements
+
+
+def test_the_look_for_what_cannot_be_read_reads_what_is_not_over_once(place: Place, bench: Bench) -> None:
+    bench.insert([decision(attempt=attempt_at(NOW + n)) for n in range(3)])
+    for n in range(3):
+        bench.stage(staging(f"live {n}", attempt_at(NOW + n + 10)))
+    statements, table = looked_through(bench), place.dialect().table
+    assert len([one for one in statements if "undecided IS NOT NULL" in one]) == 1
+    assert len([one for one in statements if place.dialect().is_open in one]) == 1
+    names = [one for one in statements if table("names") in one]
+    assert len(names) == 2, "the others are those below the floor"
+    assert len([one for one in statements if table("confirmations") in one]) == 1, "nobody was asked"
+    assert len([one for one in statements if "item = " in one]) == sql.OLD_SETS + 1
+
+
+class AsksByKeys(SqlJournal):
+    """The mutant: finds the names by their keys, many in one statement."""
+
+    @functools.cached_property
+    def _sets(self) -> Any:
+        names = self._by_key(self._undecided, "names", "undecided", "undecided IS NOT NULL")
+        return tuple(names if one == self._undecided_and_asked else one for one in super()._sets)
+
+
+@pytest.mark.parametrize("mutant", [False, True])
 def test_the_look_for_what_cannot_be_read_walks_no_table(
-    place: Place, bench: Bench, at_once: int, monkeypatch: pytest.MonkeyPatch
+    place: Place, other_bench: OtherBench, mutant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much is going on. With hundreds of keys more in a statement MariaDB would."""
+    """However much is going on. With hundreds of keys in a statement MariaDB would."""
+    bench = other_bench((AsksByKeys if mutant else SqlJournal)(place.dialect()))
     fill(bench)
-    monkeypatch.setattr(sql, "LOOK_MAX", at_once)
+    monkeypatch.setattr(sql, "LOOK_MAX", 500 if mutant else sql.LOOK_MAX)
     bench.insert([decision(attempt=attempt_at(NOW + n)) for n in range(600)])
     names = [staging(f"more {n}", attempt_at(NOW + n)) for n in range(RECORDS)]
     bench.run(bench.journal._write(bench.main, *(row for one in names for row in bench.journal.staging_rows(one))))
-    ended = f"attempt < '{names[-600].attempt}'"
-    query(bench, f"UPDATE {place.dialect().table('names')} SET undecided = NULL WHERE {ended}")
+    table, ended = place.dialect().table, f"attempt < '{names[-600].attempt}'"
+    call = "attempt, 0, 'k', 's', '', '{}', 'begun', '', '', 0, 0, '', '', 0, 0, 0, attempt"
+    columns = rows.columns((*rows.CALL, "unfinished"))
+    query(bench, f"INSERT INTO {table('calls')} ({columns}) SELECT {call} FROM {table('names')} WHERE calls = 0")
+    query(bench, f"UPDATE {table('calls')} SET unfinished = NULL WHERE {ended}")
+    query(bench, f"UPDATE {table('names')} SET undecided = NULL WHERE {ended}")
     if place.kind == "mariadb":
-        query(bench, f"ANALYZE TABLE {place.dialect().table('names')}")
-    walked, spot = list[str](), START
-    while spot is not None:
-        for statement in sent(bench.journal.unreadable(bench.main, spot), bench):
-            how = plan(place, bench, statement)
-            walked += [how for line in how.splitlines() if READS_ALL[place.kind].search(line)]
-        _, spot = bench.unreadable(spot)
-    assert bool(walked) is (place.kind == "mariadb" and at_once == 500), "\n\n".join(walked)
+        query(bench, f"ANALYZE TABLE {table('names')}, {table('calls')}")
+    walked = list[str]()
+    for statement in looked_through(bench):
+        how = plan(place, bench, statement)
+        walked += [how for line in how.splitlines() if READS_ALL[place.kind].search(line)]
+    assert bool(walked) is (place.kind == "mariadb" and mutant), "\n\n".join(walked)
 
 
-# A plan's line that reads every record or every name: (id, kind, table, "ALL") on MariaDB.
+# A plan's line that reads every record, name or call: (id, kind, table, "ALL") on MariaDB.
 READS_ALL = {
-    "sqlite": re.compile(r"SCAN (n|d|\w*names|\w*decisions)\b(?!.* INDEX)"),
-    "postgres": re.compile(r"Seq Scan on (names|decisions)"),
-    "mariadb": re.compile(r"\S+ \w+( \w+)? (n|d|nodoubt_names|nodoubt_decisions) ALL "),
+    "sqlite": re.compile(r"SCAN (n|d|\w*names|\w*decisions|\w*calls)\b(?!.* INDEX)"),
+    "postgres": re.compile(r"Seq Scan on (names|decisions|calls)"),
+    "mariadb": re.compile(r"\S+ \w+( \w+)? (n|d|nodoubt_names|nodoubt_decisions|nodoubt_calls) ALL "),
 }
 
 

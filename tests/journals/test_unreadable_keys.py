@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from journals.places import Place, query
+from journals.test_mutants import OtherBench
+from nodoubt.journals import sql
+from nodoubt.journals.sql import SqlJournal
+from nodoubt.ports import Session
 from nodoubt.protocol.records import Unreadable
+from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.journals.unreadable import paged, unreadable
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, call, decision, staging
@@ -75,6 +80,28 @@ def test_pages_of_names_go_past_one_that_is_listed_for_another(
     change(place, bench, "names", "attempt", bad, value)
     listed = paged(lambda after, most: [one for one, _ in bench.list_staged(after, most)], size)
     assert len(listed) == 7 and len([one for one in listed if isinstance(one, Unreadable)]) == 1
+
+
+class GoesOnBehindTheKey(SqlJournal):
+    """The mutant: takes a key for one row's."""
+
+    def _undecided(self, session: Session, which: str) -> Script[list[Any]]:
+        if " = " in which:
+            return []
+        return (yield from super()._undecided(session, which))
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+def test_a_name_that_is_listed_for_another_is_told_where_a_page_ends_between_the_two(
+    place: Place, bench: Bench, other_bench: OtherBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "LOOK_MAX", 1)
+    names = [staging(name, attempt_at(NOW + n)) for n, name in enumerate("amz")]
+    for one in names:
+        bench.stage(one)
+    change(place, bench, "names", "undecided", names[2].attempt, f"'{names[1].attempt}'")
+    assert [one.name for one in unreadable(bench)] == ["z"]
+    assert unreadable(other_bench(GoesOnBehindTheKey(place.dialect()))) == []
 
 
 @pytest.mark.parametrize(("kind", "style"), KINDS)

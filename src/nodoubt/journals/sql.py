@@ -26,12 +26,14 @@ from .calls import Calls
 from .dialects import Dialect
 
 ATTEMPTS_PER_STATEMENT = 500
-# Keys in one look for what cannot be read. For 200 and more MariaDB guesses how many rows they find, by the statistics
-# of an index that is full of NULLs, and reads the whole table.
+# Rows, or keys, in one look for what cannot be read. For 200 keys and more MariaDB guesses how many rows they find, by
+# the statistics of an index that is full of NULLs, and may read the whole table.
 LOOK_MAX = 150
 VERDICTS = frozenset(verdict.value for verdict in Verdict)
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
-_Set = tuple[str, str, str, Callable[[Session, str], Script[list[Any]]]]  # table, key, condition, how it is read
+_Reading = Callable[[Session, str], Script[list[Any]]]  # by a condition
+_Set = Callable[[Session, str], Script[tuple[list[Any], str]]]  # after a key: a page of it, and its last key
+OLD_SETS = 4
 
 
 OWNERLESS_MAX = 100  # of each kind: they should not be there at all
@@ -329,29 +331,16 @@ class SqlJournal(Calls):
         """Set by set, each by its own index. The floor's own attempt is what holds it down: a verdict that is neither
         of the two stands in no index.
         """
-        floor = yield from self._floor(session)
-        below = f"attempt <= {self.dialect.attempt(FLOOR_LOWEST if isinstance(floor, Unreadable) else floor)}"
-        ended: tuple[_Set, ...] = (
-            ("decisions", "attempt", below, self._standings),
-            ("names", "attempt", below, self._stagings),
-            ("calls", "attempt", below, self._calls),
-            ("confirmations", "attempt", below, self._confirmations),
-        )
-        going: tuple[_Set, ...] = (
-            ("decisions", self.dialect.open_key, self.dialect.is_open, self._standings),
-            ("names", "undecided", "undecided IS NOT NULL", self._undecided_and_asked),
-            ("calls", "unfinished", "unfinished IS NOT NULL", self._unfinished),
-        )
-        sets = ended if old else (*ended, *going)
         place, last = after
+        sets = self._sets[:OLD_SETS] if old else self._sets
+        if place < len(sets):
+            found, last = yield from sets[place](session, last)
+        else:
+            found = [(yield from self._floor(session)), *(yield from self.quarantined(session))]
+            found += (yield from self.registered(session)).values()
+        apart = [one for one in found if isinstance(one, Unreadable)]
         if place == len(sets):
-            found: list[Any] = [
-                floor,
-                *(yield from self.quarantined(session)),
-                *(yield from self.registered(session)).values(),
-            ]
-            return [one for one in found if isinstance(one, Unreadable)], None
-        apart, last = yield from self._look_through(session, sets[place], last)
+            return apart, None
         return apart, (place, last) if last else (place + 1, "")
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
@@ -383,26 +372,63 @@ class SqlJournal(Calls):
         parted = f"{table}{key} <> {table}attempt OR {self.dialect.no_attempt(table + key)}"
         return f"{table}{key} IS NOT NULL AND ({parted})"
 
-    def _undecided_and_asked(self, session: Session, which: str) -> Script[list[Any]]:
-        """Names by `undecided`, and what was said by those who must confirm them."""
-        names = yield from self._undecided(session, which)
-        said = yield from self._confirmations(session, which.replace("undecided", "attempt", 1))
-        return [*names, *said]
-
-    def _look_through(self, session: Session, some: _Set, after: str) -> Script[tuple[list[Unreadable], str]]:
-        """What cannot be read of the next keys of a set, and the last of those; "": the set is through."""
-        table, key, which, reading = some
-        column = self.dialect.reading(f"r.{key}", key)
-        reply = yield from self._read(
-            session,
-            f"SELECT {column} FROM {self.dialect.table(table)} AS r WHERE r.{key} > {self.dialect.raw(after)} "
-            f"AND {which} GROUP BY r.{key} ORDER BY r.{key} LIMIT {LOOK_MAX}",
+    @functools.cached_property
+    def _sets(self) -> tuple[_Set, ...]:
+        """What lies below the floor, `OLD_SETS`; then what is not over."""
+        by_row, by_key = self._by_row, self._by_key
+        return (
+            by_row(self._standings, "attempt"),
+            by_row(self._stagings, "attempt"),
+            by_key(self._calls, "calls", "attempt"),
+            by_key(self._confirmations, "confirmations", "attempt"),
+            by_row(self._standings, self.dialect.open_key, self.dialect.is_open),
+            self._undecided_and_asked,
+            by_key(self._unfinished, "calls", "unfinished", "unfinished IS NOT NULL"),
         )
-        keys = [rows.raw(value) for (value,) in reply.rows]
-        if not keys:
-            return [], ""
-        found = yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
-        return [one for one in found if isinstance(one, Unreadable)], keys[-1] if len(keys) == LOOK_MAX else ""
+
+    def _below(self, session: Session) -> Script[str]:
+        """A condition: it lies below the floor."""
+        floor = yield from self._floor(session)
+        return f"attempt <= {self.dialect.attempt(FLOOR_LOWEST if isinstance(floor, Unreadable) else floor)}"
+
+    def _undecided_and_asked(self, session: Session, after: str) -> Script[tuple[list[Any], str]]:
+        """Names by `undecided`, and what was said by those who must confirm them."""
+        found, last = yield from self._by_row(self._undecided, "undecided", "undecided IS NOT NULL")(session, after)
+        if last:  # where one is spoilt, it may be listed by the key of another
+            found += yield from self._undecided(session, f"undecided = {self.dialect.raw(last)}")
+        asked = [one.attempt for one in found if isinstance(one, Unreadable) or one.confirmations]
+        if asked:
+            listed = ", ".join(map(self.dialect.raw, asked))
+            found += yield from self._confirmations(session, f"attempt IN ({listed})")
+        return found, last
+
+    def _by_row(self, reading: _Reading, key: str, which: str = "") -> _Set:
+        """Of a set in which a key has one row: the next rows, and the last of their keys; "": the set is through."""
+
+        def page(session: Session, after: str) -> Script[tuple[list[Any], str]]:
+            later = f"{key} > {self.dialect.raw(after)} AND {which or (yield from self._below(session))}"
+            found = yield from reading(session, f"{later} ORDER BY {key} LIMIT {LOOK_MAX}")
+            return found, found[-1].attempt if len(found) == LOOK_MAX else ""
+
+        return page
+
+    def _by_key(self, reading: _Reading, table: str, key: str, which: str = "") -> _Set:
+        """Of one in which it may have many: the next keys, and then their rows."""
+
+        def page(session: Session, after: str) -> Script[tuple[list[Any], str]]:
+            later = f"r.{key} > {self.dialect.raw(after)} AND {which or (yield from self._below(session))}"
+            reply = yield from self._read(
+                session,
+                f"SELECT {self.dialect.reading(f'r.{key}', key)} FROM {self.dialect.table(table)} AS r "
+                f"WHERE {later} GROUP BY r.{key} ORDER BY r.{key} LIMIT {LOOK_MAX}",
+            )
+            keys = [rows.raw(value) for (value,) in reply.rows]
+            if not keys:
+                return [], ""
+            found = yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
+            return found, keys[-1] if len(keys) == LOOK_MAX else ""
+
+        return page
 
     def _not_quarantined(self) -> str:
         """Of the decision d. What is quarantined is kept: an operator may still ask what was decided (I17)."""
