@@ -15,6 +15,7 @@ WAYS: dict[str, dict[str, tuple[str, str]]] = {
         **{f"branches {way}": ("branches", value) for way, value in JSON.items()},
         "mode unknown": ("mode", "'thrice'"),
         "point of no branch": ("point", "-7"),
+        "ended at no time": ("ended_at", "-1"),
     },
     "names": {
         **{f"branches {way}": ("branches", value) for way, value in JSON.items()},
@@ -40,6 +41,7 @@ NUMBERS = {
 }  # fmt: skip
 INFINITE = {"sqlite": "9e999", "postgres": "'infinity'"}
 DISOWNED = {"decisions": "attempt", "names": "undecided", "calls": "unfinished"}
+UNSURE = ("verdict", "ended_at")  # of a decision: then it is in no index of what is not over
 KEYS = {"resources": "resource_id"}
 
 
@@ -51,7 +53,7 @@ class SqlDamage:
         self._kept: list[tuple[str, str, str]] = []
 
     def ways(self, table: str, *, found: bool = False) -> Sequence[str]:
-        return [way for way, (column, _) in self._ways(table).items() if not found or column != "verdict"]
+        return [way for way, (column, _) in self._ways(table).items() if not found or column not in UNSURE]
 
     def _ways(self, table: str) -> dict[str, tuple[str, str]]:
         kind, ways = self._place.kind, dict(WAYS[table])

@@ -264,14 +264,14 @@ class Directory(Transactions):
             session,
             f"DELETE FROM {table} WHERE {which} "
             f"AND NOT EXISTS (SELECT 1 FROM {decisions} WHERE {self.dialect.is_open} AND {listed}) "
-            f"AND NOT EXISTS (SELECT 1 FROM {decisions} WHERE {rows.NEITHER}) "
+            f"AND NOT EXISTS (SELECT 1 FROM {decisions} WHERE {rows.UNSURE}) "
             f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('names')} AS n WHERE {listed} "
             f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = n.attempt))",
         )
         left = yield from self._read(session, f"SELECT count(*) FROM {table} WHERE {which}")
         if int(left.scalar()):
             columns = rows.standing_columns(self.dialect)
-            found = yield from self._read(session, f"SELECT {columns} FROM {decisions} WHERE {rows.NEITHER} LIMIT 1")
+            found = yield from self._read(session, f"SELECT {columns} FROM {decisions} WHERE {rows.UNSURE} LIMIT 1")
             for one in rows.standing.each(found.rows):
                 if isinstance(one, Unreadable):
                     raise Conflict(f"{one.which} {one.why}. It may list this resource: mend it first")

@@ -43,8 +43,9 @@ WHY_LENGTH_MAX = 300  # of what is wrong with a row that cannot be read
 # What Python's conversions and msgspec raise for what we have not written; the last one for JSON of a great depth.
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
 CHANGES_MAX = 1_000_000_000  # counted before it begins anew: any column holds that
-NEITHER = "verdict NOT IN ('commit', 'abort')"  # a decision of which nobody knows what it says
 TIME_END = 253402300800.0  # the year 10000: no clock of people's shows it
+# A decision that no index has and that may be an open COMMIT: nobody knows what it says, or whether it has ended.
+UNSURE = f"(verdict NOT IN ('commit', 'abort') OR ended_at < 0 OR ended_at >= {TIME_END})"
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
     "attempt", "name", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",

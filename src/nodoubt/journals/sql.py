@@ -328,8 +328,8 @@ class SqlJournal(Calls):
     def unreadable(
         self, session: Session, after: Spot = START, *, old: bool = False
     ) -> Script[tuple[list[Unreadable], Spot | None]]:
-        """Set by set, each by its own index. The floor's own attempt is what holds it down: a verdict that is neither
-        of the two stands in no index.
+        """Set by set, each by its own index. The floor's own attempt is what holds it down: a decision that is
+        unsure stands in no index.
         """
         place, last = after
         sets = self._sets[:OLD_SETS] if old else self._sets
@@ -469,11 +469,11 @@ class SqlJournal(Calls):
         """How far the floor may rise, by a plain read that holds up nobody. `_floor_statements` makes sure of it.
 
         Not above the newest record: a clock that has jumped ahead must not lock out every transaction to come. Nor
-        above a decision that is neither of the two: what it would take to forget it, nobody knows.
+        above a decision that is unsure: what it would take to forget it, nobody knows.
         """
         decisions, undecided = self.dialect.table("decisions"), self._undecided_between(floor, cutoff)
         calls, reading = self._undecided_calls_between(floor, cutoff), self.dialect.reading
-        neither = f"{self._between('attempt', floor, cutoff)} AND {rows.NEITHER}"
+        unsure = f"{self._between('attempt', floor, cutoff)} AND {rows.UNSURE}"
         newest = yield from self._read(
             session,
             f"SELECT {reading('attempt', 'attempt')} FROM {decisions} ORDER BY attempt DESC LIMIT {NEWEST_MAX}",
@@ -484,7 +484,7 @@ class SqlJournal(Calls):
             f"WHERE {self._open_between(floor, cutoff)}), "
             f"(SELECT {reading('min(n.undecided)', 'attempt')} {undecided}), "
             f"(SELECT {reading('min(c.unfinished)', 'attempt')} {calls}), "
-            f"(SELECT {reading('min(attempt)', 'attempt')} FROM {decisions} WHERE {neither})",
+            f"(SELECT {reading('min(attempt)', 'attempt')} FROM {decisions} WHERE {unsure})",
         )
         bounds = [rows.raw(value) for value in reply.rows[0] if value is not None]
         last = next((one for one in map(rows.raw, (value for (value,) in newest.rows)) if is_attempt(one)), None)

@@ -29,7 +29,7 @@ class Damage(Protocol):
 
     def ways(self, table: str, *, found: bool = False) -> Sequence[str]:
         """The ways in which a row of this table can be spoilt, by name. `found`: those after which it is still known
-        not to be over. Of a decision whose very verdict is lost nobody knows that until it is asked for, or old.
+        not to be over. Of a decision whose verdict or end is lost nobody knows that until it is asked for, or old.
         """
         ...
 
@@ -266,7 +266,7 @@ class UnreadableClaims:
     def test_a_resource_that_a_decision_of_no_known_verdict_may_list_is_not_forgotten(
         self, bench: Bench, damage: Damage
     ) -> None:
-        """I6. Nothing else finds such a row before it is asked for, or old."""
+        """I6. Nothing else finds such a row, or one of no known end, before it is asked for, or old."""
         bench.register("orders", Identity("r0", "c" * 16, "", 1))
         for way in set(damage.ways("decisions")) - set(damage.ways("decisions", found=True)):
             bad = self._inserted(bench, decision())
