@@ -16,7 +16,7 @@ import msgspec
 
 from ..engine import questions
 from ..engine.context import Context
-from ..errors import SchemaMismatch, UsageError
+from ..errors import ResourceRefused, SchemaMismatch, UsageError
 from ..journals import rows
 from ..journals.dialects import Dialect
 from ..journals.transactions import Transactions
@@ -232,14 +232,17 @@ def asked(ctx: Context, body: Callable[[Board, Session], Script[R]], *, changes:
 
 
 def unreadable(ctx: Context) -> Script[list[Unreadable]]:
-    """Every job whose row cannot be read, each page with its own time to answer. Raises `JournalUnavailable`."""
+    """Every job whose row cannot be read, each page with its own time to answer. Raises `JournalUnavailable`.
+
+    None where there is no table of jobs, or the account may not look at it: all but jobs works without.
+    """
     found: list[Unreadable] = []
     after: str | None = "" if _board(ctx) is not None else None
     while after is not None:
         try:
             some, after = yield from asked(ctx, _page_from(after), changes=False)
-        except SchemaMismatch:
-            return []  # where there is no table, there are no jobs
+        except (SchemaMismatch, ResourceRefused):
+            return []
         found += some
     return found
 
