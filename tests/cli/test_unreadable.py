@@ -66,55 +66,6 @@ def test_one_decision_that_cannot_be_read_keeps_no_other_from_being_carried_out(
     assert place.json("ls")["unreadable"] == []
 
 
-def test_a_commit_whose_branches_were_emptied_is_no_commit_of_none(place: Place) -> None:
-    """I6."""
-    attempts = {name: place.stage(name) for name in ("bad", "good-1")}
-    place.decide(*attempts.values())
-    before = place.spoil("decisions", attempts["bad"], "[]")
-    for _ in range(2):
-        report = place.json("recover", "--grace", "0", code=3)
-        assert (report["quarantined"], report["trouble"]) == ([], {})
-        assert [(one["table"], one["attempt"]) for one in report["unreadable"]] == [("decisions", attempts["bad"])]
-    assert (place.rows("good-1"), place.rows("bad"), place.prepared()) == ([1, 1], [0, 0], 2)
-    place.mend("decisions", attempts["bad"], before)
-    place.nodoubt("recover", "--grace", "0")
-    assert place.nodoubt("recover").exit_code == 0 and place.rows("bad") == [1, 1]
-
-
-def test_a_name_whose_branches_were_emptied_is_not_committed_as_one_of_none(tmp_path: Path) -> None:
-    """I1. With the journal elsewhere no branch of it stands in another column."""
-    files = [Database(name, f"sqlite:///{tmp_path}/{name}.db") for name in "abj"]
-    for one in files:
-        one.query("create table t (n int primary key)")
-    journal = files.pop()
-
-    def coordinator() -> Coordinator:
-        urls = {one.name: one.url for one in files}
-        return Coordinator(urls, journal=journal.url, recovery=False, settings=QUICK)
-
-    with coordinator() as db:
-        db.setup()
-        with db.begin_distributed("bad") as tx:
-            for one in files:
-                tx[one.name].execute("insert into t values (1)")
-    ((before,),) = journal.query("select branches from nodoubt_names")
-    journal.query("update nodoubt_names set branches = '[]'")
-    with coordinator() as db, pytest.raises(UnreadableRecord, match="branches: "):
-        db.commit_distributed("bad")
-    journal.query("update nodoubt_names set branches = ?", before)
-    with coordinator() as db:
-        db.commit_distributed("bad")
-    assert [one.query("select n from t") for one in files] == [[(1,)], [(1,)]]
-
-
-def test_a_name_under_which_nobody_wrote_is_committed_as_ever(place: Place) -> None:
-    with place.coordinator() as db, db.begin_distributed("empty"):
-        pass
-    assert place.nodoubt("commit", "empty", "--yes").exit_code == 0
-    assert place.json("show", "empty")["transaction"]["complete"] is True
-    assert place.nodoubt("recover").exit_code == place.nodoubt("ls").exit_code == 0
-
-
 def test_what_cannot_be_read_is_listed_and_shown(place: Place) -> None:
     attempts, _ = three_commits_of_which_one_cannot_be_read(place)
     document = place.json("ls", code=3)
@@ -411,7 +362,7 @@ def test_a_database_that_an_unreadable_decision_may_list_is_not_dropped(place: P
     place.spoil("decisions", one.attempt)
     refused = place.nodoubt("drop", "b", "--yes")
     assert refused.exit_code == 1 and "nothing was dropped" in refused.output and one.attempt in refused.output
-    place.mend("decisions", one.attempt, "null")
+    place.mend("decisions", one.attempt, "[]")
     assert place.nodoubt("drop", "b", "--yes").exit_code == 0
 
 

@@ -9,7 +9,7 @@ from journals.places import Place, query
 from nodoubt.testing.bench import Bench
 
 # A literal for a column, by table and way. Those with bytes are for the databases that keep any bytes as text.
-JSON = {"torn": "'[{\"number\": 0'", "of another release": '\'[{"wholly": "new"}]\'', "emptied": "'[]'"}
+JSON = {"torn": "'[{\"number\": 0'", "of another release": '\'[{"wholly": "new"}]\''}
 WAYS: dict[str, dict[str, tuple[str, str]]] = {
     "decisions": {
         **{f"branches {way}": ("branches", value) for way, value in JSON.items()},

@@ -105,7 +105,7 @@ def test_a_commit_that_no_standby_waited_for_is_unclear() -> None:
 
 def test_fewer_rows_confirmed_than_returned_are_none_confirmed() -> None:
     one = decision()
-    row = (one.attempt, "commit", "once", "", "null", None, "", "", 0.0, 0)
+    row = (one.attempt, "commit", "once", "", "[]", None, "", "", 0.0, 0)
     for count, believed in ((2, True), (1, True), (-1, True), (0, False)):
         session = Told((Reply(rows=(row,), columns=("attempt",)), Reply(count=count), Reply(tag="COMMIT")))
         if believed:

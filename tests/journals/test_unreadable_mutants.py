@@ -200,23 +200,6 @@ def test_a_check_that_refuses_one_row_would_keep_all_from_being_confirmed(
     caught(ConfirmsAll(place.dialect()), claim, place, other_bench)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "mariadb"])
-@pytest.mark.parametrize("style", ["sync"])
-@pytest.mark.parametrize(
-    "claim",
-    [
-        SUITE.test_a_decision_that_cannot_be_read_stands_as_that_beside_the_others,
-        SUITE.test_a_name_that_cannot_be_read_is_found_as_that_and_stays_taken,
-    ],
-)
-def test_a_list_that_was_emptied_taken_for_none_is_caught(
-    claim: Claim, place: Place, other_bench: OtherBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sound = rows.branches
-    monkeypatch.setattr(rows, "branches", lambda value: () if rows.text(value) == "[]" else sound(value))
-    caught(SqlJournal(place.dialect()), claim, place, other_bench)
-
-
 class ReadsAsTexts(SqliteDialect):
     """Lets the driver read texts, whose bytes may be none."""
 

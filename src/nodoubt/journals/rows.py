@@ -118,10 +118,8 @@ def staging_values(dialect: Dialect, staging: Staging) -> dict[str, str]:
 
 @functools.lru_cache
 def _branches(dialect: Dialect, branches: tuple[BranchRef, ...]) -> str:
-    """A literal. From transaction to transaction they are the same few. Where there are none, it says so: a list that
-    somebody has emptied must not look like that, or its branches would be left out of what was decided for them.
-    """
-    return dialect.text(json(branches or None))
+    """A literal. From transaction to transaction they are the same few."""
+    return dialect.text(json(branches))
 
 
 def call_values(dialect: Dialect, call: Call, attempt: str) -> dict[str, str]:
@@ -445,11 +443,7 @@ def lists_resource(resource_id: str) -> str:
 
 def branches(value: Any) -> tuple[BranchRef, ...]:
     """A `branches` column."""
-    found = msgspec.json.decode(text(value), type=tuple[BranchRef, ...] | None)
-    if found is None:
-        return ()
-    if not found:
-        raise ValueError("the list is empty: where there are none it says null")
+    found = msgspec.json.decode(text(value), type=tuple[BranchRef, ...])
     numbers = [branch(ref.number) for ref in found]
     if len(set(numbers)) < len(numbers):
         raise ValueError("two branches have one number")

@@ -111,15 +111,6 @@ class UnreadableClaims:
                 self._all_but(met, [one.attempt for one in commits], bad, way)
             damage.mend()
 
-    def test_a_decision_or_a_name_without_a_branch_is_not_one_that_was_emptied(self, bench: Bench) -> None:
-        """Steps alone make one, and a name under which nobody wrote."""
-        records = [decision(branches=()), abort(branches=())]
-        bench.insert(records)
-        assert [bench.confirm([one.attempt])[one.attempt].decision for one in records] == records
-        bench.stage(named := staging("nobody wrote", branches=()))
-        assert bench.find("nobody wrote") == named
-        assert unreadable(bench) == []
-
     # ---- names (I10)
 
     def test_the_undecided_names_are_all_met_past_one_that_cannot_be_read(self, bench: Bench, damage: Damage) -> None:
