@@ -9,9 +9,9 @@ import pytest
 
 from journals.places import Place, query
 from journals.test_mutants import OtherBench
-from nodoubt.journals import sql
+from nodoubt.journals import rows, sql
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import Session
+from nodoubt.ports import Conflict, Identity, Session
 from nodoubt.protocol.records import Unreadable
 from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
@@ -135,3 +135,26 @@ def test_a_record_of_no_attempt_neither_goes_nor_keeps_any_other(
         assert list(gone) == old[1:]
     found = query(bench, f"SELECT count(*) FROM {place.dialect().table('decisions')}")
     assert int(found.scalar()) == 4 - len(gone)
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+@pytest.mark.parametrize("mutant", [False, True])
+def test_an_abort_whose_end_is_no_time_holds_down_neither_the_floor_nor_a_resource(
+    place: Place, bench: Bench, mutant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its end, no branch of it is to be committed. The mutant takes any such end for an open COMMIT's."""
+    if mutant:
+        monkeypatch.setattr(rows, "UNSURE", "(verdict NOT IN ('commit', 'abort') OR ended_at < 0)")
+    bad, *others = [abort(attempt=attempt_at(LONG_AGO + n)) for n in range(4)]
+    bench.insert([bad, *others, decision()])
+    bench.register("orders", Identity("r9", "c" * 16, "", 1))
+    change(place, bench, "decisions", "ended_at", bad.attempt, "-1")
+    gone = bench.retire(CUT, 10)
+    assert list(gone) == ([] if mutant else [one.attempt for one in others])
+    assert (bench.floor() > bad.attempt) is not mutant
+    assert set(bench.look([bad.attempt])) == {bad.attempt}, "what cannot be read is kept"
+    if mutant:
+        with pytest.raises(Conflict):
+            bench.unregister("r9")
+    else:
+        bench.unregister("r9")

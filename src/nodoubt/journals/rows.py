@@ -45,7 +45,7 @@ UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.Msgspec
 CHANGES_MAX = 1_000_000_000  # counted before it begins anew: any column holds that
 TIME_END = 253402300800.0  # the year 10000: no clock of people's shows it
 # A decision that no index has and that may be an open COMMIT: nobody knows what it says, or whether it has ended.
-UNSURE = f"(verdict NOT IN ('commit', 'abort') OR ended_at < 0 OR ended_at >= {TIME_END})"
+UNSURE = f"(verdict NOT IN ('commit', 'abort') OR verdict = 'commit' AND (ended_at < 0 OR ended_at >= {TIME_END}))"
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
     "attempt", "name", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
