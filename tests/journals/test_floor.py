@@ -9,6 +9,7 @@ import pytest
 from journals.places import Place, query
 from journals.test_mutants import FAILED, OtherBench
 from nodoubt.errors import UnreadableRecord
+from nodoubt.journals.dialects import SqliteDialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import BelowFloor, Session, StatementFailed
 from nodoubt.protocol.records import Decision, Unreadable
@@ -21,10 +22,20 @@ KINDS = [("sqlite", "sync"), ("postgres", "sync"), ("mariadb", "sync")]
 FLOORS = {
     "empty": "", "short": "0" * 31, "long": "0" * 33, "no digits": "!" * 32, "high": "~" * 32, "capitals": "A" * 32,
 }  # fmt: skip
+OCTETS = {
+    "no text": "ff" * 32, "a NUL behind": "30" * 32 + "00", "a NUL and more behind": "30" * 32 + "0041",
+    "a NUL for the last": "30" * 31 + "00", "a NUL for the first": "00" + "30" * 31,
+}  # fmt: skip
 
 
 def floor_is(place: Place, bench: Bench, literal: str) -> None:
     query(bench, f"UPDATE {place.dialect().table('journal')} SET value = {literal} WHERE item = 'floor'")
+
+
+def of_octets(place: Place, octets: str) -> str:
+    """A literal, where any bytes can be stored."""
+    literal = f"x'{OCTETS[octets]}'"
+    return f"CAST({literal} AS TEXT)" if place.kind == "sqlite" else literal
 
 
 def rides(place: Place, bench: Bench, one: Any) -> None:
@@ -63,9 +74,9 @@ def test_a_floor_that_is_no_attempt_permits_nothing(place: Place, bench: Bench, 
 
 
 @pytest.mark.parametrize(("kind", "style"), [("sqlite", "sync"), ("mariadb", "sync")])
-def test_a_floor_of_bytes_that_are_no_text_permits_nothing(place: Place, bench: Bench) -> None:
-    octets = f"x'{'ff' * 32}'"
-    nothing_passes(place, bench, f"CAST({octets} AS TEXT)" if place.kind == "sqlite" else octets)
+@pytest.mark.parametrize("octets", OCTETS)
+def test_a_floor_of_bytes_that_are_none_permits_nothing(place: Place, bench: Bench, octets: str) -> None:
+    nothing_passes(place, bench, of_octets(place, octets))
 
 
 @pytest.mark.parametrize(("kind", "style"), KINDS)
@@ -100,6 +111,12 @@ def told(place: Place, bench: Bench, literal: str) -> None:
 @pytest.mark.parametrize("floor", FLOORS)
 def test_a_floor_that_cannot_be_read_is_told(place: Place, bench: Bench, floor: str) -> None:
     told(place, bench, place.dialect().text(FLOORS[floor]))
+
+
+@pytest.mark.parametrize(("kind", "style"), [("sqlite", "sync"), ("mariadb", "sync")])
+@pytest.mark.parametrize("octets", OCTETS)
+def test_a_floor_of_bytes_that_are_none_is_told(place: Place, bench: Bench, octets: str) -> None:
+    told(place, bench, of_octets(place, octets))
 
 
 # ---- mutants --------------------------------------------------------------------------------------
@@ -140,3 +157,17 @@ def test_a_floor_that_were_only_compared_would_permit_all(place: Place, other_be
 def test_one_that_does_not_tell_of_it_is_caught(place: Place, other_bench: OtherBench) -> None:
     with pytest.raises(FAILED):
         told(place, other_bench(FloorIsNobodys(place.dialect())), "''")
+
+
+class EndsAtTheNul(SqliteDialect):
+    """Counts as SQLite's functions of texts do."""
+
+    def no_attempt(self, column: str) -> str:
+        return super().no_attempt(column).replace(f"length(CAST({column} AS BLOB))", "32")
+
+
+@pytest.mark.parametrize(("kind", "style"), [("sqlite", "sync")])
+@pytest.mark.parametrize("octets", ["a NUL behind", "a NUL and more behind"])
+def test_one_that_counts_up_to_a_nul_is_caught(place: Place, other_bench: OtherBench, octets: str) -> None:
+    with pytest.raises(FAILED):
+        nothing_passes(place, other_bench(SqlJournal(EndsAtTheNul())), of_octets(place, octets))

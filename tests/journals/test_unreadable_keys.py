@@ -158,3 +158,22 @@ def test_an_abort_whose_end_is_no_time_holds_down_neither_the_floor_nor_a_resour
             bench.unregister("r9")
     else:
         bench.unregister("r9")
+
+
+@pytest.mark.parametrize(("kind", "style"), [("sqlite", "sync")])
+@pytest.mark.parametrize(
+    ("table", "column"), [("decisions", "attempt"), ("names", "undecided"), ("calls", "unfinished")]
+)
+@pytest.mark.parametrize("behind", ["00", "0041"])
+def test_an_attempt_with_a_nul_behind_it_may_be_anybodys(
+    place: Place, bench: Bench, table: str, column: str, behind: str
+) -> None:
+    """Where functions of texts end at it, and comparisons do not."""
+    bench.stage(staging("n1", bad := attempt_at(NOW)))
+    bench.intend(call(bad))
+    if table == "decisions":
+        bench.insert([decision(attempt=bad)])
+    name = place.dialect().table(table)
+    query(bench, f"UPDATE {name} SET {column} = CAST(x'{bad.encode().hex()}{behind}' AS TEXT)")
+    assert [one.table for one in bench.ownerless()] == [table]
+    assert table in {one.table for one in unreadable(bench)}

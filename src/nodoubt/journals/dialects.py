@@ -357,7 +357,9 @@ class SqliteDialect(Dialect):
         return column if name in SQLITE_NUMBERS else f"CAST({column} AS BLOB)"
 
     def no_attempt(self, column: str) -> str:
-        return f"(typeof({column}) <> 'text' OR length({column}) <> 32 OR {column} GLOB '*[^0-9a-f]*')"
+        # Of its bytes, too: what counts characters, or compares them with a pattern, ends at a NUL.
+        length = f"length({column}) <> 32 OR length(CAST({column} AS BLOB)) <> 32"
+        return f"(typeof({column}) <> 'text' OR {length} OR {column} GLOB '*[^0-9a-f]*')"
 
     def raw(self, text: str) -> str:
         return f"'{text}'" if kept.plain(text) else f"CAST(x'{_bytes(text).hex()}' AS TEXT)"
