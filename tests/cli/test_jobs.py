@@ -131,7 +131,8 @@ def test_each_job_that_cannot_be_read_is_told_however_many_there_are_and_none_wh
     home = Database("shop", shop.urls["shop"])
     home.query("update nodoubt_jobs set note = cast(x'ff' as text) where name <> 'job-2'")
     home.query("update nodoubt_jobs set name = cast(x'ff' as text) where name = 'job-1'")
+    home.query("update nodoubt_jobs set name = '' where name = 'job-0'")
     with shop.coordinator() as db:
-        assert [one.name for one in db.unreadable()] == ["job-0", "job-3", "job-4", "\\xff"]
+        assert [one.name for one in db.unreadable()] == ["", "job-3", "job-4", "\\xff"]
         home.query("drop table nodoubt_jobs")
         assert db.unreadable() == []

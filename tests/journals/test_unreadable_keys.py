@@ -177,3 +177,31 @@ def test_an_attempt_with_a_nul_behind_it_may_be_anybodys(
     query(bench, f"UPDATE {name} SET {column} = CAST(x'{bad.encode().hex()}{behind}' AS TEXT)")
     assert [one.table for one in bench.ownerless()] == [table]
     assert table in {one.table for one in unreadable(bench)}
+
+
+class BeginsBehindTheEmptyKey(SqlJournal):
+    """The mutant: takes the first page for one after the key with which a look begins."""
+
+    def _after(self, key: str, after: str | None) -> str:
+        return super()._after(key, after or "")
+
+
+@pytest.mark.parametrize(("kind", "style"), KINDS)
+@pytest.mark.parametrize("most", [1, 2, sql.LOOK_MAX])
+def test_a_row_whose_key_was_emptied_is_told(
+    place: Place, bench: Bench, other_bench: OtherBench, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "LOOK_MAX", most)
+    attempts = [attempt_at(NOW + n) for n in range(5)]
+    for n, attempt in enumerate(attempts):
+        bench.stage(staging(f"n{n}", attempt))
+        bench.intend(call(attempt))
+    table, nothing = place.dialect().table, place.dialect().nothing
+    for n in (1, 3):
+        query(bench, f"UPDATE {table('names')} SET undecided = {nothing} WHERE attempt = '{attempts[n]}'")
+    query(bench, f"UPDATE {table('calls')} SET unfinished = {nothing} WHERE attempt = '{attempts[2]}'")
+    query(bench, f"UPDATE {table('names')} SET metadata = '[' WHERE attempt = '{attempts[4]}'")
+    told = unreadable(bench)
+    assert {(one.table, one.name) for one in told} == {("names", "n1"), ("names", "n3"), ("names", "n4"), ("calls", "")}
+    mutant = other_bench(BeginsBehindTheEmptyKey(place.dialect()))
+    assert [(one.table, one.name) for one in unreadable(mutant)] == [("names", "n4")]

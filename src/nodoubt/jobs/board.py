@@ -62,7 +62,8 @@ class Board(Transactions):
 
     def unreadable(self, session: Session, after: str) -> Script[tuple[list[Unreadable], str | None]]:
         """Those of one page that cannot be read, and where the next one goes on; None: there is none."""
-        which = f"WHERE name > {self.dialect.raw(after)} ORDER BY name LIMIT {PAGE_MAX}"
+        behind = f"WHERE name > {self.dialect.raw(after)} " if after else ""  # the first may have lost its name
+        which = f"{behind}ORDER BY name LIMIT {PAGE_MAX}"
         found = (yield from self._read(session, self._select(which))).rows
         apart = [one for one in job_of.each(found) if isinstance(one, Unreadable)]
         return apart, rows.raw(found[-1][0]) if len(found) == PAGE_MAX else None

@@ -32,7 +32,9 @@ LOOK_MAX = 150
 VERDICTS = frozenset(verdict.value for verdict in Verdict)
 NEWEST_MAX = 20  # records, of which one at least has an attempt for its key
 _Reading = Callable[[Session, str], Script[list[Any]]]  # by a condition
-_Set = Callable[[Session, str], Script[tuple[list[Any], str]]]  # after a key: a page of it, and its last key
+# After a key, None: from the first; a page of it, and its last key, None: the set is through.
+_Set = Callable[[Session, str | None], Script[tuple[list[Any], str | None]]]
+BEHIND = "="  # before the key, in a spot behind one: that key may be empty
 OLD_SETS = 4
 
 
@@ -331,17 +333,18 @@ class SqlJournal(Calls):
         """Set by set, each by its own index. The floor's own attempt is what holds it down: a decision that is
         unsure stands in no index.
         """
-        place, last = after
+        place, behind = after
         sets = self._sets[:OLD_SETS] if old else self._sets
+        last: str | None = None
         if place < len(sets):
-            found, last = yield from sets[place](session, last)
+            found, last = yield from sets[place](session, behind[len(BEHIND) :] if behind else None)
         else:
             found = [(yield from self._floor(session)), *(yield from self.quarantined(session))]
             found += (yield from self.registered(session)).values()
         apart = [one for one in found if isinstance(one, Unreadable)]
         if place == len(sets):
             return apart, None
-        return apart, (place, last) if last else (place + 1, "")
+        return apart, (place + 1, "") if last is None else (place, BEHIND + last)
 
     def ownerless(self, session: Session) -> Script[list[Unreadable]]:
         """In one message: three conditions, each on an index that holds little but what is not over, and the floor.
@@ -391,10 +394,14 @@ class SqlJournal(Calls):
         floor = yield from self._floor(session)
         return f"attempt <= {self.dialect.attempt(FLOOR_LOWEST if isinstance(floor, Unreadable) else floor)}"
 
-    def _undecided_and_asked(self, session: Session, after: str) -> Script[tuple[list[Any], str]]:
+    def _after(self, key: str, after: str | None) -> str:
+        """A condition, and AND; nothing where the set begins: a key that was emptied comes first of all."""
+        return "" if after is None else f"{key} > {self.dialect.raw(after)} AND "
+
+    def _undecided_and_asked(self, session: Session, after: str | None) -> Script[tuple[list[Any], str | None]]:
         """Names by `undecided`, and what was said by those who must confirm them."""
         found, last = yield from self._by_row(self._undecided, "undecided", "undecided IS NOT NULL")(session, after)
-        if last:  # where one is spoilt, it may be listed by the key of another
+        if last is not None:  # where one is spoilt, it may be listed by the key of another
             found += yield from self._undecided(session, f"undecided = {self.dialect.raw(last)}")
         asked = [one.attempt for one in found if isinstance(one, Unreadable) or one.confirmations]
         if asked:
@@ -403,20 +410,20 @@ class SqlJournal(Calls):
         return found, last
 
     def _by_row(self, reading: _Reading, key: str, which: str = "") -> _Set:
-        """Of a set in which a key has one row: the next rows, and the last of their keys; "": the set is through."""
+        """Of a set in which a key has one row: the next rows, and the last of their keys."""
 
-        def page(session: Session, after: str) -> Script[tuple[list[Any], str]]:
-            later = f"{key} > {self.dialect.raw(after)} AND {which or (yield from self._below(session))}"
+        def page(session: Session, after: str | None) -> Script[tuple[list[Any], str | None]]:
+            later = f"{self._after(key, after)}{which or (yield from self._below(session))}"
             found = yield from reading(session, f"{later} ORDER BY {key} LIMIT {LOOK_MAX}")
-            return found, found[-1].attempt if len(found) == LOOK_MAX else ""
+            return found, found[-1].attempt if len(found) == LOOK_MAX else None
 
         return page
 
     def _by_key(self, reading: _Reading, table: str, key: str, which: str = "") -> _Set:
         """Of one in which it may have many: the next keys, and then their rows."""
 
-        def page(session: Session, after: str) -> Script[tuple[list[Any], str]]:
-            later = f"r.{key} > {self.dialect.raw(after)} AND {which or (yield from self._below(session))}"
+        def page(session: Session, after: str | None) -> Script[tuple[list[Any], str | None]]:
+            later = f"{self._after(f'r.{key}', after)}{which or (yield from self._below(session))}"
             reply = yield from self._read(
                 session,
                 f"SELECT {self.dialect.reading(f'r.{key}', key)} FROM {self.dialect.table(table)} AS r "
@@ -424,9 +431,9 @@ class SqlJournal(Calls):
             )
             keys = [rows.raw(value) for (value,) in reply.rows]
             if not keys:
-                return [], ""
+                return [], None
             found = yield from reading(session, f"{key} IN ({', '.join(map(self.dialect.raw, keys))})")
-            return found, keys[-1] if len(keys) == LOOK_MAX else ""
+            return found, keys[-1] if len(keys) == LOOK_MAX else None
 
         return page
 
