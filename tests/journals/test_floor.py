@@ -9,14 +9,14 @@ import pytest
 from journals.places import Place, query
 from journals.test_mutants import FAILED, OtherBench
 from nodoubt.errors import UnreadableRecord
-from nodoubt.journals.dialects import SqliteDialect
+from nodoubt.journals.dialects import MariaDBDialect, SqliteDialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import BelowFloor, Session, StatementFailed
 from nodoubt.protocol.records import Decision, Unreadable
 from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.journals.unreadable import unreadable
-from nodoubt.testing.samples import CUT, LONG_AGO, abort, attempt_at, call, decision, staging
+from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, call, decision, staging
 
 KINDS = [("sqlite", "sync"), ("postgres", "sync"), ("mariadb", "sync")]
 FLOORS = {
@@ -119,6 +119,51 @@ def test_a_floor_of_bytes_that_are_none_is_told(place: Place, bench: Bench, octe
     told(place, bench, of_octets(place, octets))
 
 
+SESSIONS = {
+    "": "SET NAMES utf8mb4",
+    "swe7": "SET NAMES swe7",
+    "binary": "SET NAMES binary",
+    "regex": "SET default_regex_flags = 'EXTENDED,DOTALL,MULTILINE'",
+    **{
+        mode: f"SET sql_mode = '{mode}'"
+        for mode in (
+            "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ORACLE", "ANSI", "PAD_CHAR_TO_FULL_LENGTH", "EMPTY_STRING_IS_NULL",
+            "PIPES_AS_CONCAT", "HIGH_NOT_PRECEDENCE",
+        )
+    },
+}  # fmt: skip
+
+
+def in_any_session(place: Place, bench: Bench, setting: str) -> None:
+    session = bench.session()
+    query(bench, setting, session)
+    journal = bench.journal
+    assert bench.run(journal.ownerless(session)) == []
+    for one in (decision(), abort()):
+        query(bench, ";\n".join(("START TRANSACTION", *journal.decision_rows(one), "COMMIT")), session)
+        assert set(bench.look([one.attempt])) == {one.attempt}
+    bad = decision()
+    bench.insert([bad])
+    for attempt in ("A" * 32, "!" * 32, "[" * 32, "[^0-9a-f]".ljust(32, "0")):
+        table = place.dialect().table("decisions")
+        query(bench, f"UPDATE {table} SET attempt = '{attempt}' WHERE attempt = '{bad.attempt}'")
+        assert [one.attempt for one in bench.run(journal.ownerless(session))] == [attempt]
+        query(bench, f"UPDATE {table} SET attempt = '{bad.attempt}' WHERE attempt = '{attempt}'")
+        floor_is(place, bench, f"'{attempt}'")
+        one = decision(attempt=attempt_at(NOW + 1e9))
+        with pytest.raises(StatementFailed, match="attempt"):
+            query(bench, ";\n".join(("START TRANSACTION", *journal.decision_rows(one), "COMMIT")), session)
+        query(bench, "ROLLBACK", session)
+        assert bench.look([one.attempt]) == {}
+        floor_is(place, bench, f"'{'0' * 32}'")
+
+
+@pytest.mark.parametrize(("kind", "style"), [("mariadb", "sync")])
+@pytest.mark.parametrize("setting", SESSIONS)
+def test_whether_it_is_an_attempt_does_not_hang_on_the_users_session(place: Place, bench: Bench, setting: str) -> None:
+    in_any_session(place, bench, SESSIONS[setting])
+
+
 # ---- mutants --------------------------------------------------------------------------------------
 
 
@@ -171,3 +216,19 @@ class EndsAtTheNul(SqliteDialect):
 def test_one_that_counts_up_to_a_nul_is_caught(place: Place, other_bench: OtherBench, octets: str) -> None:
     with pytest.raises(FAILED):
         nothing_passes(place, other_bench(SqlJournal(EndsAtTheNul())), of_octets(place, octets))
+
+
+class InTheSessionsWords(MariaDBDialect):
+    """Writes the pattern as a text, which is what the session takes it for."""
+
+    def no_attempt(self, column: str) -> str:
+        told = super().no_attempt(column)
+        return f"{told[: told.index('REGEXP')]}REGEXP '[^0-9a-f]')"
+
+
+@pytest.mark.parametrize(("kind", "style"), [("mariadb", "sync")])
+def test_a_pattern_that_the_session_may_turn_is_caught(place: Place, other_bench: OtherBench) -> None:
+    sound = place.dialect()
+    bench = other_bench(SqlJournal(InTheSessionsWords(sound.database)))
+    with pytest.raises((*FAILED, StatementFailed)):
+        in_any_session(place, bench, SESSIONS["swe7"])

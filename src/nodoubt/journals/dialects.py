@@ -270,6 +270,9 @@ class PostgresDialect(Dialect):
         return self.codes.get(code, default)
 
 
+NO_DIGIT = f"CONVERT(x'{_hex('[^0-9a-f]')}' USING latin1)"
+
+
 class MariaDBDialect(Dialect):
     """MariaDB and MySQL: tables in the journal's own database, whichever database the session is in."""
 
@@ -306,9 +309,10 @@ class MariaDBDialect(Dialect):
         return f"x'{_hex(text)}'"
 
     def no_attempt(self, column: str) -> str:
-        # As a text: MySQL refuses a regular expression on bytes. In a character set in which any bytes are one.
+        # As a text: MySQL refuses a regular expression on bytes. In a character set in which any bytes are one. Nor is
+        # the pattern written as it stands: in a session's character set its brackets may be letters.
         text = f"CONVERT({column} USING latin1) COLLATE latin1_bin"
-        return f"(LENGTH({column}) <> 32 OR {text} REGEXP '[^0-9a-f]')"
+        return f"(LENGTH({column}) <> 32 OR {text} REGEXP {NO_DIGIT})"
 
     def raw(self, text: str) -> str:
         return f"x'{_bytes(text).hex()}'"
