@@ -6,6 +6,7 @@ With the real command, on a journal of each kind; the other database is a SQLite
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cli import shop_steps
 from cli.conftest import nodoubt
 from cli.places import NAMES, Place, context, make_place
 from kit import QUICK, Database
-from nodoubt import Coordinator, TransactionAborted
+from nodoubt import Coordinator, TransactionAborted, UnreadableRecord
 from nodoubt.engine import ends
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.protocol.records import Unreadable
@@ -127,10 +128,16 @@ def test_a_floor_that_cannot_be_read_permits_nothing_and_what_is_decided_is_carr
     for verb in ("commit", "rollback"):
         refused = place.nodoubt(verb, "bad", "--yes")
         assert refused.exit_code == 3 and "journal: 'floor'" in refused.output, refused.output
+        assert not re.search("reached|try again", refused.output), refused.output
     assert place.prepared() == 4
+    with place.coordinator() as db, pytest.raises(UnreadableRecord, match="'bad' stays prepared, undecided: journal"):
+        db.commit_distributed("bad")
     options = [part for one in place.databases for part in ("-r", f"{one.name}={one.url}")]
     examined = nodoubt("doctor", *options)
     assert examined.exit_code == 3 and "a row of the journal cannot be read: journal: 'floor'" in examined.output
+    output = " ".join(examined.output.split())
+    assert "the floor cannot be read" in output and "nothing forgotten yet" not in output
+    assert "left alone" in output and "recovery rolls" not in output and "nodoubt commit" not in output
     with place.coordinator() as db:
         assert db._shell.run(ends.retire(context(db))) == 0
         with (

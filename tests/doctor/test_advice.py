@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 
 from nodoubt.doctor.advice import _GUIDES, Case, advise, age_s, decision, literal
 from nodoubt.doctor.facts import Prepared
 from nodoubt.doctor.origins import Kind, Origin, XaId, of_gid, of_xa
 from nodoubt.doctor.report import Action, Severity
-from nodoubt.protocol.records import Verdict
+from nodoubt.protocol.records import Unreadable, Verdict
 from nodoubt.xid import Xid
 
 from . import patients as p
@@ -75,8 +76,33 @@ def test_a_branch_whose_last_sister_may_be_on_a_server_that_was_not_examined_is_
     assert said(one, p.case(p.facts(), at=PARTLY, listed=(p.XID, sister)))[0] is NOTE
 
 
+STRAY = Unreadable("decisions", A[:-1] + "G", "cannot be read")
+FLOORLESS = p.journal(floor=None, strays=(Unreadable("journal", "", "cannot be read", "floor"),))
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        p.journal(strays=(STRAY,)),
+        p.journal(strays=(STRAY,), staged={A: p.staging()}),
+        p.journal(strays=(STRAY,), staged={A: p.staging(deadline_in_s=-1)}),
+        FLOORLESS,
+    ],
+)
+def test_what_has_no_decision_is_left_alone_while_a_row_may_be_anybodys(journal: object) -> None:
+    for age in (5.0, 500.0):
+        severity, words = said(ours(age), p.case(p.facts(), at=journal))  # type: ignore[arg-type]
+        assert severity is HUMAN and "left alone" in words and journal.strays[0].which in words  # type: ignore[attr-defined]
+        assert "nodoubt recover" not in words and "nodoubt rollback" not in words
+
+
+def test_what_is_decided_is_carried_out_all_the_same() -> None:
+    journal = msgspec.structs.replace(FLOORLESS, decided={A: p.standing(ago_s=61)})
+    assert "nodoubt recover" in said(ours(), p.case(p.facts(), at=journal))[1]
+
+
 def test_no_one_of_ours_is_ever_to_be_ended_by_hand() -> None:
-    journals = [COMMITTED, LATE, ABORTED, ENDED, STAGED, DUE, PARTLY, FORGOTTEN, p.journal(), None]
+    journals = [COMMITTED, LATE, ABORTED, ENDED, STAGED, DUE, PARTLY, FORGOTTEN, FLOORLESS, p.journal(), None]
     broken = ("", "its record is of version 9")
     for journal, age, unreadable, session in itertools.product(journals, (5.0, 500.0, None), broken, (None, 17)):
         one = ours(age, unreadable=unreadable, session=session)
@@ -111,7 +137,14 @@ def test_a_record_that_cannot_be_read_needs_a_human_whatever_was_decided() -> No
 
 @pytest.mark.parametrize(
     ("journal", "told"),
-    [(COMMITTED, "commit"), (ABORTED, "abort"), (p.journal(), "none"), (FORGOTTEN, "below the floor"), (None, None)],
+    [
+        (COMMITTED, "commit"),
+        (ABORTED, "abort"),
+        (p.journal(), "none"),
+        (FORGOTTEN, "below the floor"),
+        (FLOORLESS, "none"),
+        (None, None),
+    ],
 )
 def test_the_decision_is_told_as_it_was_read(journal: object, told: str | None) -> None:
     assert decision(ours(), p.case(p.facts(), at=journal)) == told  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ def late(**changes: object) -> f.Journal:
     return p.journal(open_commits=(old,), **changes)
 
 
-def names(**changes: object) -> f.Journal:
-    return p.journal(names=(p.staging(**changes),))  # type: ignore[arg-type]
+def names(*strays: Unreadable, **changes: object) -> f.Journal:
+    return p.journal(names=(p.staging(**changes),), strays=strays)  # type: ignore[arg-type]
 
 
 Row = tuple[str, Case, Severity, str]
@@ -132,6 +132,18 @@ FIRES: list[Row] = [
     ("failed-begins", p.case(p.facts(journal=names(ago_s=61))), HUMAN, "nothing prepared: 'order-7'"),
     ("past-deadline", p.case(p.facts(journal=names(deadline_in_s=-61))), HUMAN, "past the deadline: 'order-7'"),
 ]
+
+STRAY = Unreadable("decisions", "a" * 31 + "G", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("rule", "journal"),
+    [("failed-begins", names(STRAY, ago_s=61)), ("past-deadline", names(STRAY, deadline_in_s=-61))],
+)
+def test_nobody_is_told_that_recovery_rolls_back_while_a_row_may_be_anybodys(rule: str, journal: f.Journal) -> None:
+    (finding,) = RULES[rule](p.case(p.facts(journal=journal)))
+    assert f"left alone until it can be read: {STRAY.which}" in finding.why and finding.changes == ()
+
 
 SILENT: list[tuple[str, Case]] = [
     ("settings", p.case(p.facts())),

@@ -88,6 +88,8 @@ def _about(one: Examined) -> list[str]:
     if one.journal is not None:
         journal = one.journal
         floor = f"floor at {journal.floor_at}" if journal.floor_at else "nothing forgotten yet"
+        if journal.floor is None:
+            floor = "the floor cannot be read"
         lines.append(
             f"holds the journal of cluster {journal.cluster}: version {journal.version}, epoch {journal.epoch}, "
             f"{journal.open_commits} open commits, {journal.names_undecided} names undecided, {floor}"

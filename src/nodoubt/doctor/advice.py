@@ -76,7 +76,8 @@ def decision(one: Prepared, case: Case) -> str | None:
         return standing.decision.verdict.value
     if xid.attempt in place.journal.sealed:
         return "unreadable"
-    return "below the floor" if xid.attempt < place.journal.floor else "none"
+    floor = place.journal.floor
+    return "below the floor" if floor is not None and xid.attempt < floor else "none"
 
 
 # ---- ours -----------------------------------------------------------------------------------------
@@ -102,9 +103,10 @@ def _ours(one: Prepared, xid: Xid, place: Place, case: Case) -> Action:
     if xid.attempt in journal.sealed:
         return _sealed(xid, journal.sealed[xid.attempt])
     standing, staging = journal.decided.get(xid.attempt), journal.staged.get(xid.attempt)
-    known = what_is_known(
-        xid.attempt, standing, staging, floor=journal.floor, now=case.now, last_listed=_last_listed(xid, journal, case)
-    )
+    if standing is None and journal.strays:
+        return _left_alone(xid, journal.strays[0])
+    floor, last_listed = journal.floor or "", _last_listed(xid, journal, case)  # without one there is a stray
+    known = what_is_known(xid.attempt, standing, staging, floor=floor, now=case.now, last_listed=last_listed)
     age = age_s(one, case)
     old = age is not None and age >= case.grace_s
     row = what_to_do(known, Seen.PREPARED, Age.OLD if old else Age.YOUNG)
@@ -144,6 +146,16 @@ def _sealed(xid: Xid, row: Unreadable) -> Action:
         who="a human, who mends the row; then recovery",
         why=f"do not roll it back, do not commit it by hand: {what}, but the row in the journal cannot be read, and "
         f"recovery leaves it alone until it can. {row.which} {row.why}",
+        do=(f"nodoubt show {xid.attempt}", WHAT_TO_DO),
+    )
+
+
+def _left_alone(xid: Xid, row: Unreadable) -> Action:
+    return Action(
+        severity=Severity.HUMAN,
+        who="a human, who mends the row; then recovery",
+        why="do not roll it back: it has no decision, as read, and is left alone while that row of the journal may be "
+        f"anybody's, or what was forgotten is not known. {row.which} {row.why}",
         do=(f"nodoubt show {xid.attempt}", WHAT_TO_DO),
     )
 

@@ -130,7 +130,7 @@ def _ours(journal: Journal) -> Ours:
         version=journal.version,
         epoch=journal.epoch,
         floor=journal.floor,
-        floor_at=None if journal.floor == FLOOR_LOWEST else iso(begun_at(journal.floor)),
+        floor_at=None if journal.floor in (None, FLOOR_LOWEST) else iso(begun_at(journal.floor)),
         open_commits=len(journal.open_commits),
         names_undecided=len(journal.names),
         quarantined=len(journal.quarantined),

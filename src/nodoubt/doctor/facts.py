@@ -147,13 +147,14 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """A journal of ours. `decided` and `staged`: by attempt, what it says of our branches that were found prepared,
     read plainly: advice, never grounds to act. `names`: those without a decision, the oldest first. `strange_marks`: of
     epochs that participants have witnessed and this journal has never had. `unreadable`: its rows that cannot be read,
-    of all that is not over; `sealed`: by attempt, those on which a branch that was found prepared hangs.
+    of all that is not over; `sealed`: by attempt, those on which a branch that was found prepared hangs; `strays`:
+    those that may be anybody's: while there are any nothing is presumed. `floor`: None, if it cannot be read.
     """
 
     cluster: str
     version: int
     epoch: int
-    floor: str
+    floor: str | None
     open_commits: tuple[Standing, ...] = ()
     names: tuple[Staging, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
@@ -163,6 +164,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     staged: dict[str, Staging] = {}
     unreadable: tuple[Unreadable, ...] = ()
     sealed: dict[str, Unreadable] = {}
+    strays: tuple[Unreadable, ...] = ()
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

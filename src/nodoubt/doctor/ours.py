@@ -14,7 +14,6 @@ import msgspec
 from ..engine.apart import Apart, split
 from ..engine.context import chunks
 from ..errors import NoDoubtError, SchemaMismatch, UnreadableRecord
-from ..journals.attempts import FLOOR_LOWEST
 from ..journals.sql import ATTEMPTS_PER_STATEMENT
 from ..ports import Journal, Resource, Session, Spot, StatementFailed
 from ..protocol.records import Staging, Standing, Unreadable
@@ -76,9 +75,10 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
     version = yield from journal.tables.version(session)
     assert version is not None  # or there would be no cluster
     try:
-        floor = yield from journal.floor(session)
+        floor: str | None = yield from journal.floor(session)
     except UnreadableRecord:
-        floor = FLOOR_LOWEST  # `looked_through` tells of it
+        floor = None  # `looked_through` tells of it
+    strays = yield from journal.ownerless(session)
     commits = yield from journal.open_commits(session, "", f.OPEN_MAX + 1)
     names = yield from journal.undecided(session, "", f.UNDECIDED_MAX + 1)
     held = yield from journal.quarantined(session, f.QUARANTINED_MAX + 1)
@@ -103,6 +103,7 @@ def journal_of(facts: f.Facts, journal: Journal, session: Session) -> Script[f.F
             for name, one in split(registered.values(), apart)
         ),
         unreadable=tuple(apart.values()),
+        strays=tuple(strays),
     )
     return msgspec.structs.replace(facts, journal=found, cut=(*facts.cut, *cut))
 

@@ -115,7 +115,7 @@ class Ours(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     version: int
     epoch: int
-    floor: str
+    floor: str | None  # None: it cannot be read
     floor_at: str | None
     open_commits: int
     names_undecided: int

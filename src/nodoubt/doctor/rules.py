@@ -18,7 +18,7 @@ from ..protocol.records import BranchRef, Standing
 from ..resources.mariadb_settings import CNF
 from ..xid import is_attempt
 from .advice import Case
-from .facts import Facts, Prepared
+from .facts import Facts, Journal, Prepared
 from .origins import Kind
 from .report import Change, Finding, Severity
 from .waits import count, longest_s, trees
@@ -408,23 +408,31 @@ def _begins(case: Case) -> Iterator[Finding]:
         yield Finding(
             severity=Severity.HUMAN,
             what=f"begun, and nothing prepared: {_some([one.name for one in dead])}",
-            why="their begin died before its last prepare; recovery rolls them back, and no recovery runs",
-            changes=(Change("nodoubt recover"),),
+            why=f"their begin died before its last prepare; {_rolled_back(journal)}",
+            changes=() if journal.strays else (Change("nodoubt recover"),),
             about=tuple(one.attempt for one in dead),
         )
 
 
 def _due(case: Case) -> Iterator[Finding]:
     journal = case.facts.journal
-    due = [one for one in journal.names if case.now - one.deadline >= case.grace_s] if journal is not None else []
+    if journal is None:
+        return
+    due = [one for one in journal.names if case.now - one.deadline >= case.grace_s]
     if due:
         yield Finding(
             severity=Severity.HUMAN,
             what=f"staged, and past the deadline: {_some([one.name for one in due])}",
-            why="nobody decided in time; recovery rolls them back, and no recovery runs",
-            changes=(Change("nodoubt recover"),),
+            why=f"nobody decided in time; {_rolled_back(journal)}",
+            changes=() if journal.strays else (Change("nodoubt recover"),),
             about=tuple(one.attempt for one in due),
         )
+
+
+def _rolled_back(journal: Journal) -> str:
+    if journal.strays:
+        return f"they are left alone until it can be read: {journal.strays[0].which}"
+    return "recovery rolls them back, and no recovery runs"
 
 
 RULES: dict[str, Rule] = {

@@ -23,6 +23,7 @@ from ..errors import (
     StillBeginning,
     TransactionAborted,
     UnknownTransaction,
+    UnreadableRecord,
     UsageError,
     text_of,
 )
@@ -379,9 +380,15 @@ def finish_named(
     ctx.live.discard(staging.attempt)
     if (yield from _is_gated_now(ctx, staging)) and not gated:
         return (yield from finish_named(ctx, name, wanted, attempt=attempt, why=why))
-    raise JournalUnavailable(
+    raise _stays_undecided(name, course) from course.attempt.cause
+
+
+def _stays_undecided(name: str, course: Course) -> NoDoubtError:
+    if isinstance(course.attempt.cause, register.NoFloor):
+        return UnreadableRecord(f"{name!r} stays prepared, undecided: {course.attempt.cause}")
+    return JournalUnavailable(
         f"the journal cannot be reached: {name!r} stays prepared, undecided; try again ({course.machine.why})"
-    ) from course.attempt.cause
+    )
 
 
 def _resumed(ctx: Context, staging: Staging, branches: dict[int, Branch], *, gated: bool) -> Course:
