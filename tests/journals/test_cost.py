@@ -17,7 +17,7 @@ from journals.test_mutants import OtherBench
 from nodoubt.journals import rows, sql
 from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.sql import SqlJournal
-from nodoubt.ports import START, Refused
+from nodoubt.ports import START, Identity, Refused
 from nodoubt.protocol.records import Mode
 from nodoubt.script import Do, Script
 from nodoubt.testing.bench import Bench
@@ -124,6 +124,15 @@ def test_the_look_for_what_cannot_be_read_reads_what_is_not_over_once(place: Pla
     assert len(names) == 2, "the others are those below the floor"
     assert len([one for one in statements if table("confirmations") in one]) == 1, "nobody was asked"
     assert len([one for one in statements if "item = " in one]) == sql.OLD_SETS + 1
+
+
+def test_a_resource_is_forgotten_without_a_look_at_all_decisions_while_that_locks(place: Place, bench: Bench) -> None:
+    """The look for one that is unsure has no index: it is a plain read, before."""
+    fill(bench)
+    bench.register("orders", Identity("r9", "c" * 16, "", 1))
+    unsure, delete, _ = sent(bench.journal.unregister(bench.main, "r9"), bench)
+    assert rows.UNSURE in unsure and unsure.startswith("SELECT ")
+    assert "DELETE" in delete and rows.UNSURE not in delete
 
 
 class AsksByKeys(SqlJournal):

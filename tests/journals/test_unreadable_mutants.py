@@ -118,19 +118,11 @@ class GivesUp(SqlJournal):
         ]
 
 
-class FloorAboveIt(SqlJournal):
-    """A verdict that is neither of the two holds nothing down."""
+class UnsureIsOver(SqlJournal):
+    """A verdict that is neither of the two holds nothing down, and keeps no resource."""
 
     def _read(self, session: Session, sql: str) -> Script[Any]:
         return super()._read(session, sql.replace("verdict NOT IN ('commit', 'abort')", "verdict = 'neither'"))
-
-
-class ForgetsResources(SqlJournal):
-    """Asks only for the COMMITs that have not ended."""
-
-    def _write(self, session: Session, *statements: str, forced: bool = True) -> Script[Any]:
-        every = [one.replace("verdict NOT IN ('commit', 'abort')", "verdict = 'neither'") for one in statements]
-        return super()._write(session, *every, forced=forced)
 
 
 class TellsNobody(SqlJournal):
@@ -169,8 +161,8 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (ForgetsUnread, SUITE.test_a_record_that_cannot_be_read_is_not_forgotten_and_keeps_no_other),
     (ForgetsTheRest, SUITE.test_a_record_that_cannot_be_read_is_not_forgotten_and_keeps_no_other),
     (GivesUp, SUITE.test_a_record_that_cannot_be_read_is_not_forgotten_and_keeps_no_other),
-    (FloorAboveIt, SUITE.test_an_open_commit_that_cannot_be_read_keeps_the_floor_where_it_is),
-    (ForgetsResources, SUITE.test_a_resource_that_a_decision_of_no_known_verdict_may_list_is_not_forgotten),
+    (UnsureIsOver, SUITE.test_an_open_commit_that_cannot_be_read_keeps_the_floor_where_it_is),
+    (UnsureIsOver, SUITE.test_a_resource_that_a_decision_of_no_known_verdict_may_list_is_not_forgotten),
     (TellsNobody, SUITE.test_what_cannot_be_read_is_told_until_it_is_mended),
     (TakesThemForNobodys, SUITE.test_what_may_be_anybodys_is_told_as_that_until_it_is_mended),
     (GoesByTheAttemptAlone, SUITE.test_what_may_be_anybodys_is_told_as_that_until_it_is_mended),

@@ -253,28 +253,28 @@ class Directory(Transactions):
 
     def unregister(self, session: Session, resource_id: str) -> Script[None]:
         """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it; or while
-        there is a decision of which nobody knows what it says: no index has that, so all are looked at.
+        there is a decision of which nobody knows whether it is such a one: no index has that, so all are looked at,
+        without a lock, for nobody of ours writes one.
 
         The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
         """
         table, decisions = self.dialect.table("resources"), self.dialect.table("decisions")
         which = f"resource_id = {self.dialect.key(resource_id)}"
         listed = f"{self.dialect.find_text}(branches, {self.dialect.text(rows.lists_resource(resource_id))}) > 0"
+        columns = rows.standing_columns(self.dialect)
+        unsure = yield from self._read(session, f"SELECT {columns} FROM {decisions} WHERE {rows.UNSURE} LIMIT 1")
+        for one in rows.standing.each(unsure.rows):
+            if isinstance(one, Unreadable):
+                raise Conflict(f"{one.which} {one.why}. It may list this resource: mend it first")
         yield from self._write(
             session,
             f"DELETE FROM {table} WHERE {which} "
             f"AND NOT EXISTS (SELECT 1 FROM {decisions} WHERE {self.dialect.is_open} AND {listed}) "
-            f"AND NOT EXISTS (SELECT 1 FROM {decisions} WHERE {rows.UNSURE}) "
             f"AND NOT EXISTS (SELECT 1 FROM {self.dialect.table('names')} AS n WHERE {listed} "
             f"AND NOT EXISTS (SELECT 1 FROM {decisions} AS d WHERE d.attempt = n.attempt))",
         )
         left = yield from self._read(session, f"SELECT count(*) FROM {table} WHERE {which}")
         if int(left.scalar()):
-            columns = rows.standing_columns(self.dialect)
-            found = yield from self._read(session, f"SELECT {columns} FROM {decisions} WHERE {rows.UNSURE} LIMIT 1")
-            for one in rows.standing.each(found.rows):
-                if isinstance(one, Unreadable):
-                    raise Conflict(f"{one.which} {one.why}. It may list this resource: mend it first")
             raise Conflict("transactions that have not ended list this resource: finish them before it is dropped")
 
     # ---- quarantine -------------------------------------------------------------------------------
