@@ -16,7 +16,7 @@ from cli import shop_steps
 from cli.conftest import nodoubt
 from cli.places import NAMES, Place, context, make_place
 from kit import QUICK, Database
-from nodoubt import Coordinator, TransactionAborted, UnreadableRecord
+from nodoubt import Coordinator, OutcomeConflict, State, TransactionAborted, UnreadableRecord
 from nodoubt.engine import ends
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.protocol.records import Unreadable
@@ -101,6 +101,41 @@ def test_nor_does_who_has_just_aborted_undo_its_steps_or_whoever_settles_it(
     place.journal.query(f"update {place.table('decisions')} set attempt = '{bad}' where attempt = '{_other(bad)}'")
     assert place.nodoubt("recover", "--app", "cli.shop_steps").exit_code == 0
     assert unmailed.read_text() == "ann\n"
+
+
+def rolled_back_where_it_failed_to_begin(place: Place) -> None:
+    """A named begin of this process has failed, and another has committed it since: that row is nobody's now."""
+    bad = spoilt(place)
+    decisions, count = place.table("decisions"), f"select count(*) from {place.table('decisions')}"
+    with place.coordinator() as db:
+        ctx = context(db)
+        ctx.remember_failed_begin("bad", bad, harmless=False)
+        ctx.remember_failed_begin("another", another := ctx.ids.attempt(), harmless=False)
+        for name in ("bad", "another"):
+            with pytest.raises(UnreadableRecord, match=_other(bad)):
+                db.rollback_distributed(name)
+        assert int(place.journal.query(count)[0][0]) == 1
+        place.journal.query(f"update {decisions} set attempt = '{bad}' where attempt = '{_other(bad)}'")
+        with pytest.raises(OutcomeConflict):
+            db.rollback_distributed("bad")
+        told = db.rollback_distributed("another")
+        assert (told.attempt, told.state) == (another, State.ABORTED)
+    assert place.prepared() == 2, "and what was committed is to be carried out"
+
+
+def test_a_begin_that_has_failed_is_not_aborted_while_a_row_may_be_anybodys(place: Place) -> None:
+    """I3."""
+    rolled_back_where_it_failed_to_begin(place)
+
+
+def test_who_aborts_it_all_the_same_is_caught(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> Script[list[Unreadable]]:
+        return []
+        yield
+
+    monkeypatch.setattr(SqlJournal, "ownerless", none)
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        rolled_back_where_it_failed_to_begin(place)
 
 
 def test_who_undoes_all_the_same_is_caught(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from ..errors import UnreadableRecord
 from ..protocol.records import Unreadable
 from ..script import Script
-from .context import Context, asked, log
+from .context import Context, log, told
 
 R = TypeVar("R")
 Apart = dict[tuple[str, str, int | None, str], Unreadable]  # by row: one look may meet it more than once
@@ -42,7 +42,7 @@ def ownerless(ctx: Context) -> Script[list[Unreadable]]:
 
     To be asked before the look for the decision that is missing, or after: such a row is nobody's work in between.
     """
-    return asked(ctx, ctx.journal_pool, ctx.journal.ownerless)
+    return told(ctx, ctx.journal_pool, ctx.journal.ownerless)
 
 
 def require_owned(ctx: Context) -> Script[None]:

@@ -455,7 +455,10 @@ def _roll_back_failed_begin(ctx: Context, name: str, failed: FailedBegin) -> Scr
         # Its row or its last prepare may have got lost on the way: only the register can say that it is over.
         why = "its begin failed"
         try:
+            yield from require_owned(ctx)  # a COMMIT among them may be this one's, by another process
             stands = yield from register.decide(ctx, _abort(ctx, failed.attempt, name, (), why))
+        except UnreadableRecord:
+            raise
         except NoDoubtError as error:
             raise JournalUnavailable(f"the journal does not say whether {name!r} is aborted: {error}") from error
         _require_outcome(name, stands.verdict, Verdict.ABORT)
