@@ -559,11 +559,9 @@ class Journal(Protocol):
         ...
 
     def unregister(self, session: Session, resource_id: str) -> Script[None]:
-        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it; or while
-        there is a decision of which nobody knows whether it is such a one. Of other rows that cannot be read, and may
-        list it, `unreadable` tells.
-
-        The journal can't see a branch that is prepared and has no decision yet: look at the resource itself first.
+        """Forget a resource. `Conflict` while a COMMIT that has not ended, or an undecided name, lists it; or nobody
+        knows of a decision whether it is such a one. The journal can't see a branch that is prepared and has no
+        decision yet, or whom a row that is unreadable lists: look at the resource itself, and at those, first.
         """
         ...
 
