@@ -209,6 +209,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
         if self._alchemy is None:
             from .alchemy.parts import Parts
 
+            self._open.require_ours()
             with self._open.lock:  # two would each flush but their own sessions
                 self._alchemy = self._alchemy or Parts(self._ctx, self._open, self._shell)
         return self._alchemy

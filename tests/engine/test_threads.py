@@ -7,8 +7,9 @@ rule taken out, and shows the harm.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import nodoubt
 from kit import QUICK, Database, Watching, make_database
-from nodoubt import Coordinator, TransactionAborted, UsageError
+from nodoubt import ClosedTransaction, Coordinator, TransactionAborted, UsageError
 from nodoubt.engine import attempt as attempts
 from nodoubt.engine import start
 from nodoubt.script import Script
@@ -78,12 +79,17 @@ def at_once(*works: Callable[[], object]) -> list[object]:
     return answers
 
 
-def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look how many branches there are and the next one's place among them."""
+def meeting(monkeypatch: pytest.MonkeyPatch, wait_s: float) -> None:
+    """Have two threads meet between the look how many branches there are and the next one's place among them.
+
+    Where the first is alone there it goes on after `wait_s`, and so does whoever comes later, at once.
+    """
     work = attempts.Work  # type: ignore[attr-defined]
+    both = threading.Barrier(2)
 
     def made(*args: Any, **options: Any) -> Any:
-        time.sleep(0.05)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(wait_s)
         return work(*args, **options)
 
     monkeypatch.setattr(attempts, "Work", made)
@@ -106,7 +112,7 @@ def held(db: Coordinator) -> int:
 def test_branches_that_two_threads_begin_are_two_and_both_are_committed(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slowly(monkeypatch)
+    meeting(monkeypatch, 0.3)
     with opened(pair) as db:
         with db.transaction() as tx:
             assert at_once(add_on(tx, "a"), add_on(tx, "b")) == [1, 1]
@@ -118,7 +124,7 @@ def test_branches_that_two_threads_begin_are_two_and_both_are_committed(
 def test_without_a_lock_both_are_of_one_number_and_one_is_not_committed(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slowly(monkeypatch)
+    meeting(monkeypatch, 10)
     with opened(pair) as db:
         with contextlib.suppress(Exception), db.transaction() as tx:
             unlocked(tx)
@@ -129,31 +135,32 @@ def test_without_a_lock_both_are_of_one_number_and_one_is_not_committed(
 def test_a_branch_that_two_threads_begin_is_begun_once_and_who_came_second_is_refused(
     pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admit, meeting = start.admit, threading.Barrier(2)
+    admit, begun, refused = start.admit, threading.Event(), threading.Event()
 
-    def slow(*args: Any) -> Script[None]:
-        time.sleep(0.2)
+    def waits(*args: Any) -> Script[None]:
+        begun.set()
+        refused.wait(10)
         yield from admit(*args)
 
-    monkeypatch.setattr(start, "admit", slow)
+    monkeypatch.setattr(start, "admit", waits)
     with opened(pair) as db:
         with db.transaction() as tx:
 
-            def add(account: int) -> Callable[[], object]:
-                def work() -> object:
-                    meeting.wait(10)
-                    return add_on(tx, "a", account)()
+            def second() -> object:
+                begun.wait(10)
+                try:
+                    return add_on(tx, "a", 1)()
+                finally:
+                    refused.set()
 
-                return work
-
-            answers = at_once(add(0), add(1))
-            assert {type(answer) for answer in answers} == {int, UsageError}, answers
+            answers = at_once(add_on(tx, "a"), second)
+            assert [type(answer) for answer in answers] == [int, UsageError], answers
         assert not held(db)
-    assert sorted(pair[0].balance(account) for account in (0, 1)) == [100, 101]
+    assert [pair[0].balance(account) for account in (0, 1)] == [101, 100]
 
 
 def test_without_a_lock_it_is_begun_twice(pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch) -> None:
-    slowly(monkeypatch)
+    meeting(monkeypatch, 10)
     with opened(pair) as db:
         with contextlib.suppress(Exception), db.transaction() as tx:
             unlocked(tx)
@@ -262,8 +269,11 @@ def test_sessions_that_two_threads_ask_for_first_are_both_flushed(
 
     made = Parts.__init__
 
+    both = threading.Barrier(2)
+
     def slow(self: Parts, *args: Any) -> None:
-        time.sleep(0.05)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
         made(self, *args)
 
     monkeypatch.setattr(Parts, "__init__", slow)
@@ -275,3 +285,20 @@ def test_sessions_that_two_threads_ask_for_first_are_both_flushed(
 
             assert at_once(add("a"), add("b")) == [None, None]
         assert [one.query("select count(*) from accounts where id = 50") for one in pair] == [[(1,)], [(1,)]]
+
+
+def test_a_child_of_a_fork_does_not_wait_for_what_a_thread_of_its_parent_s_holds(request: Any, tmp_path: Path) -> None:
+    one = make_database("sqlite", "a", request, tmp_path)
+    with Coordinator(one.url, settings=QUICK, recovery=False) as db:
+        db.setup()
+        with db.transaction() as tx, tx._open.lock:
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                try:
+                    tx.execute(ADD.format(0))
+                except ClosedTransaction:
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

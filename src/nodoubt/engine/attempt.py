@@ -114,9 +114,13 @@ class Attempt(msgspec.Struct):
         with self.lock:
             self.closed = True
 
-    def require_open(self) -> None:
+    def require_ours(self) -> None:
+        """Before the lock is asked for: in the child of a fork, a thread of the parent's may hold it for ever."""
         if self.pid != os.getpid():
             raise ClosedTransaction("this transaction belongs to the parent process: begin another one here")
+
+    def require_open(self) -> None:
+        self.require_ours()
         if self.closed:
             raise ClosedTransaction(f"the block of {self.name or self.id!r} has ended; begin another transaction")
 
@@ -145,6 +149,7 @@ def _too_late(attempt: Attempt, where: str = "") -> TransactionAborted:
 
 def open_branch(ctx: Context, attempt: Attempt, name: str) -> Script[Branch]:
     """Begin the branch on that resource, once."""
+    attempt.require_ours()
     with attempt.lock:
         attempt.require_open()
         if name in attempt.branches:
@@ -163,6 +168,7 @@ def _take(ctx: Context, attempt: Attempt, name: str, *, lazy: bool = False) -> S
 
     `lazy`: it may begin with its first statement, which follows at once.
     """
+    attempt.require_ours()
     with attempt.lock:
         attempt.require_open()
         branch = attempt.branches.get(name)
@@ -301,6 +307,7 @@ def _savepoint(ctx: Context, attempt: Attempt, branch: Branch, step: SavepointSt
 
 def doom(ctx: Context, attempt: Attempt, name: str, why: BaseException) -> None:
     """The user wants that branch rolled back: from now on nothing else is possible, and no savepoint cures it."""
+    attempt.require_ours()
     with attempt.lock:
         attempt.require_open()
         branch = attempt.branches.get(name) or _claim(ctx, attempt, name)

@@ -118,6 +118,7 @@ def call(ctx: Context, attempt: Attempt, runner: Runner, use: Use) -> Script[Any
     `UsageError`.
     """
     within_s = min(_timeout_s(ctx, use), left_s(ctx, attempt))
+    attempt.require_ours()
     with attempt.lock:
         attempt.require_open()
         if attempt.doomed is not None:
