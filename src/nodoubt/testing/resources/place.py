@@ -113,7 +113,7 @@ class Place(ABC):
                 self.run(getattr(self.resource, verb)(session or self.bench.main, prepared))
                 return
             except NoDoubtError:
-                if prepared.xid not in self.listed() or time.monotonic() > until:
+                if prepared.xid not in self.listed(prepared.xid.cluster) or time.monotonic() > until:
                     raise
             time.sleep(POLL_S)
 
