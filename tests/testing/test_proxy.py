@@ -286,6 +286,16 @@ def test_a_delayed_reply_comes_by_itself_after_its_time(proxy: TcpProxy, client:
     assert ask(client, b"commit") == b"commit"
 
 
+@pytest.mark.parametrize("strike", ["delay_reply", "stall"])
+def test_what_is_released_before_it_is_held_is_not_held(strike: str, proxy: TcpProxy, client: socket.socket) -> None:
+    """As where it is released between the request, which it struck, and the reply, which it is to hold."""
+    fault = getattr(proxy, strike)(b"commit", times=None)
+    fault.release()
+    assert ask(client, b"commit") == b"commit"
+    assert ask(client, b"commit") == b"commit"
+    assert fault.hits == 2
+
+
 def test_half_open_leaves_the_server_connected_to_nobody(
     echo: EchoServer, proxy: TcpProxy, client: socket.socket
 ) -> None:

@@ -486,6 +486,8 @@ class _Link:
         self._holding = fault
         if fault._seconds is not None:
             self._hold_until = time.monotonic() + fault._seconds
+        if fault._released.is_set():  # before there was anything to let go of: nobody else wakes this link for it
+            self.wake()
         fault._strike()
 
     def _let_go(self, fault: Fault) -> bool:
