@@ -212,11 +212,12 @@ class SqlJournal(Calls):
         table = self.dialect.table("decisions")
         for some in pieces(attempts):
             which = f"attempt IN ({self.dialect.attempts(some)})"
+            readable = f"{which} AND verdict IN ('commit', 'abort')"
             locked, confirmed = yield from self._write(
                 session,
                 f"SELECT {rows.standing_columns(self.dialect)} FROM {table} WHERE {which} "
                 f"ORDER BY attempt{self.dialect.row_lock}",
-                f"UPDATE {table} SET {rows.changed('confirms')} WHERE {which} AND verdict IN ('commit', 'abort')",
+                f"UPDATE {table}{self.dialect.by_attempt} SET {rows.changed('confirms')} WHERE {readable}",
             )
             shown = rows.standing.each(locked.rows)
             wanted = sum(rows.raw(row[1]) in VERDICTS for row in locked.rows)
@@ -258,6 +259,7 @@ class SqlJournal(Calls):
             listed, table = self.dialect.attempts(some), self.dialect.table
             names = f"{table('names')}{self.dialect.by_undecided}"
             calls = f"{table('calls')}{self.dialect.by_unfinished}"
+            decisions = f"{table('decisions')}{self.dialect.by_attempt}"
             which, marked = f"attempt IN ({listed})", f"undecided IN ({listed})"
             yield from self._write(
                 session,
@@ -265,7 +267,7 @@ class SqlJournal(Calls):
                 f"SELECT attempt FROM {names} WHERE {marked} ORDER BY undecided{self.dialect.row_lock}",
                 f"UPDATE {names} SET undecided = NULL WHERE {marked}",
                 self._lock_decisions(which),
-                f"UPDATE {table('decisions')} SET ended_at = COALESCE(ended_at, {self.dialect.now}), "
+                f"UPDATE {decisions} SET ended_at = COALESCE(ended_at, {self.dialect.now}), "
                 f"{rows.changed('confirms')} WHERE {which}",
                 f"UPDATE {calls} SET unfinished = NULL WHERE unfinished IN ({listed})",
             )
