@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -185,6 +187,15 @@ async def opened(mode: str, databases: Sequence[Database], **options: Any) -> As
         yield face
     finally:
         await face.close()
+
+
+def stop_walwriter(url: str) -> None:
+    """What flushes unasked on PostgreSQL; it is there a moment after the server is."""
+    which = "select pid from pg_stat_activity where backend_type = 'walwriter'"
+    with psycopg.connect(url, autocommit=True) as connection:
+        until(lambda: connection.execute(which).fetchone() is not None)
+        (pid,) = connection.execute(which).fetchone() or ()
+    os.kill(int(pid), signal.SIGSTOP)
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from kit import QUICK, Database, make_database
+from kit import QUICK, Database, make_database, stop_walwriter
 from nodoubt import Coordinator, KeyInFlight, KeyReused, ResourceUnavailable
 from nodoubt.idempotency import claims, keys, store
 from nodoubt.idempotency.keys import Key
@@ -214,8 +212,7 @@ def replayed_and_kept() -> tuple[bool, bool]:
         only = Database("a", server.url())
         with coordinator([only]) as db:
             db.setup()
-            wal_writer = only.query("select pid from pg_stat_activity where backend_type = 'walwriter'")[0][0]
-            os.kill(int(wal_writer), signal.SIGSTOP)
+            stop_walwriter(only.url)
             with psycopg.connect(only.url, autocommit=True) as stranger:
                 stranger.execute("set synchronous_commit = off")
                 stranger.execute(

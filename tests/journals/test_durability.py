@@ -6,8 +6,6 @@ pass. MariaDB leaves its log to the kernel, which survives a kill -9; there the 
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ import msgspec
 import pytest
 
 from journals.places import Place, query
+from kit import stop_walwriter
 from nodoubt.journals.attempts import FLOOR_LOWEST, first_attempt_of
 from nodoubt.journals.dialects import PostgresDialect
 from nodoubt.journals.sql import SqlJournal
@@ -38,8 +37,7 @@ class Crashing:
     def after_a_crash(self, work: Callable[[Bench], Any], journal: SqlJournal | None = None) -> Bench:
         """A bench on the restarted server, after this work and a kill -9."""
         with self.place.bench(journal) as bench:
-            pid = query(bench, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'").scalar()
-            os.kill(int(pid), signal.SIGSTOP)
+            stop_walwriter(self.server.url())
             work(bench)
             self.server.kill()
         self.server.restart()

@@ -7,8 +7,6 @@ same scene without its rule.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from kit import Database, until
+from kit import Database, stop_walwriter, until
 from nodoubt import Coordinator, State
 from nodoubt.engine import branches, ends, phases, register, sweep
 from nodoubt.protocol.events import Undecided
@@ -302,9 +300,8 @@ def show_unflushed(db: Coordinator, url: str) -> None:
     journal: Any = context(db).journal
     staging = journal_says(db, lambda session: journal.find(session, "pay"))
     row = Decision(staging.attempt, Verdict.COMMIT, Mode.STAGED, "pay", staging.branches)
+    stop_walwriter(url)
     with psycopg.connect(url, autocommit=True) as raw:
-        (walwriter,) = raw.execute("select pid from pg_stat_activity where backend_type = 'walwriter'").fetchone() or ()
-        os.kill(int(walwriter), signal.SIGSTOP)
         raw.execute("set synchronous_commit = off")
         with raw.transaction():
             for statement in journal.decision_rows(row):

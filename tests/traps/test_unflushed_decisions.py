@@ -9,8 +9,6 @@ on MariaDB too, is in `tests/journals/test_durability.py`.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from kit import QUICK, Database
+from kit import QUICK, Database, stop_walwriter
 from nodoubt import Coordinator, OutcomeConflict, State
 from nodoubt.engine.context import using
 from nodoubt.journals.sql import SqlJournal
@@ -60,9 +58,8 @@ def show_unflushed(db: Coordinator, attempt: str, url: str) -> None:
     journal: Any = ctx.journal
     staging = db._shell.run(using(ctx.journal_pool, lambda session: journal.find(session, "order")))
     row = Decision(attempt, Verdict.COMMIT, Mode.STAGED, "order", staging.branches)
+    stop_walwriter(url)
     with psycopg.connect(url, autocommit=True) as raw:
-        (walwriter,) = raw.execute("select pid from pg_stat_activity where backend_type = 'walwriter'").fetchone() or ()
-        os.kill(int(walwriter), signal.SIGSTOP)
         raw.execute("set synchronous_commit = off")
         with raw.transaction():
             for statement in journal.decision_rows(row):
