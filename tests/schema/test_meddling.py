@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from doctor.conftest import doctor
@@ -206,3 +207,75 @@ def test_a_mutant_that_does_not_look_commits_one_branch_without_a_decision(
         assert (home.balance(), other.balance()) == (0, 100)
         assert home.query("select count(*) from nodoubt.decisions") == [(0,)]
         assert home.prepared() == [] and len(other.prepared()) == 1
+
+
+# ---- the key by which a row is write-once, and tables that a crash empties --------------------------
+
+
+def copied(table: str, name: str) -> list[str]:
+    """As somebody does who brings a table back out of a backup beside it: the rows, and not the keys."""
+    return [
+        f"create table {table}_copy as select * from {table}",
+        f"drop table {table}",
+        f"alter table {table}_copy rename to {name}",
+    ]
+
+
+KEYLESS = [
+    ("postgres", ["alter table nodoubt.decisions drop constraint decisions_pkey"], "nodoubt.decisions"),
+    ("postgres", copied("nodoubt.receipts", "receipts"), "nodoubt.receipts"),
+    ("mariadb", copied("nodoubt_decisions", "nodoubt_decisions"), "nodoubt_decisions"),
+    ("mariadb", ["alter table nodoubt_receipts drop primary key"], "nodoubt_receipts"),
+    ("sqlite", copied("nodoubt_decisions", "nodoubt_decisions"), "nodoubt_decisions"),
+    ("sqlite", copied("nodoubt_receipts", "nodoubt_receipts"), "nodoubt_receipts"),
+]
+
+
+@pytest.mark.parametrize(("kind", "made", "table"), KEYLESS, ids=[f"{row[0]}-{row[2]}" for row in KEYLESS])
+@pytest.mark.anyio
+async def test_a_table_that_has_lost_its_primary_key_keeps_a_coordinator_from_starting(
+    home: Database, mode: str, made: list[str], table: str
+) -> None:
+    """As a restore leaves it that died before the constraints."""
+    for statement in made:
+        home.query(statement)
+    (finding,) = told(home, 3)
+    what = finding["what"].replace("***", "nodoubt")
+    assert (finding["severity"], what) == ("human", f"{table} has no primary key")
+    with pytest.raises(ResourceRefused, match=f"{table} has no primary key"):
+        async with opened(mode, [home]):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_a_mutant_that_does_not_look_for_the_key_commits_beside_an_abort(
+    home: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's ABORT is under way when the commit is decided. With the key one of the two would wait, and fail."""
+    for room in (journals_sql, resources_postgres):
+        monkeypatch.setattr(room, "meddlers", lambda *_: [])
+    home.query("alter table nodoubt.decisions drop constraint decisions_pkey")
+    fence = (
+        "insert into nodoubt.decisions (attempt, verdict, mode, name, branches, owner, reason, decided_at) select "
+        "attempt, 'abort', 'staged', name, branches, owner, '', created_at from nodoubt.names"
+    )
+    with Coordinator({"home": home.url}, settings=QUICK, recovery=False) as db, psycopg.connect(home.url) as other:
+        with db.begin_distributed("order-7") as tx:
+            tx["home"].execute("update accounts set balance = 0 where id = 0")
+        other.execute(fence.encode())
+        db.commit_distributed("order-7")
+        other.commit()
+    assert sorted(home.query("select verdict from nodoubt.decisions")) == [("abort",), ("commit",)]
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_a_table_that_a_crash_would_empty_keeps_a_coordinator_from_starting_until_it_is_logged(home: Database) -> None:
+    home.query("alter table nodoubt.decisions set unlogged")
+    (finding,) = told(home, 3)
+    assert (finding["severity"], finding["what"]) == ("human", "nodoubt.decisions is unlogged")
+    with pytest.raises(ResourceRefused, match="nodoubt.decisions is unlogged"):
+        Coordinator({"home": home.url}, recovery=False).open()
+    home.query(finding["changes"][0]["line"])
+    assert told(home, 0) == []
+    with Coordinator({"home": home.url}, recovery=False):
+        pass
