@@ -279,3 +279,17 @@ def test_a_table_that_a_crash_would_empty_keeps_a_coordinator_from_starting_unti
     assert told(home, 0) == []
     with Coordinator({"home": home.url}, recovery=False):
         pass
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_a_role_whose_names_without_a_schema_are_ours_is_advised_of_it(home: Database) -> None:
+    home.query("create schema other")
+    name = home.query("select current_database()")[0][0]
+    home.query(f'alter database "{name}" set search_path = other, nodoubt')
+    assert told(home, 0) == []
+    home.query(f'alter database "{name}" set search_path = nodoubt, public')
+    (finding,) = told(home, 0)
+    assert (finding["severity"], "is the first in search_path" in finding["what"]) == ("advice", True)
+    assert [change["line"] for change in finding["changes"]] == ['ALTER ROLE "postgres" SET search_path = public;']
+    with Coordinator({"home": home.url}, recovery=False):
+        pass

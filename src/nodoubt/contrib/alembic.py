@@ -30,6 +30,7 @@ except ImportError:
 from . import tables_mariadb, tables_postgres, tables_sqlite
 
 SCHEMA = "nodoubt"  # PostgreSQL's
+ALIKE = 0.75  # so many of our columns make a table of our name ours: other releases have others
 _TABLES = {
     "postgresql": tables_postgres,
     "mariadb": tables_mariadb,
@@ -50,9 +51,20 @@ def is_ours(table: Any) -> bool:
     user's.
 
     A table of ours that has more columns, or fewer, than this release makes is ours: Alembic would drop it otherwise.
+    And so is one without its schema: a role that is called `nodoubt` has ours for its default, and SQLAlchemy then
+    names none. There the names are anybody's, so the columns must be, for the most part, ours as well.
     """
     there = set(table.columns.keys())
-    return table.schema == SCHEMA or any(key <= there for key in _keys().get(table.name, ()))
+    if table.schema == SCHEMA or any(key <= there for key in _keys().get(table.name, ())):
+        return True
+    columns = _unnamed().get(table.name)
+    return table.schema is None and columns is not None and len(columns & there) >= ALIKE * len(columns)
+
+
+@functools.cache
+def _unnamed() -> dict[str, set[str]]:
+    """The columns of our tables on PostgreSQL, by names without the schema."""
+    return {table.name: set(table.columns.keys()) for table in metadata("postgresql").tables.values()}
 
 
 @functools.cache

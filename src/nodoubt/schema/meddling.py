@@ -28,7 +28,7 @@ WRITTEN_ONCE = (
     "prepared", "locks",
 )  # fmt: skip
 
-LOST, UNLOGGED = "no primary key", "unlogged"
+LOST, UNLOGGED, FIRST = "no primary key", "unlogged", "search_path"
 
 
 def _names(prefix: str) -> str:
@@ -37,8 +37,8 @@ def _names(prefix: str) -> str:
 
 # What is disabled does nothing; internal triggers are those of foreign keys; nobody here truncates. 66: BEFORE or
 # INSTEAD OF, 28: INSERT, DELETE, UPDATE. `row_security_active`: for whoever asks.
-_POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecurity AS secured, c.relpersistence AS kept
- FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+_POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecurity AS secured,
+ c.relpersistence AS kept FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = 'nodoubt' AND c.relkind IN ('r', 'p'))
  SELECT 'rule' AS what, o.tbl, r.rulename::text AS name, true AS alters
  FROM pg_catalog.pg_rewrite r JOIN ours o ON o.oid = r.ev_class WHERE r.ev_enabled <> 'D'
@@ -49,6 +49,7 @@ _POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecu
  UNION ALL SELECT '{LOST}', o.tbl, '', true FROM ours o WHERE o.tbl IN ({_names("")}) AND NOT EXISTS
  (SELECT 1 FROM pg_catalog.pg_index i WHERE i.indrelid = o.oid AND i.indisprimary AND i.indisvalid)
  UNION ALL SELECT '{UNLOGGED}', o.tbl, '', true FROM ours o WHERE o.kept = 'u'
+ UNION ALL SELECT '{FIRST}', '', current_user::text, false WHERE pg_catalog.current_schema() = 'nodoubt'
  ORDER BY 4 DESC, 1, 2, 3 LIMIT {MEDDLERS_MAX}"""
 # By name: in a database of MariaDB's, a table of the user's may have a name that begins as ours do.
 _MARIADB = f"""SELECT 'trigger' AS what, EVENT_OBJECT_TABLE AS tbl, TRIGGER_NAME AS name,
@@ -89,6 +90,7 @@ def meddlers(kind: str, found: Iterable[Sequence[Any]]) -> list[Shortcoming]:
 
 def _of(kind: str, what: str, table: str, name: str, *, alters: bool) -> Shortcoming:
     at = f"nodoubt.{table}" if kind == "postgres" else table
+    quoted = _quoted(name, "`" if kind == "mariadb" else '"')
     if what == "row level security":
         return Shortcoming(
             what=f"row level security is enabled on {at}",
@@ -101,10 +103,17 @@ def _of(kind: str, what: str, table: str, name: str, *, alters: bool) -> Shortco
     if what == LOST:
         return Shortcoming(
             what=f"{at} has no primary key",
-            advice="of two who decide, or prove, the same thing both would be believed. Stop what works on it. If it was "
-            "restored, restore it as a whole; else look for rows that are there twice, and give it the key back that "
-            "nodoubt schema sql prints",
+            advice="of two who decide, or prove, the same thing both would be believed. Stop what works on it. If it "
+            "was restored, restore it as a whole; else look for rows that are there twice, and give it the key back "
+            "that nodoubt schema sql prints",
             refused=True,
+        )
+    if what == FIRST:
+        return Shortcoming(
+            what="the schema nodoubt is the first in search_path, where names without a schema are looked up",
+            advice='a CREATE TABLE of yours goes in there, and an INSERT INTO events or jobs reaches ours: by "$user" '
+            "it is so for a role that is called nodoubt. Call it otherwise, or give it another path",
+            line=f"ALTER ROLE {quoted} SET search_path = public;",
         )
     if what == UNLOGGED:
         return Shortcoming(
@@ -116,8 +125,6 @@ def _of(kind: str, what: str, table: str, name: str, *, alters: bool) -> Shortco
     why = "can swallow or alter a row by which a decision, or a branch's commit, is proved, and nobody would notice"
     if not alters:
         why = "runs inside each of our transactions: its errors fail them, and what it changes nobody confirms"
-    mark = "`" if kind == "mariadb" else '"'
-    quoted = mark + name.replace(mark, mark * 2) + mark
     on = f" ON {at}" if kind == "postgres" else ""
     return Shortcoming(
         what=f"{what} {name!r} on {at}",
@@ -125,6 +132,10 @@ def _of(kind: str, what: str, table: str, name: str, *, alters: bool) -> Shortco
         refused=alters,
         line=f"DROP {what.upper()} {quoted}{on};",
     )
+
+
+def _quoted(name: str, mark: str) -> str:
+    return mark + name.replace(mark, mark * 2) + mark
 
 
 def _text(value: Any) -> str:
