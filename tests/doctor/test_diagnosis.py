@@ -139,7 +139,7 @@ def test_the_document_has_the_shape_that_programs_rely_on() -> None:
         "floor_at": "2027-01-15T08:00:00.000Z", "open_commits": 0, "names_undecided": 0, "quarantined": 0,
         "unreadable": 0,
     }  # fmt: skip
-    assert one["gaps"] == [{"what": "this", "advice": "that"}]
+    assert one["gaps"] == [{"what": "this", "advice": "that", "blind": False}]
     assert one["settings"]["max_prepared_transactions"] == {"value": "100", "place": ""}
     assert set(one["server"]) == {"version", "user", "database", "standby", "skew_s", "skew_within_s"}
     assert set(one["vacuum"]) == {"freeze_max_age", "oldest_database", "oldest_database_age", "others"}

@@ -24,7 +24,7 @@ from nodoubt.script import Script
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 
-from .conftest import doctor, looked
+from .conftest import Ward, doctor, looked
 
 
 def options(databases: list[Database]) -> list[str]:
@@ -281,11 +281,71 @@ def test_a_role_that_may_not_read_our_tables_is_told_what_to_grant(postgres: Pos
             assert (facts.journal, facts.identity, facts.broken) == (None, None, None)
             (gap,) = [one for one in facts.gaps if "our own tables" in one.what]
             assert "GRANT USAGE ON SCHEMA nodoubt" in gap.advice
+            doctor(url.replace(f"{postgres.user}@", f"{role}@"), code=1)
             connection.execute(gap.advice.encode())
             (facts,) = looked(url.replace(f"{postgres.user}@", f"{role}@"))
             assert facts.journal is not None and facts.identity is not None
+            may = "select has_table_privilege(%s, 'nodoubt.keys', 'select')"
+            assert connection.execute(may, (role,)).fetchone() == (False,)  # what callers were told
+            doctor(url.replace(f"{postgres.user}@", f"{role}@"), code=0)
         finally:
             connection.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+QUARANTINED = "('11111111111111111111111111111111', 0, 'home', 'somebody ended it', 0, '')"
+
+
+def test_a_table_that_is_not_read_here_hides_nothing(pg: Ward) -> None:
+    """One that a newer release has brought, which the account has not been granted yet."""
+    with Coordinator({"home": pg.url}, recovery=False) as db:
+        db.setup()
+    role = f'"{parse_url(pg.look_url).user}"'
+    pg.query(f"grant usage on schema nodoubt to {role}")
+    pg.query(f"grant select on all tables in schema nodoubt to {role}")
+    pg.query(f"revoke all on nodoubt.jobs, nodoubt.events from {role}")
+    pg.query("create table nodoubt.later (id int)")
+    pg.query(f"insert into nodoubt.quarantine values {QUARANTINED}")
+    (found,) = doctor(pg.look_url, code=3)["databases"]
+    assert found["journal"]["quarantined"] == 1
+
+
+def test_a_journal_is_found_among_any_number_of_tables_of_the_users(maria: Ward) -> None:
+    """A name may begin as ours do, and the server lists them in an order of its own."""
+    with Coordinator({"home": maria.url}, recovery=False) as db:
+        db.setup()
+    for number in range(30):
+        maria.query(f"create table nodoubt_a{number} (id int)")
+    maria.query(f"insert into nodoubt_quarantine values {QUARANTINED}")
+    (found,) = doctor(maria.url, code=3)["databases"]
+    assert found["journal"]["quarantined"] == 1
+
+
+@pytest.mark.parametrize("mode", ["ANSI_QUOTES", "ORACLE", "NO_BACKSLASH_ESCAPES", "EMPTY_STRING_IS_NULL"])
+def test_a_server_of_any_sql_mode_is_examined(maria: Ward, mode: str) -> None:
+    with Coordinator({"home": maria.url}, recovery=False) as db:
+        db.setup()
+    ((before,),) = maria.query("select @@global.sql_mode")
+    maria.query(f"set global sql_mode = '{mode}'")
+    try:
+        (found,) = doctor(maria.url, code=0)["databases"]
+    finally:
+        maria.query(f"set global sql_mode = '{before}'")
+    assert (found["error"], found["journal"]["version"], found["identity"]["epoch"]) == (None, 2, 1)
+
+
+def test_an_account_to_which_mariadb_shows_no_table_of_ours_is_told_that_there_may_be_some(maria: Ward) -> None:
+    with Coordinator({"home": maria.url}, recovery=False) as db:
+        db.setup()
+    parsed = parse_url(maria.look_url)
+
+    def gaps() -> list[str]:
+        (found,) = doctor(maria.look_url, code=0)["databases"]
+        return [gap["what"].replace("***", "nodoubt") for gap in found["gaps"] if "if there are any" in gap["what"]]
+
+    assert gaps() == []  # it may read the whole database
+    maria.query(f"revoke select on `{parsed.database}`.* from '{parsed.user}'@'%'")
+    maria.query(f"grant select on `{parsed.database}`.t to '{parsed.user}'@'%'")
+    assert len(gaps()) == 1
 
 
 def test_the_number_of_messages_does_not_grow_with_what_is_prepared_of_ours(home: Database) -> None:

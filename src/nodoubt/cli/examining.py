@@ -1,9 +1,9 @@
 """`doctor`: what is prepared in any database, whose it is, what it holds up, and the safe next action.
 
 Guarantees: nothing is changed, and nothing that is advised is executed. A database that cannot be reached keeps none of
-the others from being examined. Exit codes: 0 fine, 3 something needs a human, 1 one of them could not be examined. With
-`--watch` what stays prepared from look to look grows old, even where no server tells its age; Ctrl-C ends it with the
-exit code of the last look.
+the others from being examined. Exit codes: 0 fine, 3 something needs a human, 1 one of them, or our tables in it, could
+not be examined. With `--watch` what stays prepared from look to look grows old, even where no server tells its age;
+Ctrl-C ends it with the exit code of the last look.
 """
 
 from __future__ import annotations

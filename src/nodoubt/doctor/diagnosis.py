@@ -151,4 +151,5 @@ def _exit_code(databases: Sequence[Examined], across: Sequence[Finding]) -> int:
     severities |= {prepared.action.severity for one in databases for prepared in one.prepared}
     if Severity.HUMAN in severities:
         return EXIT_HUMAN
-    return EXIT_FAILED if any(one.error is not None for one in databases) else EXIT_FINE
+    blind = any(one.error is not None or any(gap.blind for gap in one.gaps) for one in databases)
+    return EXIT_FAILED if blind else EXIT_FINE

@@ -143,7 +143,7 @@ def _examined(room: _Room, patient: Patient) -> Script[tuple[f.Facts, frozenset[
     def body(session: Session) -> Script[f.Facts]:
         seen = yield from _LOOKS[patient.kind](session, room.clock, patient.database)
         facts = ours.hidden(_facts(empty, seen), seen.ours)
-        if all(seen.ours.values()):
+        if not ours.unreadable(seen.ours):
             tables.update(seen.ours)
         if "journal" in tables:
             facts = yield from ours.readable(facts, ours.journal_of(facts, patient.journal, session))

@@ -26,10 +26,11 @@ TABLES_MAX = 100  # that a transaction can't roll back
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """What could not be seen, and what would let it be seen."""
+    """What could not be seen, and what would let it be seen. `blind`: what is stuck may stand there alone."""
 
     what: str
     advice: str
+    blind: bool = False
 
 
 class Setting(msgspec.Struct, frozen=True):

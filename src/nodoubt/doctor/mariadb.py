@@ -41,6 +41,7 @@ from ..schema import meddlers, meddlers_sql
 from ..script import Script, do
 from . import facts as f
 from .origins import Origin, XaId, of_xa
+from .ours import READ
 from .seen import Seen
 
 STATEMENT_TIMEOUT_S = 5
@@ -64,13 +65,14 @@ _WHO = """SELECT VERSION() AS version, CURRENT_USER() AS who, DATABASE() AS at, 
 _SETTINGS = f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({', '.join(repr(name) for name in NAMES)})"
 _HISTORY = "SHOW GLOBAL STATUS LIKE 'Innodb_history_list_length'"
 
-_OURS = """SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {database}
- AND TABLE_NAME LIKE 'nodoubt\\_%' LIMIT 20"""
-# Whoever has the right by a role is told of a gap, too: these tables do not tell it.
-_MAY_SEE_TRIGGERS = """SELECT EXISTS (SELECT 1 FROM information_schema.USER_PRIVILEGES
- WHERE PRIVILEGE_TYPE = 'TRIGGER' AND GRANTEE = {grantee}) OR EXISTS (SELECT 1 FROM information_schema.SCHEMA_PRIVILEGES
- WHERE PRIVILEGE_TYPE = 'TRIGGER' AND {database} LIKE TABLE_SCHEMA AND GRANTEE = {grantee})""".replace(
-    "{grantee}", """CONCAT("'", REPLACE(CURRENT_USER(), '@', "'@'"), "'")"""
+_OURS = f"""SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {{database}}
+ AND TABLE_NAME IN ({", ".join(f"'nodoubt_{table}'" for table in READ)})"""
+# Whoever has a right by a role is told of a gap, too: these tables do not tell it. No quote is a double one: under
+# ANSI_QUOTES, a sql_mode, what stands in those is a name.
+_MAY = """SELECT EXISTS (SELECT 1 FROM information_schema.USER_PRIVILEGES
+ WHERE PRIVILEGE_TYPE = '{right}' AND GRANTEE = {grantee}) OR EXISTS (SELECT 1 FROM information_schema.SCHEMA_PRIVILEGES
+ WHERE PRIVILEGE_TYPE = '{right}' AND {database} LIKE TABLE_SCHEMA AND GRANTEE = {grantee})""".replace(
+    "{grantee}", "CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')"
 )
 _STATUS = "SHOW ENGINE INNODB STATUS"
 _BLOCK = re.compile(r"^---", re.MULTILINE)
@@ -149,8 +151,9 @@ def look(session: Session, clock: Clock, database: str) -> Script[Seen]:
     yield from do(session, "run", _READ_ONLY)
     before = clock.now()
     plain_sql = f"{plain_tables_sql(name)} LIMIT {f.TABLES_MAX}"
-    ours_sql = (_OURS.format(database=name), meddlers_sql("mariadb", name), _MAY_SEE_TRIGGERS.format(database=name))
-    who, settings, history, plain, ours, meddling, right = yield from do(
+    rights = [_MAY.format(database=name, right=right) for right in ("SELECT", "TRIGGER")]
+    ours_sql = (_OURS.format(database=name), meddlers_sql("mariadb", name), *rights)
+    who, settings, history, plain, ours, meddling, select, trigger = yield from do(
         session, "run", "; ".join((_WHO, _SETTINGS, _HISTORY, plain_sql, *ours_sql))
     )
     after = clock.now()
@@ -169,7 +172,14 @@ def look(session: Session, clock: Clock, database: str) -> Script[Seen]:
     seen.flaws += meddlers("mariadb", meddling.rows)
     seen.history_length = _length(history)
     seen.ours = dict.fromkeys((_text(row[0]).lower().removeprefix("nodoubt_") for row in ours.rows), True)
-    if seen.ours and not right.scalar():
+    if "journal" not in seen.ours and not select.scalar():
+        seen.gaps.append(
+            f.Gap(
+                "tables of nodoubt's, if there are any: the server shows an account only those that it may use",
+                "examine it with an account that may SELECT in the whole database, or that has the role look",
+            )
+        )
+    if seen.ours and not trigger.scalar():
         seen.gaps.append(
             f.Gap(
                 "triggers on our own tables, which could swallow or alter their rows: they are shown only to who may "

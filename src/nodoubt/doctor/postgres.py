@@ -25,6 +25,7 @@ from ..schema import meddlers, meddlers_sql
 from ..script import Script, do
 from . import facts as f
 from .origins import of_gid
+from .ours import READ
 from .seen import Seen
 
 STATEMENT_TIMEOUT_MS = 5000
@@ -150,11 +151,11 @@ _SLOTS = f"""SELECT slot_name::text AS name, slot_type AS type, active,
  FROM pg_catalog.pg_replication_slots ORDER BY slot_name LIMIT {f.REPLICAS_MAX + 1}"""
 _STANDBYS = f"""SELECT application_name AS name, state, sync_state AS sync FROM pg_catalog.pg_stat_replication
  ORDER BY pid LIMIT {f.REPLICAS_MAX + 1}"""
-# All but the idempotency keys: who only looks need not read what callers were told.
-_OURS = """SELECT c.relname::text AS name, pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+_OURS = f"""SELECT c.relname::text AS name, pg_catalog.has_schema_privilege(n.oid, 'USAGE')
  AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable
  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = 'nodoubt' AND c.relkind IN ('r', 'p') AND c.relname <> 'keys' ORDER BY 1 LIMIT 20"""
+ WHERE n.nspname = 'nodoubt' AND c.relkind IN ('r', 'p')
+ AND c.relname IN ({", ".join(f"'{table}'" for table in READ)})"""
 
 
 # ---- the script -----------------------------------------------------------------------------------
