@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+import subprocess
 from typing import Any
 
 import msgspec
 import pytest
 
 from nodoubt.doctor.advice import _GUIDES, Case, advise, age_s, decision, literal
-from nodoubt.doctor.facts import Prepared
+from nodoubt.doctor.facts import Prepared, Registered
 from nodoubt.doctor.origins import Kind, Origin, XaId, of_gid, of_xa
 from nodoubt.doctor.report import Action, Severity
 from nodoubt.protocol.records import Unreadable, Verdict
-from nodoubt.xid import Xid
+from nodoubt.xid import FORMAT_ID, Xid
 
 from . import patients as p
 
@@ -49,7 +51,7 @@ FORGOTTEN = p.journal(floor=p.attempt_at(p.NOW))
         (ABORTED, 5, NOTE, "ABORT was decided by host/17"),
         (ENDED, 5, HUMAN, "it proved itself committed, so it was restored"),
         (STAGED, 5000, NOTE, "waits for its decision; in 60 min recovery rolls it back"),
-        (STAGED, 5, NOTE, "nodoubt commit 'order-7'. nodoubt rollback 'order-7'"),
+        (STAGED, 5, NOTE, "nodoubt commit order-7. nodoubt rollback order-7"),
         (DUE, 5, HUMAN, "recovery asks the journal for ABORT"),
         (PARTLY, 5, NOTE, "its begin may be at work"),
         (PARTLY, 61, HUMAN, "its begin died"),
@@ -111,13 +113,39 @@ def test_no_one_of_ours_is_ever_to_be_ended_by_hand() -> None:
         assert "PREPARED" not in text_of(action) and "XA " not in text_of(action)
 
 
+@pytest.mark.parametrize("release", ["nd2", "nd17"])
+def test_what_a_newer_release_may_have_prepared_is_not_to_be_ended_by_hand_either(release: str) -> None:
+    """Its journal may have decided it, and this one would not know."""
+    gid = p.XID.gid.replace("nd1", release)
+    xa = XaId(FORMAT_ID, gid.encode(), b"of another form")
+    for one in (p.prepared(gid, age_s=500.0), p.prepared(xa.text, origin=of_xa(xa), xa=xa, age_s=500.0)):
+        action = advise(one, p.case(p.facts(prepared=(one,)), at=p.journal()))
+        assert (action.severity, action.after_asking) == (HUMAN, ())
+        assert "PREPARED" not in text_of(action) and "XA " not in text_of(action)
+
+
+@pytest.mark.parametrize("name", ["order 7", "it's $(touch /tmp/x) `id`", "-y", 'a"b', "a;b"])
+def test_a_command_that_is_advised_does_nothing_else_whatever_the_name_is(name: str) -> None:
+    """A name is anybody's: it may come from a form that a customer has filled in."""
+    journal = p.journal(staged={A: p.staging(name=name)})
+    for line in advise(ours(), p.case(p.facts(), at=journal)).do:
+        script = f"nodoubt() {{ printf '%s\\n' \"$@\"; }}; {line}"
+        said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert said == [line.split()[1], *(["--"] if name.startswith("-") else []), name]
+
+
+def test_a_command_that_is_advised_names_databases_whatever_they_are_called() -> None:
+    known = (Registered("r0", "it's $(id)", "", 1),)
+    journal = p.journal(decided={A: p.standing(ago_s=61)}, registered=known)
+    (line,) = advise(ours(61.0), p.case(p.facts(), at=journal)).do
+    assert shlex.split(line) == ["nodoubt", "recover", "-r", "it's $(id)=URL", "--journal", "shop"]
+
+
 def text_of(action: Action) -> str:
     return " ".join((action.who, action.why, *action.do, *action.after_asking))
 
 
 def test_the_command_names_the_databases_that_the_journal_knows() -> None:
-    from nodoubt.doctor.facts import Registered
-
     known = (Registered("r1", "stock", "", 1), Registered("r0", "shop", "", 1))
     journal = p.journal(decided={A: p.standing(ago_s=61)}, registered=known)
     action = advise(ours(61.0), p.case(p.facts(), at=journal))
@@ -186,7 +214,7 @@ def test_a_foreign_one_is_to_be_asked_for_first_and_ended_by_hand_last(kind: Kin
     assert action.severity is HUMAN
     assert "node 7" in action.who and "(role app)" in action.who
     assert action.why
-    verbs = ["ROLLBACK"] if kind is Kind.SUBSCRIPTION else ["COMMIT", "ROLLBACK"]
+    verbs = {Kind.SUBSCRIPTION: ["ROLLBACK"], Kind.LIKE_OURS: []}.get(kind, ["COMMIT", "ROLLBACK"])
     assert action.after_asking == tuple(f"{verb} PREPARED 'it''s';" for verb in verbs)
     assert not any("PREPARED" in step for step in action.do)
 

@@ -47,9 +47,9 @@ def test_a_gid_is_known_by_its_shape(gid: str, kind: Kind, told: str) -> None:
     ("gid", "kind"),
     [
         (OURS.gid.upper(), Kind.NAME),
-        (OURS.gid.replace("nd1", "nd2"), Kind.UNKNOWN),
-        (OURS.gid + "0000", Kind.UNKNOWN),
-        (OURS.gid.replace("c1.", "c."), Kind.UNKNOWN),
+        (OURS.gid.replace("nd1", "nd2"), Kind.LIKE_OURS),
+        (OURS.gid + "0000", Kind.LIKE_OURS),
+        (OURS.gid.replace("c1.", "c."), Kind.LIKE_OURS),
         ("_sa_" + "0f" * 15, Kind.NAME),
         ("_sa_" + "0F" * 16, Kind.NAME),
         ("citus_0_1234_4", Kind.NAME),
@@ -96,9 +96,6 @@ def test_an_xa_id_is_known_by_its_format_and_content(xa: XaId, kind: Kind, told:
 @pytest.mark.parametrize(
     "xa",
     [
-        XaId(1, OURS.gtrid.encode(), b"3.17.1700000000"),  # our content under another format
-        XaId(FORMAT_ID, OURS.gtrid.encode(), b"3"),
-        XaId(FORMAT_ID, b"order-7", b""),
         XaId(77, b"order-7", b""),
         XaId(1, b"\xff\x00", b""),
         XaId(1, b"order-7", b"\x00"),
@@ -112,6 +109,20 @@ def test_an_xa_id_that_fits_nothing_is_unknown(xa: XaId) -> None:
     assert of_xa(xa).kind is Kind.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    "xa",
+    [
+        XaId(1, OURS.gtrid.encode(), b"3.17.1700000000"),  # our content under another format
+        XaId(FORMAT_ID + 1, OURS.gtrid.encode().replace(b"nd1", b"nd2"), b"\xff"),
+        XaId(FORMAT_ID, OURS.gtrid.encode(), b"3"),
+        XaId(FORMAT_ID, b"order-7", b""),
+        XaId(FORMAT_ID, b"\xff", b"\xff"),
+    ],
+)
+def test_an_xa_id_that_is_like_ours_may_be_another_release_s(xa: XaId) -> None:
+    assert of_xa(xa).kind is Kind.LIKE_OURS
+
+
 def test_ours_on_mariadb_names_the_connection_that_prepared_it() -> None:
     handle = XaXid(Xid(new_cluster(), new_attempt(), 0), 17, 1_700_000_000)
     origin = of_xa(XaId(FORMAT_ID, handle.xid.gtrid.encode(), handle.bqual.encode()))
@@ -121,6 +132,7 @@ def test_ours_on_mariadb_names_the_connection_that_prepared_it() -> None:
 def test_every_kind_has_an_example_and_a_name() -> None:
     shown = {of_gid(name(1)).kind for name in GIDS.values()} | {of_xa(name(1)).kind for name in XAS.values()}
     shown |= {of_gid(f"{GUID}/1").kind, of_gid("pg_gid_1_1").kind, of_gid(OURS.gid).kind, Kind.GERONIMO, Kind.UNKNOWN}
+    shown |= {of_gid("nd2.").kind}
     assert shown == set(Kind) == set(SYSTEMS)
     assert {kind: of_gid(name(1)).kind for kind, name in GIDS.items()} == {kind: kind for kind in GIDS}
     assert {kind: of_xa(name(1)).kind for kind, name in XAS.items()} == {kind: kind for kind in XAS}

@@ -2,13 +2,14 @@
 
 Guarantees: for one of ours never a statement that ends it by hand, whatever was decided: recovery ends it, after it has
 confirmed the decision that is only read here. For a foreign one such statements stand last, behind the question to
-whoever decides.
+whoever decides; for what looks like another release's of ours there are none either.
 
 Must not: ask anybody; have anything executed.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -133,7 +134,7 @@ def _ours(one: Prepared, xid: Xid, place: Place, case: Case) -> Action:
             severity=Severity.NOTE,
             who=f"whoever decides {staging.name!r}, staged by {staging.owner or 'unknown'}",
             why=f"it is staged, and waits for its decision; in {left} recovery rolls it back",
-            do=(f"nodoubt commit {staging.name!r}", f"nodoubt rollback {staging.name!r}"),
+            do=tuple(f"nodoubt {verb} {_argument(staging.name)}" for verb in ("commit", "rollback")),
         )
     why = f"{known.value}, {row.why}: it is younger than the grace of {span(case.grace_s)}"
     return Action(severity=Severity.NOTE, who=who, why=why, do=("look again",))
@@ -187,7 +188,12 @@ def _bound(one: Prepared) -> str:
 
 def _databases(place: Place) -> str:
     names = sorted(one.name for one in place.journal.registered) or ["NAME"]
-    return " ".join(f"-r {name}=URL" for name in names) + f" --journal {place.name}"
+    return " ".join(f"-r {shlex.quote(f'{name}=URL')}" for name in names) + f" --journal {shlex.quote(place.name)}"
+
+
+def _argument(name: str) -> str:
+    """A transaction's name as a shell takes it for that, and for nothing else: names are anybody's."""
+    return ("-- " if name.startswith("-") else "") + shlex.quote(name)
 
 
 # ---- foreign --------------------------------------------------------------------------------------
@@ -195,15 +201,22 @@ def _databases(place: Place) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Guide:
-    """Whom to ask, why, what to try first. `only_rollback`: by hand it can only be rolled back."""
+    """Whom to ask, why, what to try first. `by_hand`: how it can be ended by hand, if all else fails."""
 
     who: str
     why: str
     do: tuple[str, ...] = ()
-    only_rollback: bool = False
+    by_hand: tuple[str, ...] = ("COMMIT", "ROLLBACK")
 
 
 _GUIDES: dict[Kind, _Guide] = {
+    Kind.LIKE_OURS: _Guide(
+        "the release of nodoubt that writes such ids, or whoever imitates them",
+        "if a newer release has prepared it, only that release's journal can tell what was decided; this one never "
+        "touches it. Ended by hand it may end otherwise than its other branches",
+        ("install the newest release that works with this database, and ask it: nodoubt doctor",),
+        by_hand=(),
+    ),
     Kind.SQLALCHEMY: _Guide(
         "the program that uses SQLAlchemy's two-phase transactions",
         "SQLAlchemy keeps no decision: once that program is gone, only its owner can tell, from the data, whether the "
@@ -230,7 +243,7 @@ _GUIDES: dict[Kind, _Guide] = {
         "the publisher has prepared it and not decided yet; what it decides comes the same way, and if it was ended by "
         "hand, replication stops there",
         ("look for it on the publisher", "SELECT subname, subenabled FROM pg_subscription WHERE oid = …"),
-        only_rollback=True,
+        by_hand=("ROLLBACK",),
     ),
     Kind.NARAYANA: _Guide(
         "Narayana's recovery manager (JBoss, WildFly, Quarkus) on the node that is named",
@@ -290,13 +303,12 @@ def _foreign(one: Prepared, case: Case) -> Action:
         who=who,
         why=guide.why + when,
         do=guide.do,
-        after_asking=_by_hand(one, case.facts.kind, only_rollback=guide.only_rollback),
+        after_asking=_by_hand(one, case.facts.kind, guide.by_hand),
         where=f"in database {one.database}, as {one.owner} or a superuser" if one.database and one.owner else "",
     )
 
 
-def _by_hand(one: Prepared, kind: str, *, only_rollback: bool) -> tuple[str, ...]:
-    verbs = ("ROLLBACK",) if only_rollback else ("COMMIT", "ROLLBACK")
+def _by_hand(one: Prepared, kind: str, verbs: tuple[str, ...]) -> tuple[str, ...]:
     if one.xa is not None:
         return tuple(f"XA {verb} {one.xa.sql};" for verb in verbs)
     if kind != "postgres":

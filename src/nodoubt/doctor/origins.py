@@ -40,7 +40,7 @@ from enum import StrEnum
 
 import msgspec
 
-from ..xid import XaXid, Xid, parse_gid, parse_xa
+from ..xid import FORMAT_ID, XaXid, Xid, parse_gid, parse_xa
 
 XA_PART_MAX = 64
 FORMAT_ID_DEFAULT = 1  # what XA START 'name' gets on MariaDB and MySQL
@@ -53,6 +53,7 @@ class Kind(StrEnum):
     """Whose transaction it is, by the shape of its id."""
 
     NODOUBT = "nodoubt"
+    LIKE_OURS = "nodoubt-like"
     SQLALCHEMY = "sqlalchemy"
     CITUS = "citus"
     PGDOG = "pgdog"
@@ -69,6 +70,7 @@ class Kind(StrEnum):
 
 SYSTEMS: dict[Kind, str] = {
     Kind.NODOUBT: "nodoubt",
+    Kind.LIKE_OURS: "another release of nodoubt, or an imitation",
     Kind.SQLALCHEMY: "SQLAlchemy",
     Kind.CITUS: "Citus",
     Kind.PGDOG: "PgDog",
@@ -130,6 +132,7 @@ _XA_TEXT = re.compile(rf"({_NUMBER})_([A-Za-z0-9+/=]*)_([A-Za-z0-9+/=]*)")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.:/@ -]*[A-Za-z0-9])?|_[A-Za-z0-9_.:-]+")
 _NO_QUOTING = re.compile(rb"[A-Za-z0-9_.:/@-]*")
 _LIKE_OURS = re.compile(r"nd[0-9]*\.")
+_LIKE = Origin(Kind.LIKE_OURS, detail="begins like an id of ours, and is none that this release would write")
 
 
 def of_gid(gid: str) -> Origin:
@@ -151,6 +154,8 @@ def of_xa(xa: XaId) -> Origin:
     ours = _ours_of_xa(xa)
     if ours is not None:
         return ours
+    if xa.format_id == FORMAT_ID or _LIKE_OURS.match(xa.gtrid.decode("latin-1")):
+        return _LIKE
     if xa.format_id != FORMAT_ID_DEFAULT:
         return _managed(xa) or Origin(Kind.UNKNOWN, detail=f"format id {xa.format_id}")
     try:
@@ -186,7 +191,7 @@ def _ours_of_xa(xa: XaId) -> Origin | None:
 
 def _name(text: str) -> Origin:
     if _LIKE_OURS.match(text):
-        return Origin(Kind.UNKNOWN, detail="begins like an id of ours, and is none that this release would write")
+        return _LIKE
     return Origin(Kind.NAME if _NAME.fullmatch(text) else Kind.UNKNOWN)
 
 
