@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -268,6 +270,30 @@ def ours(ward: Ward, cluster: str = "") -> str | XaId:
         return xid.gid
     handle = XaXid(xid, 1, 1)
     return XaId(0x6E6462, xid.gtrid.encode(), handle.bqual.encode())
+
+
+class Standby(PostgresServer):
+    """A server that follows nobody, and can be read."""
+
+    def _ready(self) -> bool:
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return lines[:1] == [str(self.pid)] and lines[-1].strip() in ("ready", "standby")
+
+    def of(self, primary: PostgresServer) -> None:
+        """Become its standby, as it is now; what it does from now on does not arrive."""
+        self.kill()
+        primary.kill()
+        owner = self.data.stat()
+        shutil.rmtree(self.data)
+        shutil.copytree(primary.data, self.data)
+        (self.data / "standby.signal").touch()
+        for path in (self.data, *self.data.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        self.restart()
+        primary.restart()
 
 
 # ---- the doctor -----------------------------------------------------------------------------------

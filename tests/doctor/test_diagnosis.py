@@ -83,6 +83,65 @@ def test_a_journal_that_was_examined_speaks_for_the_branches_in_all_databases() 
     assert "COMMIT was decided" in there.prepared[0].action.why
 
 
+STANDBY = f.Server(version="?", skew_s=0.0, standby=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"server": STANDBY},
+        {"listed": False},
+        {"prepared_count": 1001, "prepared": (p.prepared("other"),)},
+        {"kind": "mariadb", "settings": {"read_only": f.Setting("ON")}},
+    ],
+    ids=["standby", "refused", "cut", "replica"],
+)
+def test_who_does_not_list_all_that_is_prepared_does_not_show_that_something_is_not(other: dict[str, Any]) -> None:
+    """Its begin has died where the last branch is not prepared, not where nobody has told."""
+    journal = p.journal(staged={p.ATTEMPT: p.staging(last=1)}, names=(p.staging(last=1, ago_s=999.0),))
+    shop = p.facts(journal=journal, identity=p.identity(), prepared=(p.prepared(p.XID.gid, age_s=61.0),))
+    stock = p.facts(name="stock", identity=p.identity(resource_id="r1"))
+    shop = msgspec.structs.replace(shop, prepared_count=1)
+    told, _ = report(shop, stock).databases
+    assert (told.prepared[0].action.severity, "its begin died" in told.prepared[0].action.why) == ("human", True)
+    told, _ = report(shop, msgspec.structs.replace(stock, **other)).databases
+    assert told.prepared[0].action.severity == "note"
+    nothing = msgspec.structs.replace(shop, prepared=(), prepared_count=0)
+    assert "failed-begins" in [finding.rule for finding in report(nothing, stock).databases[0].findings]
+    there = report(nothing, msgspec.structs.replace(stock, **other)).databases[0].findings
+    assert "failed-begins" not in [finding.rule for finding in there]
+
+
+def test_a_standby_of_the_journal_speaks_for_what_was_decided_only() -> None:
+    branch = p.facts("mariadb", name="stock", prepared=(p.prepared(p.XID.gid, age_s=61.0),))
+    late = (p.staging(deadline_in_s=-999.0, ago_s=999.0),)
+    behind = p.facts(name="copy", server=STANDBY, journal=p.journal(names=late))
+    found, there = report(behind, branch).databases
+    assert [finding.rule for finding in found.findings] == []
+    assert there.prepared[0].decision is None
+    assert "copy is a standby" in there.prepared[0].action.why and "ABORT" not in there.prepared[0].action.why
+    decided = p.journal(decided={p.ATTEMPT: p.standing(ago_s=61)})
+    _, there = report(msgspec.structs.replace(behind, journal=decided), branch).databases
+    assert there.prepared[0].decision == "commit"
+
+
+@pytest.mark.parametrize(("epoch", "url", "found"), [(3, "a", []), (3, "b", ["advice"]), (4, "b", ["human"])])
+def test_two_that_hold_one_journal_are_one_by_two_names_or_a_clone(epoch: int, url: str, found: list[str]) -> None:
+    pair = p.facts(url="a", journal=p.journal()), p.facts(name="twin", url=url, journal=p.journal(epoch=epoch))
+    told = report(*pair).findings
+    assert [finding.severity for finding in told if finding.rule == "journal-twice"] == found
+    behind = msgspec.structs.replace(pair[1], server=STANDBY)
+    assert report(pair[0], behind).findings == ()
+
+
+def test_a_journal_of_the_newest_epoch_speaks_before_a_clone_of_it() -> None:
+    newest = p.facts(name="new", journal=p.journal(epoch=4, decided={p.ATTEMPT: p.standing()}))
+    clone = p.facts(name="clone", url="c", journal=p.journal())
+    branch = p.facts("mariadb", name="stock", prepared=(p.prepared(p.XID.gid),))
+    for order in ((newest, clone, branch), (clone, newest, branch)):
+        assert report(*order).databases[-1].prepared[0].decision == "commit"
+
+
 def test_two_clocks_are_compared_across_databases() -> None:
     fast = p.facts(name="fast", server=f.Server(version="?", skew_s=9.0))
     (finding,) = report(p.facts(), fast).findings

@@ -24,7 +24,7 @@ from nodoubt.script import Script
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 
-from .conftest import Ward, doctor, looked
+from .conftest import Standby, Ward, doctor, looked
 
 
 def options(databases: list[Database]) -> list[str]:
@@ -72,6 +72,26 @@ def test_a_branch_that_a_killed_coordinator_left_is_shown_with_its_decision_and_
         until(lambda: db.recover(grace=0).clean and not any(one.prepared() for one in pair))
     assert (pair[0].balance(), pair[1].balance()) == (70, 130)
     doctor(*options(pair), "--grace", "0", code=0)
+
+
+@pytest.mark.parametrize("order", ["abc", "cab"])
+def test_a_standby_that_is_behind_does_not_speak_for_its_journal(order: str, request: Any, tmp_path: Path) -> None:
+    """That it has no decision says nothing: whoever took it for the journal would roll half of a commit back."""
+    with PostgresServer() as primary, Standby() as standby:
+        pair = [Database("a", primary.url()), make_database("sqlite", "b", request, tmp_path)]
+        pair[0].create()
+        urls = {one.name: one.url for one in pair}
+        with Coordinator(urls, recovery=False) as db:
+            db.setup()
+        standby.of(primary)
+        killed_at({"urls": urls, "journal": None, "way": "once", "mode": "sync", "kill": "P6.committed"})
+        third = Database("c", pair[0].url.replace(str(primary.port), str(standby.port)))
+        named = sorted([*pair, third], key=lambda one: order.index(one.name))
+        told = prepared_of_ours(doctor(*options(named), "--grace", "0", code=3), "b", pair[1])
+        assert (told["decision"], "COMMIT was decided" in told["action"]["why"]) == ("commit", True)
+        alone = prepared_of_ours(doctor(*options([third, pair[1]]), "--grace", "0", code=3), "b", pair[1])
+        assert alone["decision"] is None
+        assert "c is a standby" in alone["action"]["why"] and "ABORT" not in alone["action"]["why"]
 
 
 def prepared_of_ours(document: Any, name: str | None, database: Database) -> Any:

@@ -28,7 +28,7 @@ from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 from nodoubt.xid import XaXid, Xid, new_attempt, new_cluster
 
-from .conftest import EACH, GIDS, XAS, Ward, doctor, fill, looked, ours
+from .conftest import EACH, GIDS, XAS, Standby, Ward, doctor, fill, looked, ours
 
 READS = re.compile(
     r"(SELECT|WITH (?:held|ours) AS (?:MATERIALIZED )?\(SELECT|SHOW|SET|BEGIN READ ONLY|XA RECOVER|ROLLBACK)\b",
@@ -330,17 +330,6 @@ def test_a_mutant_that_does_not_ask_whose_session_it_is_leaves_one_read_only(
     sound = postgres_facts._read_only_for_good
     monkeypatch.setattr(postgres_facts, "_read_only_for_good", lambda number: sound(number).partition(" WHERE ")[0])
     assert "on" in left_read_only(pg)[1]
-
-
-class Standby(PostgresServer):
-    """A server that follows nobody, and can be read."""
-
-    def _ready(self) -> bool:
-        try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        return lines[:1] == [str(self.pid)] and lines[-1].strip() in ("ready", "standby")
 
 
 def test_a_standby_is_told_to_list_nothing() -> None:

@@ -27,10 +27,13 @@ from .report import Action, Severity
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A journal that was read, and the name of the database that it is in."""
+    """A journal that was read, and the name of the database that it is in. `behind`: this is a copy that follows it, so
+    what is there was decided, and what is not may have been.
+    """
 
     name: str
     journal: Journal
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Case:
     facts: Facts
     journals: Mapping[str, Place]  # by cluster
     listed: frozenset[Xid]  # branches of ours that are prepared anywhere
-    reached: frozenset[str]  # resource ids of the participants that were examined
+    reached: frozenset[str]  # resource ids of the participants that told all that is prepared there
     now: float
     grace_s: float
     expected: int  # transactions that may be prepared at the same time
@@ -62,7 +65,10 @@ def advise(one: Prepared, case: Case) -> Action:
         return _foreign(one, case)
     place = case.journals.get(xid.cluster)
     if place is None:
-        return _elsewhere(one, xid, case)
+        return _elsewhere(one, xid, case, "only that cluster's journal can tell what was decided")
+    if place.behind and xid.attempt not in place.journal.decided:
+        why = f"{place.name} is a standby, so that it has no decision says nothing: only the journal itself can tell"
+        return _elsewhere(one, xid, case, why)
     return _ours(one, xid, place, case)
 
 
@@ -75,6 +81,8 @@ def decision(one: Prepared, case: Case) -> str | None:
     standing = place.journal.decided.get(xid.attempt)
     if standing is not None:
         return standing.decision.verdict.value
+    if place.behind:
+        return None
     if xid.attempt in place.journal.sealed:
         return "unreadable"
     floor = place.journal.floor
@@ -84,14 +92,13 @@ def decision(one: Prepared, case: Case) -> str | None:
 # ---- ours -----------------------------------------------------------------------------------------
 
 
-def _elsewhere(one: Prepared, xid: Xid, case: Case) -> Action:
+def _elsewhere(one: Prepared, xid: Xid, case: Case, why: str) -> Action:
     age = age_s(one, case)
     young = age is not None and age < case.grace_s
     return Action(
         severity=Severity.NOTE if young else Severity.HUMAN,
         who=f"a coordinator of cluster {xid.cluster}, or nodoubt recover with its journal",
-        why="only that cluster's journal can tell what was decided. Ended by hand it may end otherwise than its other "
-        "branches",
+        why=f"{why}. Ended by hand it may end otherwise than its other branches",
         do=(
             "name the databases of that cluster, its journal first: nodoubt doctor -r NAME=URL …",
             "then let it be finished: nodoubt recover -r NAME=URL …",

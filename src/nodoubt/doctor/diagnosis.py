@@ -44,10 +44,10 @@ def diagnose(
 ) -> Report:
     """The report. `known_for_s`: by database, how long this process has known ids (with --watch)."""
     known = known_for_s or {}
-    journals = {facts.journal.cluster: Place(facts.name, facts.journal) for facts in found if facts.journal is not None}
+    journals = _journals(found)
     xids = (one.origin.xid for facts in found for one in facts.prepared)
     listed = frozenset(xid for xid in xids if xid is not None)
-    reached = frozenset(facts.identity.resource_id for facts in found if facts.identity is not None)
+    reached = frozenset(facts.identity.resource_id for facts in found if facts.identity is not None and facts.lists_all)
     cases = [
         Case(
             facts=facts,
@@ -70,6 +70,18 @@ def diagnose(
         databases=databases,
         findings=across,
     )
+
+
+def _journals(found: Sequence[Facts]) -> dict[str, Place]:
+    """By cluster, the one that speaks for it: not a standby, where the journal itself was examined, too."""
+    best: dict[str, Place] = {}
+    for facts in found:
+        if facts.journal is not None:
+            place = Place(facts.name, facts.journal, behind=facts.follows)
+            other = best.setdefault(facts.journal.cluster, place)
+            if (other.behind, -other.journal.epoch) > (place.behind, -place.journal.epoch):
+                best[facts.journal.cluster] = place
+    return best
 
 
 def _examined(case: Case) -> Examined:

@@ -181,6 +181,7 @@ def _facts(empty: f.Facts, seen: Seen) -> f.Facts:
         ),
         prepared=tuple(seen.prepared),
         prepared_count=seen.prepared_count,
+        listed=seen.listed,
         waiting=tuple(seen.waiting),
         vacuum=seen.vacuum,
         history_length=seen.history_length,

@@ -204,6 +204,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     flaws: tuple[Flaw, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     prepared_count: int = 0  # all of them, those that were left out too
+    listed: bool = True  # whether it told at all what is prepared
     waiting: tuple[Waiting, ...] = ()
     vacuum: Vacuum | None = None
     history_length: int | None = None  # InnoDB's: changes that it cannot purge yet
@@ -214,3 +215,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     broken: str | None = None  # why our tables, which are there, cannot be used
     gaps: tuple[Gap, ...] = ()
     cut: tuple[str, ...] = ()
+
+    @property
+    def follows(self) -> bool:
+        """Whether it copies another: what it lacks may be there."""
+        read_only = self.kind == "mariadb" and self.settings.get("read_only", Setting("OFF")).value != "OFF"
+        return read_only or (self.server is not None and self.server.standby)
+
+    @property
+    def lists_all(self) -> bool:
+        """Whether what is not among the prepared is not prepared."""
+        return self.listed and not self.follows and self.prepared_count <= len(self.prepared)

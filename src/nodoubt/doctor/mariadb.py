@@ -207,6 +207,7 @@ def _branches(session: Session, seen: Seen) -> Script[list[XaId]]:
         (listing,) = yield from do(session, "run", "XA RECOVER")
     except StatementFailed as error:
         seen.flaws.append(no_listing(error))
+        seen.listed = False
         return []
     seen.prepared_count = len(listing)
     if seen.prepared_count > f.PREPARED_MAX:

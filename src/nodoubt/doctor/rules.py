@@ -314,7 +314,7 @@ def _lineage(case: Case) -> Iterator[Finding]:
     stored = Participant(identity.resource_id, identity.cluster, identity.server, identity.epoch)
     name, place = case.facts.name, case.journals.get(identity.cluster)
     errors = [elsewhere(name, stored, identity.server_now)]
-    if place is not None:
+    if place is not None and not place.behind and not case.facts.follows:
         journal = place.journal
         known = {one.resource_id: one.epoch for one in journal.registered}.get(identity.resource_id)
         minted = identity.mark not in journal.strange_marks
@@ -394,7 +394,7 @@ def _missing(late: Sequence[Standing], case: Case) -> Iterator[BranchRef]:
 def _begins(case: Case) -> Iterator[Finding]:
     """Names that were begun and have nothing prepared: their begin has failed, or is at work."""
     journal = case.facts.journal
-    if journal is None:
+    if journal is None or case.facts.follows:
         return
     listed = {xid.attempt for xid in case.listed}
     dead = [
@@ -416,7 +416,7 @@ def _begins(case: Case) -> Iterator[Finding]:
 
 def _due(case: Case) -> Iterator[Finding]:
     journal = case.facts.journal
-    if journal is None:
+    if journal is None or case.facts.follows:
         return
     due = [one for one in journal.names if case.now - one.deadline >= case.grace_s]
     if due:
@@ -484,4 +484,23 @@ def _skew(cases: Sequence[Case]) -> Iterator[Finding]:
         )
 
 
-ACROSS: dict[str, Callable[[Sequence[Case]], Iterable[Finding]]] = {"clock-skew": _skew}
+def _twins(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Several databases that say they hold one and the same journal, and are no standbys of one another."""
+    holders: dict[str, dict[str, Case]] = {}
+    for case in cases:
+        if case.facts.journal is not None and not case.facts.follows:
+            holders.setdefault(case.facts.journal.cluster, {}).setdefault(case.facts.url, case)
+    for cluster, by_url in holders.items():
+        if len(by_url) > 1:
+            epochs = {case.facts.journal.epoch for case in by_url.values() if case.facts.journal is not None}
+            names = " and ".join(case.facts.name for case in by_url.values())
+            yield Finding(
+                severity=Severity.HUMAN if len(epochs) > 1 else Severity.ADVICE,
+                what=f"{names} each say that they hold the journal of cluster {cluster}",
+                why="unless they are one and the same by two names, one is a clone or was restored: whoever works with "
+                "it may decide otherwise than the other has. What is said here of branches is what "
+                f"{cases[0].journals[cluster].name} says",
+            )
+
+
+ACROSS: dict[str, Callable[[Sequence[Case]], Iterable[Finding]]] = {"clock-skew": _skew, "journal-twice": _twins}

@@ -20,6 +20,7 @@ class Seen:
     flaws: list[Shortcoming] = field(default_factory=list)
     prepared: list[f.Prepared] = field(default_factory=list)
     prepared_count: int = 0
+    listed: bool = True
     waiting: list[f.Waiting] = field(default_factory=list)
     vacuum: f.Vacuum | None = None
     history_length: int | None = None
