@@ -26,14 +26,13 @@ def kill_at(step: int, when: str) -> None:
     def killing(self: PyMySQLSession, sql: str) -> tuple[Reply, ...]:
         nonlocal seen
         seen += sql.startswith("START TRANSACTION")
-        mine = seen == step and sql.startswith("START TRANSACTION")
-        if mine and when == "before":
+        noted = seen == step and sql.startswith("UPDATE ")
+        if seen == step and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        if mine and when == "between":  # the step itself, and not the note of it
-            run(self, sql.partition("; UPDATE ")[0])
+        if noted and when == "between":  # the step itself, and not the note of it
             os.kill(os.getpid(), signal.SIGKILL)
         replies = run(self, sql)
-        if mine:
+        if noted:
             os.kill(os.getpid(), signal.SIGKILL)
         return replies
 

@@ -14,15 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pymysql
 import pytest
 
 from kit import Database, make_database, until
-from nodoubt import NoDoubtError, ResourceRefused, SchemaMismatch
+from nodoubt import Coordinator, NoDoubtError, ResourceRefused, ResourceUnavailable, SchemaMismatch
 from nodoubt import __file__ as package
+from nodoubt.drivers.pymysql import PyMySQLSession
 from nodoubt.engine import start
 from nodoubt.schema import Migration, Part, Schema, Tables, read, shipped, tables
 from nodoubt.schema.tables import Row
 from nodoubt.testing.servers import MariaDBServer
+from nodoubt.url import parse_url
 from schema.releases import BROKEN, EXPANDED, Releases, Scene, coordinator, migrate, scene_of, schema_of
 
 JOURNAL = Releases(journal=EXPANDED)
@@ -191,6 +195,113 @@ def test_without_the_notes_of_its_steps_nobody_can_finish_it(scene: Scene, monke
     monkeypatch.setattr(Tables, "_by_steps", anew)
     with pytest.raises(ResourceRefused, match="our tables can't be made"):
         migrate(scene, JOURNAL)
+
+
+@pytest.mark.parametrize("kind", ["mariadb"])
+@pytest.mark.parametrize("turns", [1, 99], ids=["for a moment", "for good"])
+def test_a_step_whose_note_is_held_up_is_noted_by_the_next(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, impatient: None, turns: int
+) -> None:
+    """A backup has locked the record while the ALTER ran. The step is done: nobody may say that it never began."""
+    monkeypatch.setattr(tables, "TABLE_TRIES_MAX", 2)
+    sound = PyMySQLSession.run
+    backup = stranger(scene.pair[0])
+    held = 0
+
+    def run(self: PyMySQLSession, sql: str) -> Any:
+        nonlocal held
+        if "nodoubt_migrations SET" in sql and held < turns:
+            held += 1
+            if held == 1:
+                # Behind the ALTER, before its note.
+                step, _, _ = sql.partition("UPDATE")
+                if "ALTER" in step:
+                    sound(self, step.rstrip("; "))
+                    sql = sql.removeprefix(step)
+                backup.cursor().execute("begin")
+                backup.cursor().execute("select * from nodoubt_migrations for update")
+            try:
+                return sound(self, sql)
+            finally:
+                if held == turns:
+                    backup.rollback()
+        return sound(self, sql)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PyMySQLSession, "run", run)
+        with contextlib.suppress(ResourceUnavailable):
+            migrate(scene, JOURNAL)
+    backup.rollback()
+    backup.close()
+    migrate(scene, JOURNAL)
+    assert record(scene)[1:] == [(2, 1, 3, 3)]
+    assert scene.pair[0].query("select note from nodoubt_notes") == [("moved",)]
+
+
+def stranger(one: Database) -> Any:
+    """A session of somebody else's."""
+    url = parse_url(one.url)
+    return pymysql.connect(
+        host=url.host, port=url.port or 0, user=url.user, password=url.password, database=url.database,
+        autocommit=True, ssl_disabled=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_whoever_sits_on_the_lock_of_those_who_migrate_keeps_them_waiting_for_so_long_only(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """Any account of the database may take it, and keep it."""
+    monkeypatch.setattr(tables, "LOCK_WAIT_S", 1)
+    with psycopg.connect(scene.pair[0].url, autocommit=True) as other:
+        other.execute("select pg_advisory_lock(%s)", (tables.LOCK,))
+        ended: list[BaseException | None] = []
+        thread = threading.Thread(target=lambda: ended.extend(at_once(scene, JOURNAL, 1)))
+        thread.start()
+        thread.join(20)
+        waited = thread.is_alive()
+    thread.join()
+    assert not waited
+    assert isinstance(ended[0], ResourceUnavailable) and "somebody else is migrating" in str(ended[0])
+    migrate(scene, JOURNAL)
+
+
+def by_hand(one: Database, *, until: int = sys.maxsize) -> None:
+    """What `nodoubt schema sql` prints, statement by statement, as a client runs it that stops at the first error."""
+    url = parse_url(one.url)
+    scripts = [Tables(shipped(part, one.kind), whose="it", database=url.database).script() for part in Part]
+    statements = [text for script in scripts for text in script.split(";\n") if text.strip()]
+    with psycopg.connect(one.url, autocommit=True) if one.kind == "postgres" else stranger(one) as session:
+        for statement in statements[:until]:
+            session.cursor().execute(statement)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+@pytest.mark.parametrize("until", [6, 18, 22, sys.maxsize])
+def test_what_is_run_by_hand_may_be_run_again_wherever_it_has_stopped(
+    kind: str, request: Any, tmp_path: Path, until: int
+) -> None:
+    """Somebody who is not sure runs it once more, and the participant's tables come after all of the journal's."""
+    one = make_database(kind, "a", request, tmp_path)
+    by_hand(one, until=until)
+    by_hand(one)
+    with Coordinator({"a": one.url}, recovery=False) as db:
+        db.setup()
+        with db.transaction() as tx:
+            tx.execute("update accounts set balance = 0 where id = 0")
+        assert list(db.jobs()) == []
+
+
+@pytest.mark.parametrize("kind", ["mariadb"])
+def test_what_is_run_by_hand_finishes_what_a_killed_setup_has_begun(kind: str, request: Any, tmp_path: Path) -> None:
+    """An administrator sets up, and dies; the account of the coordinator may not go on."""
+    scene = Scene([make_database(kind, name, request, tmp_path) for name in "ab"], "a")
+    killed(scene, Releases(), 3, "after", first=True)
+    for one in scene.pair:
+        by_hand(one)
+    assert all(steps == done for _, _, steps, done in record(scene))
+    with Coordinator({one.name: one.url for one in scene.pair}, recovery=False) as db:
+        db.setup()
 
 
 # ---- two at a time --------------------------------------------------------------------------------

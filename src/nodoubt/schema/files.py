@@ -20,6 +20,7 @@ DATABASE = "{database}"  # in MariaDB's files: the quoted name of the database, 
 _OLDER = re.compile(r"^-- Older coordinators: (there are none|work on|are refused)\.$", re.MULTILINE)
 _WITHOUT = re.compile(r"^-- Without it: all but (\w+)\.$", re.MULTILINE)
 _TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS \S*nodoubt[._](\w+)", re.MULTILINE)
+_MAKES = re.compile(r"CREATE (?:TABLE|INDEX) IF NOT EXISTS ")
 _COMMENT = re.compile(r"(^|\s)--(?:[ \t].*)?$", re.MULTILINE)
 
 
@@ -72,6 +73,11 @@ class Migration:
     def tables(self) -> tuple[str, ...]:
         """Those it makes, without what goes in front of each on this kind of database."""
         return tuple(_TABLE.findall(self.sql))
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be run again where it, or a part of it, was run before."""
+        return all(_MAKES.match(statement) for statement in self.statements)
 
     @property
     def refuses_older(self) -> bool:

@@ -21,7 +21,7 @@ from .files import DATABASE, Migration, Schema
 from .standing import judge, pending
 
 LOCK = 0x6E6462  # PostgreSQL: the advisory lock of whoever makes or changes our tables
-LOCK_WAIT_S = 30  # MariaDB: for somebody else's migration
+LOCK_WAIT_S = 30  # for somebody else's migration
 TABLE_WAIT_S = 2  # for transactions that hold a table; what comes after them waits as well
 TABLE_TRIES_MAX = 4
 TABLE_PAUSE_S = 0.5
@@ -99,13 +99,17 @@ class Tables:
         return rows_of(reply)
 
     def script(self, *, after: int = 0) -> str:
-        """All of it for a client of the server's, from the migration behind `after` on: record, tables, and rows."""
+        """All of it for a client of the server's, from the migration behind `after` on: record, tables, and rows.
+
+        It may be run again, whole, wherever it, or `migrate`, has stopped, up to the first migration that changes what
+        stands: that one fails where it was done before.
+        """
         parts = [] if after else [self.text(self.schema.record_sql())]
         for migration in self.schema.migrations[after:]:
             row = self._row_sql(migration, len(migration.statements))
-            if migration.number == 1:
-                ignore = self.schema.kind == "mariadb"
-                row = row.replace("INSERT", "INSERT IGNORE", 1) if ignore else f"{row} ON CONFLICT DO NOTHING"
+            if migration.repeatable:
+                mariadb = self.schema.kind == "mariadb"  # where `migrate` may have noted a part of its steps
+                row += " ON DUPLICATE KEY UPDATE steps_done = steps" if mariadb else " ON CONFLICT DO NOTHING"
             tables = self.text(migration.sql).strip()
             if self.schema.kind == "mariadb":
                 parts.append(f"{tables}\n\n{row};")
@@ -186,6 +190,7 @@ class Tables:
         return (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
             _DURABLY,
+            f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'",
             f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK})",
             f"SET LOCAL lock_timeout = '{TABLE_WAIT_S}s'",
         )
@@ -242,28 +247,39 @@ class Tables:
         which = f"WHERE part = '{self.schema.part}' AND number = {migration.number}"
         for number, statement in enumerate(migration.statements[done:], done + 1):
             note = self.text(f"UPDATE {self.schema.record} SET steps_done = {number} {which}")
-            try:
-                # Rows that a step changes are committed with its note. A CREATE or ALTER commits before and after.
-                yield from self._step(session, f"START TRANSACTION; {self.text(statement)}; {note}; COMMIT")
-            except StatementFailed as error:
-                if error.code in ALREADY and row is not None and number == done + 1:
-                    yield from self._run(session, f"ROLLBACK; {note}")
-                    continue
-                yield from self._run(session, "ROLLBACK")
-                if number == 1 and row is None:
-                    yield from self._run(session, self.text(f"DELETE FROM {self.schema.record} {which}"))
-                    raise
-                self._refuse(error, migration, after=number - 1)
+            begun = row is not None and number == done + 1
+            begun, error = yield from self._step(session, self.text(statement), note, begun=begun)
+            if error is None:
+                continue
+            if number == 1 and not begun:
+                yield from self._run(session, self.text(f"DELETE FROM {self.schema.record} {which}"))
+                raise error
+            self._refuse(error, migration, after=number - 1)
 
-    def _step(self, session: Session, message: str) -> Script[None]:
-        for turn in range(TABLE_TRIES_MAX):
+    def _step(
+        self, session: Session, statement: str, note: str, *, begun: bool
+    ) -> Script[tuple[bool, StatementFailed | None]]:
+        """Take a step and note it. Whether it may have been taken, noted or not, and why it is not noted.
+
+        Rows that it changes are committed with its note. A CREATE or ALTER commits by itself: from then on, whatever
+        holds up the note, nobody may take it for one that was not taken.
+        """
+        turn = 0
+        while True:
             try:
-                yield from self._run(session, message)
-                return
+                try:
+                    yield from self._run(session, f"START TRANSACTION; {statement}")
+                except StatementFailed as error:
+                    if not begun or error.code not in ALREADY:
+                        raise
+                begun = True
+                yield from self._run(session, f"{note}; COMMIT")
+                return begun, None
             except StatementFailed as error:
-                if error.code not in BUSY or turn == TABLE_TRIES_MAX - 1:
-                    raise
                 yield from self._run(session, "ROLLBACK")
+                turn += 1
+                if error.code not in BUSY or turn == TABLE_TRIES_MAX:
+                    return begun, error
             yield Pause(TABLE_PAUSE_S)
 
     # ---- how it is asked, and what is said when it can't be done
@@ -279,7 +295,7 @@ class Tables:
 
     def _refuse(self, error: StatementFailed, migration: Migration | None, *, after: int = 0) -> NoReturn:
         changed = "nothing was changed"
-        if after and migration is not None:
+        if migration is not None and self.schema.kind == "mariadb":
             changed = (
                 f"migration {migration.number} stopped after step {after} of {len(migration.statements)}; nodoubt "
                 "schema apply goes on from there"
@@ -287,7 +303,8 @@ class Tables:
         if error.code in BUSY:
             raise ResourceUnavailable(
                 f"{self.whose}: transactions that are prepared or under way hold our tables, and a migration needs "
-                f"them for itself: {changed}. End those (nodoubt ls), or try again: {error}"
+                f"them for itself, or somebody else is migrating: {changed}. End those (nodoubt ls), or try again: "
+                f"{error}"
             ) from error
         if error.code in NO_RIGHTS:
             raise ResourceRefused(
