@@ -125,7 +125,8 @@ def write_on_the_doctors_session(ward: Ward) -> None:
         shell.run(examine(patients, wiring.SystemClock()))
         session = patients[0].pool.acquire()
         try:
-            session.run("update t set v = 7 where id = 150")
+            schema = "public." if patients[0].kind == "postgres" else ""  # no name of the user's is looked up there
+            session.run(f"update {schema}t set v = 7 where id = 150")
         finally:
             patients[0].pool.release(session)
 

@@ -144,7 +144,7 @@ def test_an_abort_whose_end_is_no_time_holds_down_neither_the_floor_nor_a_resour
 ) -> None:
     """Whatever its end, no branch of it is to be committed. The mutant takes any such end for an open COMMIT's."""
     if mutant:
-        monkeypatch.setattr(rows, "UNSURE", "(verdict NOT IN ('commit', 'abort') OR ended_at < 0)")
+        monkeypatch.setattr(rows, "unsure", lambda _: "(verdict NOT IN ('commit', 'abort') OR ended_at < 0)")
     bad, *others = [abort(attempt=attempt_at(LONG_AGO + n)) for n in range(4)]
     bench.insert([bad, *others, decision()])
     bench.register("orders", Identity("r9", "c" * 16, "", 1))

@@ -236,7 +236,9 @@ class PostgresDialect(Dialect):
     row_lock = " FOR UPDATE"
     is_open = "verdict = 'commit' AND ended_at IS NULL"
     open_key = "attempt"
-    now = "extract(epoch FROM pg_catalog.clock_timestamp())"
+    # As a double, which PostgreSQL 14 no longer makes it: an operator on two types that are not the very same may be
+    # anybody's, in a schema of the search_path, and would run with the rights of whoever decides.
+    now = "extract(epoch FROM pg_catalog.clock_timestamp())::float8"
     find_text = "pg_catalog.strpos"
     encoding_sql = "SELECT pg_catalog.getdatabaseencoding()"
     encoding = "UTF8"
@@ -249,6 +251,9 @@ class PostgresDialect(Dialect):
 
     def text(self, text: str) -> str:
         return kept.literal(text)
+
+    def seconds(self, seconds: float) -> str:
+        return f"{super().seconds(seconds)}::float8"
 
     def hold_floor(self) -> tuple[str, ...]:
         # Not the row, in which each commit would leave the list of all who share it: under 64 clients a few hours of

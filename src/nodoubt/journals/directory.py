@@ -262,7 +262,8 @@ class Directory(Transactions):
         which = f"resource_id = {self.dialect.key(resource_id)}"
         listed = f"{self.dialect.find_text}(branches, {self.dialect.text(rows.lists_resource(resource_id))}) > 0"
         columns = rows.standing_columns(self.dialect)
-        unsure = yield from self._read(session, f"SELECT {columns} FROM {decisions} WHERE {rows.UNSURE} LIMIT 1")
+        of_these = f"{decisions} WHERE {rows.unsure(self.dialect)}"
+        unsure = yield from self._read(session, f"SELECT {columns} FROM {of_these} LIMIT 1")
         for one in rows.standing.each(unsure.rows):
             if isinstance(one, Unreadable):
                 raise Conflict(f"{one.which} {one.why}. It may list this resource: mend it first")

@@ -44,8 +44,6 @@ WHY_LENGTH_MAX = 300  # of what is wrong with a row that cannot be read
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError, RecursionError)
 CHANGES_MAX = 1_000_000_000  # counted before it begins anew: any column holds that
 TIME_END = 253402300800.0  # the year 10000: no clock of people's shows it
-# A decision that no index has and that may be an open COMMIT: nobody knows what it says, or whether it has ended.
-UNSURE = f"(verdict NOT IN ('commit', 'abort') OR verdict = 'commit' AND (ended_at < 0 OR ended_at >= {TIME_END}))"
 DECISION = ("attempt", "verdict", "mode", "name", "branches", "point", "owner", "reason", "decided_at")
 STAGING = (
     "attempt", "name", "branches", "last_branch", "deadline", "owner", "metadata", "created_at", "begin_by",
@@ -70,6 +68,12 @@ def columns(names: Sequence[str], table: str = "") -> str:
 def select(dialect: Dialect, names: Sequence[str], table: str = "") -> str:
     """The list after SELECT: so that what is no text in a column fails where the row is read, and not in a driver."""
     return ", ".join(dialect.reading(f"{table}{name}", name) for name in names)
+
+
+def unsure(dialect: Dialect) -> str:
+    """Of a decision that no index has and that may be an open COMMIT: nobody knows what it says, or if it has ended."""
+    never = f"ended_at < {dialect.seconds(0)} OR ended_at >= {dialect.seconds(TIME_END)}"
+    return f"(verdict NOT IN ('commit', 'abort') OR verdict = 'commit' AND ({never}))"
 
 
 def standing_columns(dialect: Dialect, table: str = "") -> str:

@@ -482,7 +482,7 @@ class SqlJournal(Calls):
         """
         decisions, undecided = self.dialect.table("decisions"), self._undecided_between(floor, cutoff)
         calls, reading = self._undecided_calls_between(floor, cutoff), self.dialect.reading
-        unsure = f"{self._between('attempt', floor, cutoff)} AND {rows.UNSURE}"
+        unsure = f"{self._between('attempt', floor, cutoff)} AND {rows.unsure(self.dialect)}"
         newest = yield from self._read(
             session,
             f"SELECT {reading('attempt', 'attempt')} FROM {decisions} ORDER BY attempt DESC LIMIT {NEWEST_MAX}",

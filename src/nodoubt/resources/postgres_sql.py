@@ -57,7 +57,7 @@ _PREPARED = (
 )
 LISTED = (
     "EXISTS (SELECT FROM pg_catalog.pg_prepared_xact() AS p WHERE p.gid = "
-    "'nd1.{cluster}.' || {attempt} || '.' || {branch} AND p.dbid = "
+    "'nd1.{cluster}.' || {attempt} || '.' || {branch}::text AND p.dbid = "
     "(SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))"
 )
 PREPARED = f"{_PREPARED} gid LIKE 'nd1.%' ORDER BY prepared"
@@ -70,7 +70,8 @@ WAIT_BRIEFLY = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
 WROTE = """SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL
  OR EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper)
  OR EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-  WHERE p.oid >= 16384 AND p.prorettype NOT IN ('trigger'::pg_catalog.regtype, 'event_trigger'::pg_catalog.regtype)
+  WHERE p.oid >= 16384::oid
+  AND p.prorettype NOT IN ('trigger'::pg_catalog.regtype::oid, 'event_trigger'::pg_catalog.regtype::oid)
   AND (l.lanname = 'internal' AND p.prosrc = 'pg_notify'
    OR l.lanname IN ('sql', 'plpgsql')
     AND CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END

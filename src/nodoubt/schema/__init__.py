@@ -17,13 +17,14 @@ Must not: know a driver, or what the tables mean.
 
 from .files import GATES, Migration, Part, Schema, SchemaError, read, shipped
 from .grants import Grant, Role, grants, quoted, statements
-from .meddling import meddlers, meddlers_sql
+from .meddling import SEARCH_PATH, meddlers, meddlers_sql
 from .standing import MIGRATED, judge, pending
 from .tables import Tables, rows_of, version_of
 
 __all__ = [
     "GATES",
     "MIGRATED",
+    "SEARCH_PATH",
     "Grant",
     "Migration",
     "Part",

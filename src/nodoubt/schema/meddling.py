@@ -28,13 +28,14 @@ WRITTEN_ONCE = (
     "prepared", "locks",
 )  # fmt: skip
 
-LOST, UNLOGGED, FIRST = "no primary key", "unlogged", "search_path"
+LOST, UNLOGGED, SEARCH_PATH = "no primary key", "unlogged", "search_path"
 
 
 def _names(prefix: str) -> str:
     return ", ".join(f"'{prefix}{table}'" for table in WRITTEN_ONCE)
 
 
+# Operators and their operands are of one type, exactly: what is not, anybody may have one for that fits better.
 # What is disabled does nothing; internal triggers are those of foreign keys; nobody here truncates. 66: BEFORE or
 # INSTEAD OF, 28: INSERT, DELETE, UPDATE. `row_security_active`: for whoever asks.
 _POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecurity AS secured,
@@ -42,14 +43,14 @@ _POSTGRES = f"""WITH ours AS (SELECT c.oid, c.relname::text AS tbl, c.relrowsecu
  WHERE n.nspname = 'nodoubt' AND c.relkind IN ('r', 'p'))
  SELECT 'rule' AS what, o.tbl, r.rulename::text AS name, true AS alters
  FROM pg_catalog.pg_rewrite r JOIN ours o ON o.oid = r.ev_class WHERE r.ev_enabled <> 'D'
- UNION ALL SELECT 'trigger', o.tbl, t.tgname::text, t.tgtype & 66 <> 0
+ UNION ALL SELECT 'trigger', o.tbl, t.tgname::text, t.tgtype::int4 & 66 <> 0
  FROM pg_catalog.pg_trigger t JOIN ours o ON o.oid = t.tgrelid
- WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 28 <> 0
+ WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype::int4 & 28 <> 0
  UNION ALL SELECT 'row level security', o.tbl, '', pg_catalog.row_security_active(o.oid) FROM ours o WHERE o.secured
  UNION ALL SELECT '{LOST}', o.tbl, '', true FROM ours o WHERE o.tbl IN ({_names("")}) AND NOT EXISTS
  (SELECT 1 FROM pg_catalog.pg_index i WHERE i.indrelid = o.oid AND i.indisprimary AND i.indisvalid)
  UNION ALL SELECT '{UNLOGGED}', o.tbl, '', true FROM ours o WHERE o.kept = 'u'
- UNION ALL SELECT '{FIRST}', '', current_user::text, false WHERE pg_catalog.current_schema() = 'nodoubt'
+ UNION ALL SELECT '{SEARCH_PATH}', '', current_user::text, false WHERE pg_catalog.current_schema() = 'nodoubt'
  ORDER BY 4 DESC, 1, 2, 3 LIMIT {MEDDLERS_MAX}"""
 # By name: in a database of MariaDB's, a table of the user's may have a name that begins as ours do.
 _MARIADB = f"""SELECT 'trigger' AS what, EVENT_OBJECT_TABLE AS tbl, TRIGGER_NAME AS name,
@@ -108,7 +109,7 @@ def _of(kind: str, what: str, table: str, name: str, *, alters: bool) -> Shortco
             "that nodoubt schema sql prints",
             refused=True,
         )
-    if what == FIRST:
+    if what == SEARCH_PATH:
         return Shortcoming(
             what="the schema nodoubt is the first in search_path, where names without a schema are looked up",
             advice='a CREATE TABLE of yours goes in there, and an INSERT INTO events or jobs reaches ours: by "$user" '
