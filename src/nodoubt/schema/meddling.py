@@ -57,12 +57,11 @@ _MARIADB = f"""SELECT 'trigger' AS what, EVENT_OBJECT_TABLE AS tbl, TRIGGER_NAME
  ACTION_TIMING = 'BEFORE' AS alters
  FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {{database}}
  AND EVENT_OBJECT_TABLE IN ({{tables}}){{keyless}} ORDER BY 4 DESC, 2, 3 LIMIT {MEDDLERS_MAX}"""
-# One by one, each by its name: to look at all of them the server would open every table of the database.
-_MARIADB_KEYLESS = f""" UNION ALL SELECT '{LOST}', '{PREFIX}{{table}}', '', 1 FROM DUAL
- WHERE EXISTS (SELECT 1 FROM information_schema.TABLES
- WHERE TABLE_SCHEMA = {{database}} AND TABLE_NAME = '{PREFIX}{{table}}')
- AND NOT EXISTS (SELECT 1 FROM information_schema.STATISTICS
- WHERE TABLE_SCHEMA = {{database}} AND TABLE_NAME = '{PREFIX}{{table}}' AND INDEX_NAME = 'PRIMARY')"""
+# One by one, each by its name: to look at all of them the server would open every table of the database. To an account
+# that may not read the table it shows the key neither, if there is one.
+_MARIADB_KEYLESS = f""" UNION ALL SELECT '{LOST}', '{PREFIX}{{table}}', '', 1 FROM information_schema.COLUMNS
+ WHERE TABLE_SCHEMA = {{database}} AND TABLE_NAME = '{PREFIX}{{table}}' AND FIND_IN_SET('select', PRIVILEGES)
+ HAVING COUNT(*) > 0 AND MAX(COLUMN_KEY = 'PRI') = 0"""
 # When one fires stands in its text alone; on a file of SQLite's nobody has a use for any.
 _SQLITE = f"""SELECT 'trigger', tbl_name, name, 1 FROM main.sqlite_schema
  WHERE type = 'trigger' AND lower(tbl_name) GLOB '{PREFIX}*'
