@@ -17,7 +17,8 @@
                erase      keys of all the rows that the branch has touched
                insert     those of them that exist after it, complete
 
-To commit: delete what `erase` names, then insert `insert`, with triggers, foreign keys and CHECKs off.
+To commit: bring the rows that `erase` names into the state of `insert`, all else deleted, with triggers, foreign keys
+and CHECKs off.
 A value is a msgpack nil, integer, float, str (text) or bin (blob); text that is not valid UTF-8 is an extension of type
 1 that holds its bytes.
 

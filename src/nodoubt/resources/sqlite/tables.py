@@ -31,6 +31,10 @@ _COLUMNS = """
 _PARENTS = """
     SELECT t.name, f."table" FROM pragma_table_list AS t, pragma_foreign_key_list(t.name, 'main') AS f
     WHERE t.schema = 'main' AND t.type = 'table'"""
+_UNIQUE = """
+    SELECT t.name, iif(i.partial, NULL, x.name)
+    FROM pragma_table_list AS t, pragma_index_list(t.name, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS x
+    WHERE t.schema = 'main' AND t.type = 'table' AND i."unique" AND x.key"""
 _ENTRIES = """
     SELECT CAST(tbl_name AS BLOB), type, CAST(name AS BLOB), CAST(sql AS BLOB)
     FROM main.sqlite_schema ORDER BY type, name"""
@@ -49,6 +53,7 @@ class Table:
     shape: str  # a digest of its definition and its indexes': it changes with everything that could move a row
     guarded: bool  # its guards are there, as this release writes them
     inert: bool  # nothing else acts when a row is written: no other trigger, no CHECK, no foreign key from or to it
+    loose: frozenset[str]  # columns that no UNIQUE index looks at: their values are in no other row's way
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +103,38 @@ def _read(connection: Connection, version: int) -> Schema:
         # A foreign key names its parent as somebody wrote it: SQLite folds ASCII letters, and so do we.
         parents.setdefault(name, set()).add(_folded(parent))
     tied = {_folded(name) for name, found in parents.items() if found}.union(*parents.values())
+    unique: dict[str, set[str | None]] = {}
+    for name, column in connection.look(_UNIQUE):
+        unique.setdefault(name, set()).add(column)
     tables: dict[str, Table] = {}
     for name, found in columns.items():
         key = _primary(name, found) if keyed[name] else _rowid(name, found)
         if isinstance(key, str):
             barred[name] = key
         else:
-            tables[name] = _table(name, found, key, entries[_folded(name)], tied=_folded(name) in tied)
+            made = entries[_folded(name)]
+            tables[name] = _table(name, found, key, made, unique.get(name, set()), tied=_folded(name) in tied)
     return Schema(version, tables, barred, _kin(parents, tables), "sqlite_sequence" in entries)
 
 
-def _table(name: str, columns: list[Column], key: Key, entries: list[Entry], *, tied: bool) -> Table:
+def _table(
+    name: str, columns: list[Column], key: Key, entries: list[Entry], unique: set[str | None], *, tied: bool
+) -> Table:
     made = [entry for entry in entries if entry[0] in ("table", "index")]
     triggers = {(trigger, sql) for kind, trigger, sql in entries if kind == "trigger"}
     guards = {_guard(name, operation) for operation in OPERATIONS}
     words = "".join(sql or "" for kind, _, sql in made if kind == "table").upper()
+    written = tuple(column for column, _, hidden in columns if hidden not in (_VIRTUAL, _STORED))
     return Table(
         name,
-        tuple(column for column, _, hidden in columns if hidden not in (_VIRTUAL, _STORED)),
+        written,
         *key,
         counted="AUTOINCREMENT" in words,
         shape=hashlib.sha256(json.dumps(made).encode()).hexdigest(),
         guarded=guards <= triggers,
         inert=triggers <= guards and not tied and "CHECK" not in words,
+        # A part of the rows, an expression or a generated column can depend on any other column.
+        loose=frozenset(written) - unique if unique <= set(written) else frozenset(),
     )
 
 

@@ -28,8 +28,8 @@ from .capture import SAVEPOINT, Branch, Locks
 from .face import Connection, kept
 from .failures import commit, failure, lock, refusal, ride, undo
 from .receipts import refuse_fenced, write_receipt
-from .record import Record, Row, TableRedo, decode, digest, encode, exact, order
-from .redo import apply, changed_since, columns_of, image, rehearse, sequences
+from .record import Record, TableRedo, decode, digest, encode, exact, order
+from .redo import Images, apply, columns_of, image, rehearse, sequences, standing
 from .tables import LOCKED, Schema, guard, load
 
 PREPARED_MAX = 10_000  # branches listed at once
@@ -233,7 +233,7 @@ def _captured(connection: Connection, branch: Branch, schema: Schema) -> Record:
         for name, found in branch.keys().items()
     ]
 
-    def images() -> dict[str, tuple[Row, ...]]:
+    def images() -> Images:
         return {table.name: image(connection, table.name, table.key, columns, keys) for table, columns, keys in touched}
 
     rows, numbers = images(), sequences(connection, schema)
@@ -250,7 +250,7 @@ def _captured(connection: Connection, branch: Branch, schema: Schema) -> Record:
     counted = {table.name for table in tables if schema.tables[table.name].counted}
     counted |= {name for name in numbers.keys() | old_numbers.keys() if numbers.get(name) != old_numbers.get(name)}
     record = Record(branch.gid, tuple(tables), tuple([(name, numbers.get(name)) for name in sorted(counted)]))
-    rehearse(connection, record, schema, after, numbers)
+    rehearse(connection, record, schema, old_rows, after, numbers)
     connection.query(f"ROLLBACK TO {SAVEPOINT}; RELEASE {SAVEPOINT}")
     return record
 
@@ -274,9 +274,9 @@ def commit_prepared(connection: Connection, xid: Xid, riders: Sequence[str]) -> 
     try:
         stored, epoch = _released(connection, xid.gid)
         record, schema = decode(stored, xid.gid), load(connection)
-        _refuse_changed(connection, record, schema)
+        rows = _unchanged(connection, record, schema)
         try:
-            apply(connection, record, schema)
+            apply(connection, record, schema, rows)
         except StatementFailed as error:
             if failure(error) is Failure.FULL:
                 raise
@@ -317,14 +317,20 @@ def _released(connection: Connection, gid: str) -> tuple[Any, int]:
     return rows[0][0], rows[0][1]
 
 
-def _refuse_changed(connection: Connection, record: Record, schema: Schema) -> None:
-    """The guards can be passed by: by DDL, by VACUUM (which may renumber rows), with triggers switched off."""
+def _unchanged(connection: Connection, record: Record, schema: Schema) -> Images:
+    """The rows that the branch has touched, as they were then; or `Hazard`.
+
+    The guards can be passed by: by DDL, by VACUUM (which may renumber rows), with triggers switched off.
+    """
+    rows: Images = {}
     for table in record.tables:
         known = schema.tables.get(table.name)
         if known is None or known.shape != table.shape:
             raise Hazard(_hazard(record.gid, table.name, "its definition, or an index of it, is another now"))
-        if changed_since(connection, table):
+        rows[table.name] = standing(connection, table)
+        if digest(exact(rows[table.name])) != table.before:
             raise Hazard(_hazard(record.gid, table.name, "rows that this branch has locked are not what they were"))
+    return rows
 
 
 def _hazard(gid: str, table: str, why: str) -> str:
