@@ -25,12 +25,13 @@ CREATE TABLE IF NOT EXISTS main.nodoubt_receipts (
 ) WITHOUT ROWID;
 
 -- Branches that are prepared: all that is needed to commit them is in `record` (its format: nodoubt.resources.sqlite.record).
+-- Without a rowid: a page less to write by each prepare and each commit, while a record has less than 1000 bytes.
 CREATE TABLE IF NOT EXISTS main.nodoubt_prepared (
     xid    TEXT    NOT NULL PRIMARY KEY,
     epoch  INTEGER NOT NULL,
     at     REAL    NOT NULL,
     record BLOB    NOT NULL
-);
+) WITHOUT ROWID;
 
 -- Tables that a prepared branch has locked: X, it writes them; S, it relies on them. The guard triggers look here.
 CREATE TABLE IF NOT EXISTS main.nodoubt_locks (
