@@ -34,20 +34,27 @@ def image(
 ) -> tuple[Row, ...]:
     """The rows of these keys that exist, exactly as they are stored.
 
-    Text is read as bytes: it need not be UTF-8. A key is compared with BINARY as well, because one row of a NOCASE key
-    must not be read twice, under both its spellings.
+    A key is compared with BINARY as well, because one row of a NOCASE key must not be read twice, under both its
+    spellings.
     """
-    sql = _select(name, tuple(key), tuple(columns))
+    try:
+        sql = _select(name, tuple(key), tuple(columns))
+        return tuple([row for one in keys for row in connection.query(sql, one)])
+    except StatementFailed as error:
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise
+    sql = _select(name, tuple(key), tuple(columns), as_bytes=True)
     return tuple([_values(row) for one in keys for row in connection.query(sql, one)])
 
 
 @functools.lru_cache(TEXTS_MAX)
-def _select(name: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
-    fields = ", ".join(
-        f"typeof({c}), CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in map(quoted, columns)
-    )
+def _select(name: str, key: tuple[str, ...], columns: tuple[str, ...], *, as_bytes: bool = False) -> str:
+    """`as_bytes`: each column's type and then its value, text as bytes, for it need not be UTF-8."""
+    fields = list(map(quoted, columns))
+    if as_bytes:
+        fields = [f"typeof({c}), CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in fields]
     where = " AND ".join(f"{k} = ?{n} AND {k} COLLATE BINARY = ?{n}" for n, k in enumerate(map(quoted, key), 1))
-    return f"SELECT {fields} FROM main.{quoted(name)} WHERE {where}"
+    return f"SELECT {', '.join(fields)} FROM main.{quoted(name)} WHERE {where}"
 
 
 @functools.lru_cache(TEXTS_MAX)
@@ -71,10 +78,8 @@ def _into(name: str, columns: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _values(row: tuple[Any, ...]) -> Row:
-    kinds, values = row[::2], row[1::2]
-    if "text" not in kinds:
-        return values
-    return tuple([_text(value) if kind == "text" else value for kind, value in zip(kinds, values, strict=True)])
+    pairs = zip(row[::2], row[1::2], strict=True)
+    return tuple([_text(value) if kind == "text" else value for kind, value in pairs])
 
 
 def _text(stored: bytes) -> Value:

@@ -310,9 +310,11 @@ def rollback_prepared(connection: Connection, xid: Xid) -> None:
 
 def _released(connection: Connection, gid: str) -> tuple[Any, int]:
     """Its record and epoch, which are gone with this transaction, and so are its locks."""
-    rows = connection.query("DELETE FROM main.nodoubt_prepared WHERE xid = ? RETURNING record, epoch", (gid,))
+    # Not by RETURNING, for whose rows SQLite opens a table of its own.
+    rows = connection.query("SELECT record, epoch FROM main.nodoubt_prepared WHERE xid = ?", (gid,))
     if not rows:
         raise UnknownXid(f"no prepared branch {gid} in {connection.path}")
+    connection.query("DELETE FROM main.nodoubt_prepared WHERE xid = ?", (gid,))
     connection.query("DELETE FROM main.nodoubt_locks WHERE xid = ?", (gid,))
     return rows[0][0], rows[0][1]
 
