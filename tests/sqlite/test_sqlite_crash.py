@@ -170,6 +170,24 @@ def test_prepare_and_commit_cost_one_flush_each(world: World, session: Any) -> N
     assert state(world, session) == (AFTER, [], 2, 0)
 
 
+def test_to_change_a_row_costs_seven_pages_whatever_indexes_there_are(world: World, session: Any) -> None:
+    """By prepare the record, its lock, and the row's page, which is taken back; by commit these and the receipt."""
+    world.run(session, "create table many(a primary key, b, c); create index other on many(a, b)")
+    world.run(session, "insert into many values (1, 1, 1)")
+    world.commit(session, world.stage(session, "update many set c = 2"))  # with its guards, which come once
+    before = written(world)
+    prepared = world.stage(session, "update many set c = 3")
+    assert written(world) - before == 3
+    world.commit(session, prepared)
+    assert written(world) - before == 7
+
+
+def written(world: World) -> int:
+    """Pages in the WAL."""
+    header, frame = 32, 24 + 4096
+    return (world.path.with_name(f"{world.path.name}-wal").stat().st_size - header) // frame
+
+
 def test_a_one_phase_commit_costs_one_flush_and_a_reader_none(world: World, session: Any) -> None:
     world.run(session, "insert into w values ('warm', 0); delete from w where k = 'warm'")
     answer, log = traced(world, "alone", "-e", FLUSHES)
