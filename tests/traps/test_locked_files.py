@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from kit import QUICK, Database, Face, opened
-from nodoubt import ResourceUnavailable, TransactionAborted, wiring
+from nodoubt import Coordinator, ResourceUnavailable, TransactionAborted, wiring
 from nodoubt.drivers import sqlite_connection
 from nodoubt.url import parse_url
 
@@ -26,6 +26,8 @@ def pair(tmp_path: Path) -> list[Database]:
     some = [Database(name, f"sqlite:///{tmp_path}/{name}.db") for name in "ab"]
     for one in some:
         one.create()
+    with Coordinator({one.name: one.url for one in some}) as db:
+        db.setup()  # with all patience: our tables' commits are forced, and may take longer than a test is to wait
     return some
 
 
@@ -77,12 +79,12 @@ async def test_a_begin_that_waits_too_long_for_a_file_says_who_has_it_and_what_t
     how: str, mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which database, who has it, how long we waited, that nothing was done, and what helps."""
-    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 0.3 / 60)
+    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 1 / 60)
     async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=60, grace_s=60)) as db:
         error, path = await refused(db, how, pair)
     assert type(error) is ResourceUnavailable and str(error) == (
         f"b did not begin, and nothing was done: begin: {path} is locked for writing by another connection of this "
-        "process, for longer than the 0.3 s that we wait; nothing was done, try again. If it comes often: shorten the "
+        "process, for longer than the 1 s that we wait; nothing was done, try again. If it comes often: shorten the "
         "transactions that hold the file, or raise prepare_s, half of which is waited"
     )
 
@@ -91,7 +93,7 @@ async def test_a_begin_that_waits_too_long_for_a_file_says_who_has_it_and_what_t
 async def test_a_session_that_has_met_a_locked_file_goes_on_with_the_next_transaction(
     mode: str, pair: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 0.3 / 60)
+    monkeypatch.setattr(wiring, "LOCK_WAIT_SHARE", 1 / 60)
     async with opened(mode, pair, settings=replace(SETTINGS, prepare_s=60, grace_s=60)) as db:
         async with begun(db, "with a statement"):
             pass
