@@ -312,8 +312,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
 
         `timeout`: seconds for the work. `deadline`: seconds until recovery aborts it (default a day). `confirmations`:
         who must `confirm` before it can be committed. `reuse`: take the name of a transaction that has ended, and is
-        reserved for the retention period; so is that of a begin that failed, once it had reached the journal (where
-        one PostgreSQL or MariaDB database is all there is, before the work), but for the process whose begin it was.
+        reserved for the retention period. A begin that fails gives its name back.
         With `work`, returns what it returns; without, a block. Raises
         `DuplicateTransaction`, `InvalidName`, `TransactionAborted`.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from journals.places import Place
@@ -12,7 +13,7 @@ from nodoubt.journals import rows, trail
 from nodoubt.journals.memory import MemoryJournal
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Refused, Reply, Session, readable
-from nodoubt.protocol.records import Decision, Epoch, Event, Staging, Standing, Unreadable
+from nodoubt.protocol.records import Decision, Epoch, Event, Staging, Standing, Unreadable, Verdict
 from nodoubt.schema import Part, read, shipped
 from nodoubt.script import Do, Pause, Script
 from nodoubt.testing.bench import Bench
@@ -135,6 +136,32 @@ class TellsWhatWent(SqlJournal):
         once = yield from super().events(session, attempt)
         stored = list(map(rows.event, reply.rows))
         return [*stored, *(one for one in once if one not in stored)]
+
+
+class FreesEveryName(SqlJournal):
+    """Whoever is aborted gives its name back, to whom a late verb does not mean."""
+
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        return super()._decision_rows(msgspec.structs.replace(decision, frees_name=decision.verdict is Verdict.ABORT))
+
+
+class KeepsEveryName(SqlJournal):
+    """Whoever was never staged holds its name for a week."""
+
+    def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
+        return super()._decision_rows(decision.kept)
+
+
+class FreesTheNameFirst(SqlJournal):
+    """Gives the name back before it is sure of the ABORT."""
+
+    def insert(self, session: Session, decisions: Sequence[Decision]) -> Script[None]:
+        names = self.dialect.table("names")
+        for one in decisions:
+            if one.frees_name:
+                which = f"attempt = {self.dialect.attempt(one.attempt)}"
+                yield from self._write(session, f"DELETE FROM {names} WHERE {which}")
+        yield from super().insert(session, decisions)
 
 
 class DeletesFirst(SqlJournal):
@@ -276,6 +303,9 @@ CAUGHT: Sequence[tuple[type[SqlJournal], Claim]] = (
     (ReplacesTheUndecided, SUITE.test_only_an_attempt_that_is_decided_makes_room_for_another),
     (ReplacesByAttemptAlone, SUITE.test_replacing_one_name_never_removes_another),
     (ReplacesInTwoSteps, SUITE.test_what_is_replaced_comes_back_if_the_new_name_is_refused),
+    (FreesEveryName, SUITE.test_a_begin_that_never_answered_gives_its_name_back_and_comes_alive_no_more),
+    (KeepsEveryName, SUITE.test_a_begin_that_never_answered_gives_its_name_back_and_comes_alive_no_more),
+    (FreesTheNameFirst, SUITE.test_a_name_is_given_back_with_the_abort_that_stands_and_with_no_other),
     (ForgetsThatItWasStaged, SUITE.test_a_line_whose_row_makes_room_for_another_is_kept),
     (TellsTwice, SUITE.test_a_line_that_was_stored_is_not_told_again_from_its_row),
     (TellsWhatWent, SUITE.test_a_line_that_was_stored_is_not_told_again_when_its_row_makes_room),

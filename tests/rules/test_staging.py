@@ -17,13 +17,14 @@ from nodoubt import (
     ResourceUnavailable,
     State,
     StillBeginning,
+    TransactionAborted,
     UnknownTransaction,
 )
 from nodoubt.engine import phases, verbs
 from nodoubt.engine.attempt import Attempt
 from nodoubt.engine.context import Context, using
 from nodoubt.ports import Prepared, Refused
-from nodoubt.protocol.commands import Prepare, Ready
+from nodoubt.protocol.commands import Fence, Prepare, Ready
 from nodoubt.protocol.commit import CommitMachine, Phase, Standing
 from nodoubt.protocol.events import Listed, NotListed, StageAsked, Voted
 from nodoubt.protocol.records import Staging
@@ -299,7 +300,7 @@ def x_prepares_when_its_begin_has_given_up(request: Any, tmp_path: Path) -> tupl
 
 def test_a_begin_that_fails_fences_its_own_attempt(request: Any, tmp_path: Path) -> None:
     """Its late prepare, and its late row, can't come alive (I11)."""
-    assert x_prepares_when_its_begin_has_given_up(request, tmp_path) == (ABORTED, UNTOUCHED)
+    assert x_prepares_when_its_begin_has_given_up(request, tmp_path) == ("unknown", UNTOUCHED)
 
 
 def test_a_begin_that_fails_without_a_fence_is_committed_by_half(
@@ -404,26 +405,114 @@ def test_an_ended_name_stays_reserved(request: Any, tmp_path: Path) -> None:
     assert an_old_retry_comes_after_the_name_was_used_again(request, tmp_path) is State.PREPARED
 
 
-@pytest.mark.parametrize(
-    ("kinds", "reserved"),
-    [("postgres", True), ("mariadb", True), ("sqlite", False), ("postgres+sqlite", False), ("mariadb+sqlite", False)],
-)
-def test_the_name_of_work_that_failed_is_free_here_and_elsewhere_unless_it_had_reached_the_journal(
-    kinds: str, reserved: bool, request: Any, tmp_path: Path
-) -> None:
+def work_fails_under_a_name(kinds: str, request: Any, tmp_path: Path) -> str:
+    """Twice here; then it is begun elsewhere."""
     some = databases(kinds, request, tmp_path)
     with coordinator(some) as db:
         db.setup()
         for _ in range(2):
             with pytest.raises(KeyError), db.begin_distributed("pay"):
                 raise KeyError
+    return begun_elsewhere(some)
+
+
+def begun_elsewhere(some: list[Database]) -> str:
     with coordinator(some) as other:
-        if reserved:
-            with pytest.raises(DuplicateTransaction, match="reserved"), other.begin_distributed("pay"):
+        try:
+            with other.begin_distributed("pay"):
                 pass
-        with other.begin_distributed("pay", reuse=reserved):
-            pass
-        assert other.status("pay").state is State.PREPARED
+        except DuplicateTransaction:
+            return "reserved"
+        return other.status("pay").state.value
+
+
+KINDS = ["postgres", "mariadb", "sqlite", "postgres+sqlite", "mariadb+sqlite"]
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_the_name_of_work_that_failed_is_free_here_and_elsewhere(kinds: str, request: Any, tmp_path: Path) -> None:
+    assert work_fails_under_a_name(kinds, request, tmp_path) == "prepared"
+
+
+@pytest.mark.parametrize("kinds", ["postgres", "mariadb"])
+def test_a_begin_whose_abort_keeps_its_name_reserves_it_elsewhere(
+    kinds: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = verbs._abort_of_begin
+    monkeypatch.setattr(verbs, "_abort_of_begin", lambda *arguments: sound(*arguments).kept)
+    assert work_fails_under_a_name(kinds, request, tmp_path) == "reserved"
+
+
+def the_last_prepare_is_refused_under_a_name(kinds: str, request: Any, tmp_path: Path) -> str:
+    """The row of the name has reached the journal by then."""
+    some = databases(kinds, request, tmp_path)
+    with coordinator(some) as db:
+        db.setup()
+        place = context(db).participants[some[0].name]
+
+        def refuse(*_: Any, **__: Any) -> Script[None]:
+            raise Refused("not this one")
+            yield
+
+        sound, place.resource.prepare = place.resource.prepare, refuse  # type: ignore[method-assign]
+        with pytest.raises(TransactionAborted), db.begin_distributed("pay") as tx:
+            for one in some:
+                at: Any = tx if len(some) == 1 else tx[one.name]
+                at.execute("update accounts set balance = balance + 1 where id = 0")
+        place.resource.prepare = sound  # type: ignore[method-assign]
+    return begun_elsewhere(some)
+
+
+@pytest.mark.parametrize("kinds", ["postgres", "mariadb", "postgres+sqlite", "mariadb+sqlite"])
+def test_the_name_of_a_begin_that_was_refused_is_free_elsewhere(kinds: str, request: Any, tmp_path: Path) -> None:
+    assert the_last_prepare_is_refused_under_a_name(kinds, request, tmp_path) == "prepared"
+
+
+@pytest.mark.parametrize("kinds", ["postgres", "mariadb", "mariadb+sqlite"])
+def test_a_begin_whose_fence_keeps_its_name_reserves_it_elsewhere(
+    kinds: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = phases._fence
+
+    def keeps(ctx: Context, course: Any, fence: Fence) -> Script[Any]:
+        return sound(ctx, course, Fence(fence.why))
+
+    monkeypatch.setattr(phases, "_fence", keeps)
+    assert the_last_prepare_is_refused_under_a_name(kinds, request, tmp_path) == "reserved"
+
+
+def a_commit_comes_after_the_name_was_rolled_back_and_used_again(request: Any, tmp_path: Path) -> State:
+    """What the next transaction of the name is then: the commit means the first."""
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        staged(db)
+        db.rollback_distributed("pay")
+    with coordinator(pair) as other:
+        try:
+            staged(other)
+        except DuplicateTransaction:
+            staged(other, reuse=True)  # by somebody who knows
+            return other.status("pay").state
+        other.commit_distributed("pay")
+        return other.status("pay").state
+
+
+def test_a_name_that_was_staged_and_rolled_back_stays_reserved(request: Any, tmp_path: Path) -> None:
+    assert a_commit_comes_after_the_name_was_rolled_back_and_used_again(request, tmp_path) is State.PREPARED
+
+
+def test_a_name_that_every_abort_frees_is_committed_by_who_means_another(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = phases._fence
+
+    def frees(ctx: Context, course: Any, fence: Fence) -> Script[Any]:
+        return sound(ctx, course, Fence(fence.why, frees_name=True))
+
+    monkeypatch.setattr(phases, "_fence", frees)
+    outcome = a_commit_comes_after_the_name_was_rolled_back_and_used_again(request, tmp_path)
+    assert outcome is State.COMMITTED
 
 
 def test_a_name_that_is_free_as_it_ends_is_committed_by_an_old_retry(

@@ -24,7 +24,7 @@ from nodoubt.errors import NoDoubtError
 from nodoubt.journals.memory import MemoryStore
 from nodoubt.ports import Conflict, Prepared, Reply, SavepointStep, Session, StatementFailed, Unclear, Work, readable
 from nodoubt.protocol import recovery
-from nodoubt.protocol.commands import Ended, Ready
+from nodoubt.protocol.commands import Ended, Fence, Ready
 from nodoubt.protocol.commit import TABLE, CommitMachine, Phase, Rule
 from nodoubt.protocol.events import Decided, Event, Undecided
 from nodoubt.protocol.records import Decision, Staging, Standing, Unreadable, Verdict
@@ -157,9 +157,20 @@ def shape_decides(patch: Patch) -> Variant:
 def a_failed_begin_is_not_fenced(patch: Patch) -> Variant:
     """What failed is taken for aborted, although its rows and prepares may still be on their way."""
 
-    def fence(ctx: Context, course: Course, why: str) -> Script[Event]:
+    def fence(ctx: Context, course: Course, command: Fence) -> Script[Event]:
         yield from ()
-        return Decided(Verdict.ABORT, why)
+        return Decided(Verdict.ABORT, command.why)
+
+    patch.setattr(phases, "_fence", fence)
+    return SOUND
+
+
+def every_abort_frees_its_name(patch: Patch) -> Variant:
+    """What was staged is rolled back, and somebody else can have its name while a late verb still means it."""
+    sound = phases._fence
+
+    def fence(ctx: Context, course: Course, command: Fence) -> Script[Event]:
+        return sound(ctx, course, Fence(command.why, frees_name=True))
 
     patch.setattr(phases, "_fence", fence)
     return SOUND
@@ -535,6 +546,7 @@ def dirty_session_returned(patch: Patch) -> Variant:
 MUTANTS = [
     Mutant("the shape of its branches decides", shape_decides, ["I1", "I2", "I5"]),
     Mutant("a failed begin is not fenced", a_failed_begin_is_not_fenced, ["I1", "I5"], Focus(staged=1.0), 1000),
+    Mutant("every abort frees its name", every_abort_frees_its_name, ["I10"], Focus(staged=1.0)),
     Mutant(
         "a lost reply is settled by a look", a_lost_reply_is_settled_by_a_look, ["I5"],
         Focus(staged=0.0, weights={"late request": 10, "lose reply": 5, "cut": 5}), 2000,

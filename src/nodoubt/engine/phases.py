@@ -209,8 +209,8 @@ def _answered(ctx: Context, course: Course, command: Command) -> Script[Event]:
             return _end_reader(ctx, course, course.branches[number])
         case Settle(number):
             return _settle(ctx, course.branches[number])
-        case Fence(why):
-            return _fence(ctx, course, why)
+        case Fence():
+            return _fence(ctx, course, command)
         case Undo(number):
             return _undo(ctx, course.branches[number])
 
@@ -341,8 +341,8 @@ def _settle(ctx: Context, branch: Branch) -> Script[Event]:
     raise AssertionError("backoff does not end")
 
 
-def _fence(ctx: Context, course: Course, why: str) -> Script[Event]:
-    attempt = course.attempt
+def _fence(ctx: Context, course: Course, fence: Fence) -> Script[Event]:
+    attempt, why = course.attempt, fence.why
     plan = course.machine.plan.decision
     wanted = Decision(
         attempt.id,
@@ -353,6 +353,7 @@ def _fence(ctx: Context, course: Course, why: str) -> Script[Event]:
         owner=ctx.owner,
         reason=why,
         decided_at=ctx.clock.now(),
+        frees_name=fence.frees_name,
     )
     try:
         stands = yield from register.decide(ctx, wanted)

@@ -317,15 +317,26 @@ def fence_failed_begin(ctx: Context, attempt: Attempt, why: str) -> Script[None]
     ctx.remember_failed_begin(attempt.name, attempt.id, harmless=False)
     refs = attempt.early.branches if attempt.early is not None else ()
     try:
-        stands = yield from register.decide(ctx, _abort(ctx, attempt.id, attempt.name, refs, why))
+        stands = yield from register.decide(ctx, _abort_of_begin(ctx, attempt.id, attempt.name, refs, why))
     except NoDoubtError as error:
         attempt.cause = attempt.cause or error
         return
     ctx.remember_failed_begin(attempt.name, attempt.id, harmless=stands.verdict is Verdict.ABORT)
 
 
-def _abort(ctx: Context, attempt: str, name: str, refs: tuple[BranchRef, ...], why: str) -> Decision:
-    return Decision(attempt, Verdict.ABORT, Mode.STAGED, name, refs, None, ctx.owner, why, ctx.clock.now())
+def _abort_of_begin(ctx: Context, attempt: str, name: str, refs: tuple[BranchRef, ...], why: str) -> Decision:
+    """Its caller was never told that it is staged, so nobody can come later and mean it: the name is free again."""
+    return Decision(
+        attempt,
+        Verdict.ABORT,
+        Mode.STAGED,
+        name,
+        refs,
+        owner=ctx.owner,
+        reason=why,
+        decided_at=ctx.clock.now(),
+        frees_name=True,
+    )
 
 
 # ---- finish by name -------------------------------------------------------------------------------
@@ -456,7 +467,7 @@ def _roll_back_failed_begin(ctx: Context, name: str, failed: FailedBegin) -> Scr
         why = "its begin failed"
         try:
             yield from require_owned(ctx)  # a COMMIT among them may be this one's, by another process
-            stands = yield from register.decide(ctx, _abort(ctx, failed.attempt, name, (), why))
+            stands = yield from register.decide(ctx, _abort_of_begin(ctx, failed.attempt, name, (), why))
         except UnreadableRecord:
             raise
         except NoDoubtError as error:

@@ -188,6 +188,8 @@ class MemoryStore(CallStore):
                     raise BelowFloor("the name is not there")
                 self._require_ready(decision.attempt, decision.gated)
             self.state.decisions[decision.attempt] = Row(decision.kept)
+            if decision.frees_name:
+                self.state.unlist([decision.attempt])
 
     def _require_above_floor(self, attempt: str) -> None:
         if not is_attempt(attempt):
@@ -263,7 +265,7 @@ class MemoryStore(CallStore):
         old = [
             attempt
             for attempt, row in sorted(self.state.decisions.items())
-            if after < attempt < self.state.floor and _over(row, older_than) and attempt not in uncleared
+            if after < attempt < self.state.floor and row.over(older_than) and attempt not in uncleared
         ]
         return old[:limit]
 
@@ -273,7 +275,7 @@ class MemoryStore(CallStore):
             row = state.decisions.get(attempt)
             if row is not None and not row.is_open:
                 del state.decisions[attempt]
-        state.names = {name: one for name, one in state.names.items() if one.attempt not in retired}
+        state.unlist(retired)
         state.confirmations = {key: one for key, one in state.confirmations.items() if one.attempt not in retired}
         state.calls = {key: one for key, one in state.calls.items() if one.attempt not in retired}
         state.events = [
@@ -372,12 +374,6 @@ class MemoryStore(CallStore):
         row = self.state.decisions.get(attempt)
         standing, ended_at = (None, None) if row is None else (row.standing, row.ended_at)
         return trail.told(stored, self._staged([attempt]).get(attempt), standing, ended_at)
-
-
-def _over(row: Row, before: float) -> bool:
-    if row.is_open or row.decision.decided_at >= before:
-        return False
-    return row.decision.verdict is Verdict.ABORT or (row.ended_at is not None and row.ended_at < before)
 
 
 class MemorySession:

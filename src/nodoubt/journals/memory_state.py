@@ -6,6 +6,7 @@ Must not: know the rules that are kept over them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from ..ports import Identity
@@ -29,6 +30,11 @@ class Row:
     @property
     def standing(self) -> Standing:
         return Standing(self.decision, self.ended_at is not None)
+
+    def over(self, before: float) -> bool:
+        if self.is_open or self.decision.decided_at >= before:
+            return False
+        return self.decision.verdict is Verdict.ABORT or (self.ended_at is not None and self.ended_at < before)
 
 
 @dataclass(slots=True)
@@ -61,6 +67,9 @@ class State:
             calls=dict(self.calls),
             stand=set(self.stand),
         )
+
+    def unlist(self, attempts: Collection[str]) -> None:
+        self.names = {name: one for name, one in self.names.items() if one.attempt not in attempts}
 
     def unfinished(self, call: Call) -> bool:
         return not call.closed and call.attempt not in self.stand

@@ -156,7 +156,7 @@ class SqlJournal(Calls):
         return *self.dialect.hold_floor(), *self._decision_rows(decision)
 
     def _decision_rows(self, decision: Decision) -> tuple[str, ...]:
-        """The decision, and that its name is decided, which a plain COMMIT leaves to `end`.
+        """The decision, and that its name is decided, which a plain COMMIT leaves to `end`, or free again.
 
         One row each: in an INSERT of several, MariaDB with a lax sql_mode stores '' for the NULL that refuses.
         """
@@ -166,7 +166,8 @@ class SqlJournal(Calls):
             return (insert,)
         # The name's row first: this lock is what keeps an intent from coming between the look whether all are ready and
         # the COMMIT. The plain one's look is the lock.
-        return self._name_is_decided(self.dialect.attempt(decision.attempt)), insert
+        name = self._name_is_free if decision.frees_name else self._name_is_decided
+        return name(self.dialect.attempt(decision.attempt)), insert
 
     def _insert(self, decision: Decision) -> Kept:
         if decision.mode is Mode.STAGED and decision.verdict is Verdict.COMMIT:
@@ -200,6 +201,11 @@ class SqlJournal(Calls):
     def _name_is_decided(self) -> Kept:
         names = self.dialect.table("names")
         return Kept("decided", 1, lambda attempt: f"UPDATE {names} SET undecided = NULL WHERE undecided = {attempt}")
+
+    @functools.cached_property
+    def _name_is_free(self) -> Kept:
+        names = self.dialect.table("names")
+        return Kept("freed", 1, lambda attempt: f"DELETE FROM {names} WHERE undecided = {attempt}")
 
     def confirm(self, session: Session, attempts: Sequence[str]) -> Script[dict[str, Standing | Unreadable]]:
         """Flush the rows of these attempts and return them.

@@ -413,7 +413,7 @@ class Journal(Protocol):
         """Write these decisions in one forced transaction: all of them or, raising, none.
 
         `Conflict`: one of them stands already. `BelowFloor`: one of them is below the floor, or is the COMMIT of what
-        was staged while somebody who was asked has not confirmed, or a step has not been answered.
+        was staged while somebody who was asked has not confirmed, or a step is open. `frees_name`: its name's row goes.
         """
         ...
 

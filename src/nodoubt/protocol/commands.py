@@ -42,9 +42,13 @@ class CommitPoint(msgspec.Struct, frozen=True):
 
 
 class Fence(msgspec.Struct, frozen=True):
-    """Ask the register for ABORT and obey what it answers. Answered by `Decided` or `Undecided`."""
+    """Ask the register for ABORT and obey what it answers. Answered by `Decided` or `Undecided`.
+
+    `frees_name`: of a begin that has not answered, and never will (`Decision.frees_name`).
+    """
 
     why: str
+    frees_name: bool = False
 
 
 class Commit(msgspec.Struct, frozen=True):

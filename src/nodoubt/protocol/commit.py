@@ -239,7 +239,7 @@ class CommitMachine:
     def _fence_own_begin(self) -> Ready:
         # The row may yet appear, or a prepare that was lost may yet arrive: this attempt must never come alive.
         self.phase = Phase.FENCING
-        return Ready(commands=(Fence(self.why),))
+        return Ready(commands=(Fence(self.why, frees_name=True),))
 
     def _finish_staged(self, _: CommitAsked) -> Ready:
         self._require_votes()
@@ -341,7 +341,7 @@ class CommitMachine:
         if self.plan.calls and self.stands is None:
             # Nobody but us could have written COMMIT, so no branch waits for this. The compensations do.
             self.fencing = True
-            commands.append(Fence(self.why))
+            commands.append(Fence(self.why, frees_name=self.plan.staging is not None))
         self._end_abort()
         return Ready(commands=tuple(commands), answer=Answer.ABORTED)
 

@@ -58,11 +58,12 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""  # why, when the verdict is ABORT
     decided_at: float = 0.0
     gated: bool = False  # not stored. Staged: somebody was asked, or steps were called, and all must be ready
+    frees_name: bool = False  # not stored. The ABORT of a begin that never answered: its name was never anybody's
 
     @property
     def kept(self) -> Decision:
         """As it is stored."""
-        return msgspec.structs.replace(self, gated=False) if self.gated else self
+        return msgspec.structs.replace(self, gated=False, frees_name=False) if self.gated or self.frees_name else self
 
 
 class Standing(msgspec.Struct, frozen=True):

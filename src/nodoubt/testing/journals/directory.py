@@ -9,7 +9,7 @@ import pytest
 
 from ...errors import InvalidName, SchemaMismatch, UsageError
 from ...ports import Conflict, Identity, Refused
-from ...protocol.records import Epoch, Event, Mode, Quarantined, Verdict
+from ...protocol.records import Decision, Epoch, Event, Mode, Quarantined, Staging, Verdict
 from ...xid import new_attempt, new_cluster, new_mark
 from ..bench import Bench, outcomes
 from ..samples import NAMES, NOW, abort, attempt_at, branches, decision, staging
@@ -128,6 +128,30 @@ class DirectoryClaims:
             with pytest.raises(Conflict):
                 bench.stage(staging("late", fence.attempt))
             assert bench.find("late") is None
+
+    def test_a_begin_that_never_answered_gives_its_name_back_and_comes_alive_no_more(self, bench: Bench) -> None:
+        """I10."""
+        one, other, next_one = staging("order"), staging("other"), staging("order")
+        bench.stage(one)
+        bench.stage(other)
+        fence = _fence(one, frees_name=True)
+        bench.insert([fence, _fence(other)])
+        assert bench.find("order") is None
+        assert bench.find("other") == other
+        with pytest.raises(Conflict):
+            bench.stage(one)
+        assert bench.confirm([one.attempt])[one.attempt].decision == fence.kept
+        bench.stage(next_one)
+        assert bench.find("order") == next_one
+
+    def test_a_name_is_given_back_with_the_abort_that_stands_and_with_no_other(self, bench: Bench) -> None:
+        """I10."""
+        one = staging("order")
+        bench.stage(one)
+        bench.insert([decision(attempt=one.attempt, mode=Mode.STAGED, name=one.name)])
+        with pytest.raises(Conflict):
+            bench.insert([_fence(one, frees_name=True)])
+        assert bench.find("order") == one
 
     def test_the_undecided_names_are_those_without_a_decision_page_by_page(self, bench: Bench) -> None:
         rows = [staging(f"n{n}", attempt_at(NOW + n)) for n in range(5)]
@@ -366,3 +390,7 @@ class DirectoryClaims:
         bench.record([Event(one.attempt, NOW, "what", "z" * 100_000 + "\ud800")])
         assert len(bench.quarantined()) == 1
         assert [event.what for event in bench.events(one.attempt)] == ["decided abort", "quarantined", "what"]
+
+
+def _fence(staged: Staging, *, frees_name: bool = False) -> Decision:
+    return abort(staged.attempt, mode=Mode.STAGED, name=staged.name, frees_name=frees_name)

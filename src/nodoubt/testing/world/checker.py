@@ -79,6 +79,7 @@ class Deed:
     moves: dict[str, int] = field(default_factory=dict)  # machine -> by how much the work changes the sum there
     doomed: bool = False
     told: Told | None = None
+    staged: bool = False  # its caller was told so
     decided: Verdict | None = None  # the verdict that was first on disk
     ended: bool = False  # on disk
     excused: str = ""
@@ -182,6 +183,7 @@ class Checker:
     def tell_staged(self, name: str, attempt: str) -> None:
         """A begin has returned: it survives every crash from now on, whoever decides it (I5)."""
         deed = self.deed(attempt)
+        deed.staged = True
         journal = self._journal(self.world.machines[self.world.journal_at].server.durable)
         if deed.excused or attempt in journal.decisions or deed.decided is not None:
             return
@@ -352,10 +354,14 @@ class Checker:
 
     def _may_pass(self, name: str, old: Staging | None, new: Staging | None, journal: State) -> None:
         """A name has changed (I10)."""
-        if old is None or new is None or old.attempt == new.attempt or self.deed(old.attempt).excused:
+        if old is None or (new is not None and old.attempt == new.attempt) or self.deed(old.attempt).excused:
             return
         if not self.world.machines[self.world.journal_at].up:
             return  # a crash has taken an unflushed row, and the one that it had replaced is there again
+        if new is None:
+            if self.deed(old.attempt).staged and old.attempt >= journal.floor:
+                self.broken("I10", f"the name {name!r} of {old.attempt}, which was staged, is not reserved any more")
+            return
         if old.attempt not in journal.decisions:
             self.broken("I10", f"the name {name!r} went to {new.attempt} before {old.attempt} was decided")
 
