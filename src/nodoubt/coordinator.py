@@ -312,9 +312,9 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
 
         `timeout`: seconds for the work. `deadline`: seconds until recovery aborts it (default a day). `confirmations`:
         who must `confirm` before it can be committed. `reuse`: take the name of a transaction that has ended, and is
-        reserved for the retention period. A begin that fails gives its name back.
-        With `work`, returns what it returns; without, a block. Raises
-        `DuplicateTransaction`, `InvalidName`, `TransactionAborted`.
+        reserved for the retention period. A begin that fails gives its name back, to others if nobody can have seen it
+        staged. With `work`, returns what it returns; without, a block. Raises `DuplicateTransaction`, `InvalidName`,
+        `TransactionAborted`.
         """
         ctx = self._writable()
 

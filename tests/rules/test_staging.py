@@ -23,10 +23,10 @@ from nodoubt import (
 from nodoubt.engine import phases, verbs
 from nodoubt.engine.attempt import Attempt
 from nodoubt.engine.context import Context, using
-from nodoubt.ports import Prepared, Refused
+from nodoubt.ports import Prepared, Refused, Unclear
 from nodoubt.protocol.commands import Fence, Prepare, Ready
 from nodoubt.protocol.commit import CommitMachine, Phase, Standing
-from nodoubt.protocol.events import Listed, NotListed, StageAsked, Voted
+from nodoubt.protocol.events import Listed, NotListed, StageAsked, Undecided, Voted
 from nodoubt.protocol.records import Staging
 from nodoubt.resources.postgres import PostgresResource
 from nodoubt.script import Script
@@ -300,7 +300,7 @@ def x_prepares_when_its_begin_has_given_up(request: Any, tmp_path: Path) -> tupl
 
 def test_a_begin_that_fails_fences_its_own_attempt(request: Any, tmp_path: Path) -> None:
     """Its late prepare, and its late row, can't come alive (I11)."""
-    assert x_prepares_when_its_begin_has_given_up(request, tmp_path) == ("unknown", UNTOUCHED)
+    assert x_prepares_when_its_begin_has_given_up(request, tmp_path) == (ABORTED, UNTOUCHED)
 
 
 def test_a_begin_that_fails_without_a_fence_is_committed_by_half(
@@ -438,8 +438,8 @@ def test_the_name_of_work_that_failed_is_free_here_and_elsewhere(kinds: str, req
 def test_a_begin_whose_abort_keeps_its_name_reserves_it_elsewhere(
     kinds: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = verbs._abort_of_begin
-    monkeypatch.setattr(verbs, "_abort_of_begin", lambda *arguments: sound(*arguments).kept)
+    sound = verbs._abort
+    monkeypatch.setattr(verbs, "_abort", lambda *arguments, **_: sound(*arguments, frees_name=False))
     assert work_fails_under_a_name(kinds, request, tmp_path) == "reserved"
 
 
@@ -455,10 +455,8 @@ def the_last_prepare_is_refused_under_a_name(kinds: str, request: Any, tmp_path:
             yield
 
         sound, place.resource.prepare = place.resource.prepare, refuse  # type: ignore[method-assign]
-        with pytest.raises(TransactionAborted), db.begin_distributed("pay") as tx:
-            for one in some:
-                at: Any = tx if len(some) == 1 else tx[one.name]
-                at.execute("update accounts set balance = balance + 1 where id = 0")
+        with pytest.raises(TransactionAborted):
+            begun(db, some)
         place.resource.prepare = sound  # type: ignore[method-assign]
     return begun_elsewhere(some)
 
@@ -479,6 +477,86 @@ def test_a_begin_whose_fence_keeps_its_name_reserves_it_elsewhere(
 
     monkeypatch.setattr(phases, "_fence", keeps)
     assert the_last_prepare_is_refused_under_a_name(kinds, request, tmp_path) == "reserved"
+
+
+def others_see_it_staged(kinds: str, request: Any, tmp_path: Path, *, doubt: bool = False) -> tuple[str, str, str]:
+    """Its own begin never hears that: the answer of the last message is lost. Whoever has seen it commits by its name,
+    when the next has begun under it. `doubt`: nor is the fence answered, and it is rolled back.
+
+    What was seen, what has become of the next begin, and of the commit.
+    """
+    kinds, _, journal = kinds.partition(" ")
+    some = databases(kinds, request, tmp_path)
+    at = f"sqlite:///{tmp_path}/journal.db" if journal else None
+    seen: list[State] = []
+    with coordinator(some, at) as founder:
+        founder.setup()
+    with coordinator(some, at) as db, coordinator(some, at) as other, coordinator(some, at) as third:
+        ctx = context(db)
+        target, verb = (ctx.journal, "stage") if journal else (ctx.participants["a"].resource, "prepare")
+        sound = getattr(target, verb)
+
+        def no_answer(*arguments: Any, **options: Any) -> Script[None]:
+            yield from sound(*arguments, **options)
+            seen.append(other.status("pay").state)
+            raise Unclear("no answer")
+
+        def nor_here(*_: Any) -> Script[Any]:
+            yield from ()
+            return Undecided("no answer")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, verb, no_answer)
+            if doubt:
+                patch.setattr(phases, "_fence", nor_here)
+            assert asked(lambda: begun(db, some)) == (IN_DOUBT if doubt else ABORTED)
+        if doubt:
+            assert db.rollback_distributed("pay").state is State.ABORTED
+        third.recover(grace=0)
+        try:
+            begun(third, some)
+            then = "begun"
+        except DuplicateTransaction:
+            then = "reserved"
+        return seen[0].value, then, asked(lambda: other.commit_distributed("pay"))
+
+
+def begun(db: Coordinator, some: Sequence[Database]) -> None:
+    with db.begin_distributed("pay") as tx:
+        for one in some:
+            at: Any = tx if len(some) == 1 else tx[one.name]
+            at.execute("update accounts set balance = balance + 1 where id = 0")
+
+
+SEEN = [*KINDS, "postgres+sqlite elsewhere"]
+
+
+@pytest.mark.parametrize("kinds", SEEN)
+def test_a_name_that_others_can_have_seen_staged_stays_reserved(kinds: str, request: Any, tmp_path: Path) -> None:
+    assert others_see_it_staged(kinds, request, tmp_path) == ("prepared", "reserved", ABORTED)
+
+
+@pytest.mark.parametrize("kinds", SEEN)
+def test_a_name_that_is_free_though_others_saw_it_staged_is_committed_by_who_means_another(
+    kinds: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = CommitMachine._fence_own_begin
+    monkeypatch.setattr(CommitMachine, "_fence_own_begin", lambda machine, **_: sound(machine, may_be_staged=False))
+    assert others_see_it_staged(kinds, request, tmp_path) == ("prepared", "begun", COMMITTED)
+
+
+@pytest.mark.parametrize("kinds", ["postgres", "mariadb", "postgres+sqlite"])
+def test_a_name_in_doubt_that_is_rolled_back_stays_reserved(kinds: str, request: Any, tmp_path: Path) -> None:
+    assert others_see_it_staged(kinds, request, tmp_path, doubt=True) == ("prepared", "reserved", ABORTED)
+
+
+@pytest.mark.parametrize("kinds", ["postgres", "mariadb", "postgres+sqlite"])
+def test_a_name_in_doubt_that_its_rollback_frees_is_committed_by_who_means_another(
+    kinds: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = verbs._abort
+    monkeypatch.setattr(verbs, "_abort", lambda *arguments, **_: sound(*arguments, frees_name=True))
+    assert others_see_it_staged(kinds, request, tmp_path, doubt=True) == ("prepared", "begun", COMMITTED)
 
 
 def a_commit_comes_after_the_name_was_rolled_back_and_used_again(request: Any, tmp_path: Path) -> State:

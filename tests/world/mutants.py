@@ -165,6 +165,17 @@ def a_failed_begin_is_not_fenced(patch: Patch) -> Variant:
     return SOUND
 
 
+def a_begin_that_others_saw_frees_its_name(patch: Patch) -> Variant:
+    """Its last prepare has lost its answer: its caller is told that it is aborted, and others have seen it staged."""
+    sound = CommitMachine._fence_own_begin
+
+    def fence(machine: CommitMachine, *, may_be_staged: bool) -> Ready:
+        return sound(machine, may_be_staged=False)
+
+    patch.setattr(CommitMachine, "_fence_own_begin", fence)
+    return SOUND
+
+
 def every_abort_frees_its_name(patch: Patch) -> Variant:
     """What was staged is rolled back, and somebody else can have its name while a late verb still means it."""
     sound = phases._fence
@@ -547,6 +558,10 @@ MUTANTS = [
     Mutant("the shape of its branches decides", shape_decides, ["I1", "I2", "I5"]),
     Mutant("a failed begin is not fenced", a_failed_begin_is_not_fenced, ["I1", "I5"], Focus(staged=1.0), 1000),
     Mutant("every abort frees its name", every_abort_frees_its_name, ["I10"], Focus(staged=1.0)),
+    Mutant(
+        "a begin that others saw frees its name", a_begin_that_others_saw_frees_its_name, ["I10"],
+        Focus(staged=1.0, weights={"lose reply": 10, "late reply": 5, "cut": 5}), 1000,
+    ),
     Mutant(
         "a lost reply is settled by a look", a_lost_reply_is_settled_by_a_look, ["I5"],
         Focus(staged=0.0, weights={"late request": 10, "lose reply": 5, "cut": 5}), 2000,

@@ -313,19 +313,23 @@ def _abandon_with_calls(ctx: Context, attempt: Attempt) -> Script[None]:
 
 
 def fence_failed_begin(ctx: Context, attempt: Attempt, why: str) -> Script[None]:
-    """Make sure that this attempt's row, should it stand, says ABORT. If the journal is away, a rollback will."""
+    """Make sure that this attempt's row, should it stand, says ABORT. If the journal is away, a rollback will.
+
+    Not all of its branches have prepared: nobody has seen it staged, or can come later and mean it. Its name is free.
+    """
     ctx.remember_failed_begin(attempt.name, attempt.id, harmless=False)
     refs = attempt.early.branches if attempt.early is not None else ()
     try:
-        stands = yield from register.decide(ctx, _abort_of_begin(ctx, attempt.id, attempt.name, refs, why))
+        stands = yield from register.decide(ctx, _abort(ctx, attempt.id, attempt.name, refs, why, frees_name=True))
     except NoDoubtError as error:
         attempt.cause = attempt.cause or error
         return
     ctx.remember_failed_begin(attempt.name, attempt.id, harmless=stands.verdict is Verdict.ABORT)
 
 
-def _abort_of_begin(ctx: Context, attempt: str, name: str, refs: tuple[BranchRef, ...], why: str) -> Decision:
-    """Its caller was never told that it is staged, so nobody can come later and mean it: the name is free again."""
+def _abort(
+    ctx: Context, attempt: str, name: str, refs: tuple[BranchRef, ...], why: str, *, frees_name: bool
+) -> Decision:
     return Decision(
         attempt,
         Verdict.ABORT,
@@ -335,7 +339,7 @@ def _abort_of_begin(ctx: Context, attempt: str, name: str, refs: tuple[BranchRef
         owner=ctx.owner,
         reason=why,
         decided_at=ctx.clock.now(),
-        frees_name=True,
+        frees_name=frees_name,
     )
 
 
@@ -467,7 +471,8 @@ def _roll_back_failed_begin(ctx: Context, name: str, failed: FailedBegin) -> Scr
         why = "its begin failed"
         try:
             yield from require_owned(ctx)  # a COMMIT among them may be this one's, by another process
-            stands = yield from register.decide(ctx, _abort_of_begin(ctx, failed.attempt, name, (), why))
+            # Whoever is in doubt may have staged it, and others may have seen that: its name stays reserved.
+            stands = yield from register.decide(ctx, _abort(ctx, failed.attempt, name, (), why, frees_name=False))
         except UnreadableRecord:
             raise
         except NoDoubtError as error:

@@ -44,7 +44,7 @@ class CommitPoint(msgspec.Struct, frozen=True):
 class Fence(msgspec.Struct, frozen=True):
     """Ask the register for ABORT and obey what it answers. Answered by `Decided` or `Undecided`.
 
-    `frees_name`: of a begin that has not answered, and never will (`Decision.frees_name`).
+    `frees_name`: of a begin that nobody, surely, has seen staged (`Decision.frees_name`).
     """
 
     why: str

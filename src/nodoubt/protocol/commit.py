@@ -225,7 +225,7 @@ class CommitMachine:
         if event.vote is Vote.YES:
             return self._staged()
         self.why = event.why or f"branch {event.branch} voted {event.vote}"
-        return self._fence_own_begin()
+        return self._fence_own_begin(may_be_staged=event.vote is Vote.UNKNOWN)
 
     def _staged(self) -> Ready:
         self._require_votes()
@@ -234,12 +234,14 @@ class CommitMachine:
 
     def _not_listed(self, event: NotListed) -> Ready:
         self.why = event.why
-        return self._fence_own_begin()
+        return self._fence_own_begin(may_be_staged=self.point is None)
 
-    def _fence_own_begin(self) -> Ready:
+    def _fence_own_begin(self, *, may_be_staged: bool) -> Ready:
         # The row may yet appear, or a prepare that was lost may yet arrive: this attempt must never come alive.
+        # If it did, and was listed with every branch prepared, others have seen that, and a late commit of theirs must
+        # not find the next of its name.
         self.phase = Phase.FENCING
-        return Ready(commands=(Fence(self.why, frees_name=True),))
+        return Ready(commands=(Fence(self.why, frees_name=not may_be_staged),))
 
     def _finish_staged(self, _: CommitAsked) -> Ready:
         self._require_votes()

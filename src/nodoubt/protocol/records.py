@@ -58,7 +58,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""  # why, when the verdict is ABORT
     decided_at: float = 0.0
     gated: bool = False  # not stored. Staged: somebody was asked, or steps were called, and all must be ready
-    frees_name: bool = False  # not stored. The ABORT of a begin that never answered: its name was never anybody's
+    frees_name: bool = False  # not stored. The ABORT of what was surely never staged: its name was nobody's
 
     @property
     def kept(self) -> Decision:

@@ -79,7 +79,7 @@ class Deed:
     moves: dict[str, int] = field(default_factory=dict)  # machine -> by how much the work changes the sum there
     doomed: bool = False
     told: Told | None = None
-    staged: bool = False  # its caller was told so
+    staged: bool = False  # somebody can have seen it listed, undecided, and prepared everywhere
     decided: Verdict | None = None  # the verdict that was first on disk
     ended: bool = False  # on disk
     excused: str = ""
@@ -183,7 +183,6 @@ class Checker:
     def tell_staged(self, name: str, attempt: str) -> None:
         """A begin has returned: it survives every crash from now on, whoever decides it (I5)."""
         deed = self.deed(attempt)
-        deed.staged = True
         journal = self._journal(self.world.machines[self.world.journal_at].server.durable)
         if deed.excused or attempt in journal.decisions or deed.decided is not None:
             return
@@ -264,6 +263,16 @@ class Checker:
             for attempt in sorted(touched):
                 self._agreement(self.deeds[attempt])
                 self._conservation(self.deeds[attempt])
+            self._note_staged()
+
+    def _note_staged(self) -> None:
+        """Whoever sees it so may mean it later, whatever its own caller was told (I10)."""
+        journal = self._journal(self.world.machines[self.world.journal_at].server.tables)
+        for row in journal.names.values():
+            if row.attempt not in journal.decisions and all(
+                row.attempt in self._promised.get(ref.resource, {}) for ref in row.branches
+            ):
+                self.deed(row.attempt).staged = True
 
     def _look_at(self, machine: Machine, before: _Seen, now: _Seen) -> set[str]:
         touched = {
