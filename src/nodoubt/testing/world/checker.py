@@ -80,6 +80,7 @@ class Deed:
     doomed: bool = False
     told: Told | None = None
     staged: bool = False  # somebody can have seen it listed, undecided, and prepared everywhere
+    unlisted: bool = False  # its name's row was seen to go, as it may
     decided: Verdict | None = None  # the verdict that was first on disk
     ended: bool = False  # on disk
     excused: str = ""
@@ -199,8 +200,10 @@ class Checker:
 
     def tell_unknown(self, name: str, *, asked_for: str | None, listed_before: str | None) -> None:
         """Somebody was told that nobody knows this name. `listed_before`: what was listed when it was asked for."""
-        still = listed_before is not None and self.listed(name) == listed_before
-        if still and asked_for in (None, listed_before) and not self.deed(listed_before or "").excused:
+        if listed_before is None or self.listed(name) != listed_before or asked_for not in (None, listed_before):
+            return
+        # What goes is gone for who looks before it is gone on disk; should it come back, it comes back never staged.
+        if not self.deed(listed_before).excused and not self.deed(listed_before).unlisted:
             self.broken("I5", f"{name!r} was told unknown, and {listed_before} is listed under it")
 
     def tell_heuristic(self, attempt: str) -> None:
@@ -370,6 +373,7 @@ class Checker:
         if new is None:
             if self.deed(old.attempt).staged and old.attempt >= journal.floor:
                 self.broken("I10", f"the name {name!r} of {old.attempt}, which was staged, is not reserved any more")
+            self.deed(old.attempt).unlisted = True
             return
         if old.attempt not in journal.decisions:
             self.broken("I10", f"the name {name!r} went to {new.attempt} before {old.attempt} was decided")
