@@ -346,6 +346,8 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
     def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """Roll a staged transaction back, and undo its steps. Quiet where its begin failed in this process.
 
+        That is for an `except` block: it means that begin. If somebody else has the name since, say the `attempt`.
+
         Raises as `commit_distributed`.
         """
         return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
