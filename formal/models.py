@@ -102,6 +102,7 @@ RUNS: tuple[Run, ...] = (
     sound("names", "REUSE"),
     mutant("names", "", "NONCE_DROPPED", "I4", "I11"),
     mutant("names", "", "NAME_FREED", "I10"),
+    mutant("names", "", "FREED_THOUGH_SEEN", "I10"),
     # ---- that it ends (I8), and is told (I17)
     *sounds("once", f"{POINT} LIVE=1", "no_orphan_1", "no_open_record"),
     *sounds("once", "LITE=2 MARIA=0 LIVE=1", "no_orphan_1"),
@@ -138,7 +139,7 @@ RUNS: tuple[Run, ...] = (
         "alone", "MARIA=1", "never_committed", "never_aborted", "never_in_doubt_and_committed", "never_fenced",
         "never_forgotten", "never_shown_and_lost",
     ),
-    *witnesses("names", "", "never_lived_twice", "never_late", "never_both_told"),
+    *witnesses("names", "", "never_lived_twice", "never_late", "never_both_told", "never_given_back"),
     # ---- the large configuration, beside all of these
     *large(
         sound("once", "MARIA=0 R=2"),

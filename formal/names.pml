@@ -2,7 +2,8 @@
  * One name, two attempts: the old one's commit is retried, by its caller and by the network, while the name gets a new
  * life. I10: nothing that was meant for the first reaches the second.
  *
- * By default an ended name stays reserved through the retention, which is longer than any caller retries. With -DREUSE
+ * By default an ended name stays reserved through the retention, which is longer than any caller retries; but a begin
+ * that fails before X has prepared, so that nobody can have seen it staged, gives its name back. With -DREUSE
  * the second begin takes it over as soon as the first is decided, and callers name the attempt.
  * Crashes are the other models' business: here everything is durable as it is done.
  */
@@ -43,6 +44,21 @@ inline command(a, verdict)
 }
 #define listed(a) (mem[0] == PREPARED && same_xid(a, 0) || mem[1] == PREPARED && same_xid(a, 1))
 
+/* commit.py `_fence_own_begin`: one transaction of the journal's. */
+inline fence(a, frees_name)
+{
+	dec[a] = ABORT;
+	if
+	:: frees_name && row == a -> row = 2
+	:: else
+	fi
+}
+#ifdef FREED_THOUGH_SEEN
+#define SEEN_FREED true
+#else
+#define SEEN_FREED false
+#endif
+
 active proctype Network()
 {
 end:	do
@@ -62,7 +78,14 @@ active [2] proctype Begin()
 #endif
 	:: true -> goto over		/* DuplicateTransaction */
 	fi;
-	atomic { !listed(a) && dec[a] == NONE -> mem[a] = PREPARED };	/* 42710: one xid at a time */
+	if
+	:: atomic { !listed(a) && dec[a] == NONE -> mem[a] = PREPARED };	/* 42710: one xid at a time */
+		if
+		:: true
+		:: atomic { dec[a] == NONE -> fence(a, SEEN_FREED) }	/* its PREPARE had no answer: it may be listed */
+		fi
+	:: atomic { mem[a] == NONE && dec[a] == NONE -> fence(a, true) }	/* its work fails, or X refuses */
+	fi;
 over:	skip
 }
 
@@ -130,4 +153,5 @@ end:	do
 ltl never_lived_twice { [] !(dec[0] == ENDED && mem[1] == PREPARED && row == 1) }
 ltl never_late { [] !(mem[1] == PREPARED && late == COMMIT) }
 ltl never_both_told { [] !(told[0] == COMMIT && told[1] == ABORT) }
+ltl never_given_back { [] !(dec[0] == ABORT && mem[0] == NONE && row == 1 && mem[1] == PREPARED) }
 #endif
