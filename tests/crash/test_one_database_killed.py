@@ -24,6 +24,7 @@ from nodoubt import (
     ResourceUnavailable,
     State,
     StillBeginning,
+    UnknownTransaction,
 )
 from nodoubt.points import Point
 from nodoubt.testing.proxy import TcpProxy
@@ -128,8 +129,8 @@ def committed(db: Coordinator) -> bool:
 # ---- the answer to the row is lost, or the server
 
 
-def test_a_begin_whose_row_was_not_answered_ends_its_name_itself(only: Database, mode: str) -> None:
-    """The row stands, and nobody need wait until the begin were overdue."""
+def test_a_begin_whose_row_was_not_answered_gives_its_name_back_itself(only: Database, mode: str) -> None:
+    """The row stood, and nobody need wait until the begin were overdue."""
 
     async def begun(db: Face) -> None:
         async with db.staged("pay"):
@@ -141,11 +142,17 @@ def test_a_begin_whose_row_was_not_answered_ends_its_name_itself(only: Database,
                 proxy.cut_reply(after=b"XA START" if only.kind == "mariadb" else b"nodoubt.attempt")
                 with pytest.raises(ResourceUnavailable, match="did not begin"):
                     await begun(db)
+                ended = await db.rollback_distributed("pay")
                 async with opened(mode, [only]) as other:
-                    record = await other.status("pay")
+                    record = await other.status(ended.attempt)
                     assert (record.state, record.reason) == (State.ABORTED, "its begin failed")
+                    with pytest.raises(UnknownTransaction):
+                        await other.status("pay")
+                    async with other.staged("pay"):
+                        pass
+                    assert (await other.commit_distributed("pay")).state is State.COMMITTED
                     assert (await other.recover(grace=0)).clean
-                assert (await db.rollback_distributed("pay")).state is State.ABORTED
+                assert (await db.rollback_distributed("pay")) == ended
 
     asyncio.run(main())
 
@@ -161,7 +168,9 @@ def server() -> Iterator[MariaDBServer]:
 async def test_on_mariadb_the_row_outlives_a_crash_of_the_server_and_its_work_does_not(
     point: str, mode: str, server: MariaDBServer
 ) -> None:
-    """It was forced before the work began. The name is taken by nobody else, and ends as aborted."""
+    """It was forced before the work began. What fails at work gives its name back then. What was about to prepare, and
+    may have been seen staged, keeps it from everybody but its own process.
+    """
     only = Database("a", server.url())
     only.create()
     crashes: list[Notice] = []
@@ -176,8 +185,9 @@ async def test_on_mariadb_the_row_outlives_a_crash_of_the_server_and_its_work_do
         with pytest.raises(Exception, match=r"(?i)lost|no answer"):
             async with db.staged("order") as tx:
                 await tx.execute("a", "update accounts set balance = 5 where id = 0")
-        assert [name for (name,) in only.query("select name from nodoubt_names")] == [b"order"]
-        assert (await db.status("order")).state is State.ABORTED
+        assert (await db.status(crashes[0].attempt)).state is State.ABORTED
+        names = [name for (name,) in only.query("select name from nodoubt_names")]
+        assert names == ([] if point == "P1" else [b"order"])
         async with db.staged("order") as tx:
             await tx.execute("a", "update accounts set balance = 7 where id = 0")
         assert (await db.commit_distributed("order")).state is State.COMMITTED
