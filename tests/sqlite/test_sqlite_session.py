@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -529,6 +531,56 @@ def test_the_child_of_a_fork_can_neither_use_nor_reopen_the_parents_file(tmp_pat
     session.run("begin immediate; insert into t values (1); commit")
     session.close()
     assert in_child(lambda: connect(url_of(path)).close()) == "nothing"
+
+
+# A transaction that is larger than what the library holds in memory, and a child that ends as programs end.
+PARENT = """
+import os, sys
+import apsw
+from nodoubt import Coordinator
+from nodoubt.drivers import sqlite_connection
+
+path, mode, guarded = sys.argv[1:]
+file = apsw.Connection(path)
+file.pragma("journal_mode", mode)
+file.execute("create table t (id integer primary key, v int, pad text)")
+numbers = "with recursive n (i) as (select 1 union all select i + 1 from n where i < 10000)"
+file.execute(f"insert into t {numbers} select i, 100, hex(zeroblob(400)) from n")
+file.close()
+with Coordinator(f"sqlite:///{path}", recovery=False) as db:
+    db.setup()
+    with db.transaction() as tx:
+        tx.execute("update t set v = 50")
+        if guarded == "no":
+            sqlite_connection._OPENED.clear()
+        child = os.fork()
+        if child == 0:
+            sys.exit(7)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), mode == "delete" and os.path.exists(path + "-journal"))
+    with db.transaction() as tx:
+        print(tx.execute("select sum(v) from t").scalar())
+"""
+
+
+def left_by_a_child_that_ends(path: Path, mode: str, guarded: str) -> list[str]:
+    """Its exit code, whether the parent's journal stands, and what the parent's transaction has come to."""
+    run = [sys.executable, "-c", PARENT, str(path), mode, guarded]
+    return subprocess.run(run, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_a_child_of_a_fork_that_ends_rolls_back_nothing_of_its_parents(mode: str, tmp_path: Path) -> None:
+    """Half of the parent's work was gone, and the parent was told that it was committed."""
+    assert left_by_a_child_that_ends(tmp_path / "f.db", mode, "yes") == ["7", str(mode == "delete"), "500000"]
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_mutant_that_lets_the_interpreter_close_the_copies_loses_half_of_the_parents_work(
+    mode: str, tmp_path: Path
+) -> None:
+    code, journal, total = left_by_a_child_that_ends(tmp_path / "f.db", mode, "no")
+    assert (code, journal) == ("7", "False") and 500_000 < int(total) < 1_000_000
 
 
 @pytest.mark.anyio

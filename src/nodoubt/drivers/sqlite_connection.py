@@ -1,7 +1,8 @@
 """SQLite through apsw: one open file, and the only face of apsw that anybody else sees. Its sessions: `sqlite`.
 
 Guarantees: what a branch's statement wants is asked of whoever watches it, whether SQLite compiles it now or had done
-so before; a lock is waited for at most `lock_wait_s`, and not at all once killed.
+so before; a lock is waited for at most `lock_wait_s`, and not at all once killed; the copy that a fork has made is
+never closed, not even as its process ends.
 
 Must not: decide what an answer means, or know tables of ours.
 """
@@ -9,8 +10,11 @@ Must not: decide what an answer means, or know tables of ours.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,6 +104,23 @@ class _Known(msgspec.Struct, frozen=True):
     tag: str
 
 
+_OPENED: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _keep_for_good() -> None:
+    """In the child of a fork: SQLite would roll back, as it closes the copy, what the parent is at work on.
+
+    It would take the parent's journal for its own, write what stood before over what the parent has written, and delete
+    it; in WAL it would wipe that from the index that both share. An interpreter that ends closes all that it lets go
+    of, whatever holds it: so these have a reference more than there are.
+    """
+    for connection in list(_OPENED):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+os.register_at_fork(after_in_child=_keep_for_good)
+
+
 class Connection:
     """An open file, as the functions in `call` see it. Used by one thread at a time.
 
@@ -126,6 +147,7 @@ class Connection:
         database.set_busy_handler(self.wait)
         # SQLite forgets an interrupt that comes just before a statement begins. This asks again while it runs.
         database.set_progress_handler(lambda: self.killed, _STEPS_BETWEEN_LOOKS)
+        _OPENED.add(self)
 
     # -- our own statements
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
