@@ -25,6 +25,7 @@ from .errors import InvalidName, UsageError, invariant
 
 NAME_LENGTH_MAX = 200
 BRANCHES_MAX = 256
+_MILLISECONDS_MAX = (1 << 48) - 1  # what an attempt's id has room for
 FORMAT_ID = 0x6E6462  # "ndb"; XA wants it below 2**31
 
 _CLUSTER = r"[0-9a-f]{16}"
@@ -116,6 +117,12 @@ def parse_xa_recover(line: Sequence[Any]) -> XaXid | None:
 def new_attempt() -> str:
     """A fresh attempt id: UUIDv7, so that ids of one clock rise with time (retention's floor), 74 random bits."""
     return uuid_utils.uuid7().hex
+
+
+def first_attempt_of(seconds: float) -> str:
+    """The smallest attempt id that a clock showing this time, since the epoch, can have made."""
+    milliseconds = int(min(max(seconds * 1000, 0), _MILLISECONDS_MAX))
+    return f"{milliseconds:012x}{'0' * 20}"
 
 
 def new_cluster() -> str:

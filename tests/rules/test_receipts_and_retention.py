@@ -22,6 +22,8 @@ from nodoubt.ports import BelowFloor, Unclear
 from nodoubt.protocol import recovery
 from nodoubt.protocol.records import Decision
 from nodoubt.protocol.recovery import Known
+from nodoubt.resources import mariadb, postgres
+from nodoubt.resources.sqlite import receipts as sqlite_receipts
 from nodoubt.script import Script, every
 from nodoubt.testing.proxy import TcpProxy
 from rules.mutants import (
@@ -222,6 +224,71 @@ def test_an_absent_receipt_taken_for_an_abort_at_any_age_tells_a_lie(
     assert the_reply_is_lost_and_asked_for_after_days(request, tmp_path) == (ABORTED, 130)
 
 
+# ---- what is old is old by more clocks than one -----------------------------------------------------
+
+
+def one_clock_runs_ahead(
+    kind: str, request: Any, tmp_path: Path, mutate: Callable[[Context, Shifted], None] = lambda *_: None
+) -> str:
+    """Somebody else, whose clock shows the week after next, cleans up. What is told of a commit of just now."""
+    (one,) = databases(kind, request, tmp_path)
+    clock = Shifted()
+    with coordinator([one], settings=SHORT) as db, coordinator([one], settings=SHORT, clock=clock) as other:
+        db.setup()
+        other.setup()
+        with db.transaction() as tx:
+            tx["a"].execute(GIVE)
+        clock.ahead_s = 8 * DAY_S
+        mutate(context(other), clock)
+        other._shell.run(ends.retire(context(other)))
+        return str(db.settle(tx.attempt).state)
+
+
+KINDS = pytest.mark.parametrize("kind", ["postgres", "mariadb", "sqlite"])
+
+
+@KINDS
+def test_a_clean_up_whose_clock_alone_runs_ahead_forgets_nothing(kind: str, request: Any, tmp_path: Path) -> None:
+    assert one_clock_runs_ahead(kind, request, tmp_path) == COMMITTED
+
+
+@KINDS
+def test_a_clean_up_that_goes_by_its_own_clock_makes_a_commit_look_aborted(
+    kind: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = one_clock_runs_ahead(kind, request, tmp_path, lambda ctx, clock: by_both_clocks(monkeypatch, ctx, clock))
+    assert told == ABORTED
+
+
+def the_clock_of_a_database_runs_behind(kind: str, request: Any, tmp_path: Path) -> str:
+    """Its receipts are of last month, as it says, and a clean-up comes by. What is told of a commit of just now."""
+    (one,) = databases(kind, request, tmp_path)
+    with coordinator([one], f"sqlite:///{tmp_path}/journal.db", settings=SHORT) as db:
+        db.setup()
+        with db.transaction() as tx:
+            tx["a"].execute(GIVE)
+        past = "now() - interval '30 days'" if kind == "postgres" else f"{time.time() - 30 * DAY_S!r}"
+        table = "nodoubt.receipts" if kind == "postgres" else "nodoubt_receipts"
+        one.query(f"update {table} set at = {past}")
+        db._shell.run(ends.retire(context(db)))
+        return str(db.settle(tx.attempt).state)
+
+
+@KINDS
+def test_a_receipt_is_not_old_by_the_clock_of_its_database_alone(kind: str, request: Any, tmp_path: Path) -> None:
+    assert the_clock_of_a_database_runs_behind(kind, request, tmp_path) == COMMITTED
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("postgres", postgres), ("mariadb", mariadb), ("sqlite", sqlite_receipts)]
+)
+def test_a_receipt_that_is_old_whatever_made_its_attempt_goes_and_its_commit_looks_aborted(
+    kind: str, module: Any, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "first_attempt_of", lambda _: "f" * 32)
+    assert the_clock_of_a_database_runs_behind(kind, request, tmp_path) == ABORTED
+
+
 # ---- below the floor the answer is unknown: quarantine, never ABORT -------------------------------
 
 
@@ -259,9 +326,21 @@ def forget_later(db: Coordinator) -> int:
     clock = Shifted()
     clock.ahead_s = 8 * DAY_S
     ctx.clock, sound = clock, ctx.clock
-    gone = db._shell.run(ends.retire(ctx))
+    with pytest.MonkeyPatch.context() as patch:
+        by_both_clocks(patch, ctx, clock)
+        gone = db._shell.run(ends.retire(ctx))
     ctx.clock = sound
     return gone
+
+
+def by_both_clocks(patch: pytest.MonkeyPatch, ctx: Context, clock: Shifted) -> None:
+    """The journal's shows what ours does."""
+
+    def shown(_: Any) -> Script[float]:
+        return clock.now()
+        yield
+
+    patch.setattr(ctx.journal, "now", shown)
 
 
 def test_below_the_floor_the_answer_is_unknown_quarantine_never_abort(request: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from nodoubt.protocol.recovery import Action, Known, Seen
 from nodoubt.script import Script
 from nodoubt.testing.servers import PostgresServer
 from rules.mutants import IN_DOUBT, at_once, context, coordinator, journal_says, staged, watch
-from rules.test_receipts_and_retention import DAY_S, Shifted, forget_later
+from rules.test_receipts_and_retention import DAY_S, Shifted, by_both_clocks, forget_later
 from rules.test_recovery import instead
 from traps.scenes import MOVED, UNTOUCHED, balances, databases
 
@@ -185,7 +185,9 @@ def the_clean_up_overtakes_a_sweep(request: Any, tmp_path: Path) -> int:
             clock = Shifted()
             clock.ahead_s = 8 * DAY_S
             context(rival).clock = clock
-            assert rival._shell.run(ends.retire(context(rival))) == 1
+            with pytest.MonkeyPatch.context() as patch:
+                by_both_clocks(patch, context(rival), clock)
+                assert rival._shell.run(ends.retire(context(rival))) == 1
 
         with before_its_first(db, "insert", commit_and_forget):
             # By itself: the reaper that goes before it would find what is due first.

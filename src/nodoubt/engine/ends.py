@@ -81,9 +81,12 @@ def _forget(ctx: Context, participant: Participant, ended: Sequence[tuple[str, S
 def retire(ctx: Context) -> Script[int]:
     """Forget what ended longer ago than the retention, in batches; the floor is raised before anything is deleted.
 
-    A record that cannot be read is kept, with the receipts it may need; the others go as ever.
+    A record that cannot be read is kept, with the receipts it may need; the others go as ever. It is old if it is so by
+    our clock and by the journal's: one that runs ahead alone would have receipts deleted of which a reply was lost just
+    now, and whoever then looked for theirs would take a commit for aborted (I14).
     """
-    cut = ctx.clock.now() - ctx.settings.retention_s
+    shown = yield from asked(ctx, ctx.journal_pool, ctx.journal.now)
+    cut = min(ctx.clock.now(), shown) - ctx.settings.retention_s
     gone, after, apart = 0, "", Apart()
     while (yield from _aborts_were_kept(ctx, cut, after, apart)):
 

@@ -7,15 +7,10 @@ Must not: decide anything: a clock chooses when to try, never what is true (I14)
 
 from __future__ import annotations
 
+from ..xid import first_attempt_of
+
 FLOOR_LOWEST = "0" * 32
-_MILLISECONDS_MAX = (1 << 48) - 1
 _ATTEMPT_MAX = (1 << 128) - 1
-
-
-def first_attempt_of(seconds: float) -> str:
-    """The smallest id that a clock showing this time can have made."""
-    milliseconds = int(min(max(seconds * 1000, 0), _MILLISECONDS_MAX))
-    return f"{milliseconds:012x}{'0' * 20}"
 
 
 def begun_at(attempt: str) -> float:
@@ -26,3 +21,6 @@ def begun_at(attempt: str) -> float:
 def next_attempt(attempt: str) -> str:
     """The smallest id above this one."""
     return f"{min(int(attempt, 16) + 1, _ATTEMPT_MAX):032x}"
+
+
+__all__ = ["FLOOR_LOWEST", "begun_at", "first_attempt_of", "next_attempt"]

@@ -42,7 +42,7 @@ from ..ports import (
 from ..protocol.records import Epoch, Verdict
 from ..schema import Part, Tables, judge, meddlers, rows_of, shipped, version_of
 from ..script import Pause, Script, do
-from ..xid import XaXid, Xid, parse_xa_recover
+from ..xid import XaXid, Xid, first_attempt_of, parse_xa_recover
 from . import mariadb_beginning as beginning
 from . import mariadb_finishing as finishing
 from . import mariadb_text as text
@@ -516,7 +516,7 @@ class MariaDBResource:
         which = [] if not below else [f"attempt < {text.literal(below)} AND alone = 0 ORDER BY attempt, branch"]
         if older_than is not None:
             # An attempt's id starts with its time, so the key is read from its beginning to there and no further.
-            newest = f"{max(int(older_than * 1000), 0):012x}"
+            newest = first_attempt_of(older_than)
             which.append(f"attempt < '{newest}' AND alone = 1 AND at < {older_than!r} ORDER BY attempt, branch")
         for old in which:
             keys = yield from self._keys(session, old)

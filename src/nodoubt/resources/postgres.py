@@ -41,7 +41,7 @@ from ..ports import (
 from ..protocol.records import Epoch, Verdict
 from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Do, Script, do
-from ..xid import Xid, parse_gid
+from ..xid import Xid, first_attempt_of, parse_gid
 from .postgres_answers import PREPARE_ADVICE, refusal, require_durable, require_rows, warnings
 from .postgres_settings import SETTINGS, UNREADABLE, shortcomings
 from .postgres_sql import (
@@ -400,7 +400,8 @@ class PostgresResource:
         """
         statements = list(those_receipts(xids))
         if older_than is not None:
-            statements.append(some_receipts(f"alone AND at < pg_catalog.to_timestamp({float(older_than)!r})"))
+            old = f"at < pg_catalog.to_timestamp({float(older_than)!r}) AND attempt < '{first_attempt_of(older_than)}'"
+            statements.append(some_receipts(f"alone AND {old}"))
         if below:
             statements.append(some_receipts(f"NOT alone AND attempt < {kept.literal(below)}"))
         if not statements:

@@ -36,7 +36,7 @@ from ..ports import (
 from ..protocol.records import Epoch, Verdict
 from ..resources.mariadb_text import refuse_control
 from ..script import Do, Script
-from ..xid import Xid
+from ..xid import Xid, first_attempt_of
 
 _READS = ("select", "with", "values", "show", "explain")
 
@@ -269,7 +269,12 @@ class FakeDatabase:
             xid
             for xid, one in self._receipts.items()
             if xid in xids
-            or (older_than is not None and one.alone and one.at < older_than)
+            or (
+                one.alone
+                and older_than is not None
+                and one.at < older_than
+                and xid.attempt < first_attempt_of(older_than)
+            )
             or (not one.alone and xid.attempt < below)
         }
         for xid in gone:

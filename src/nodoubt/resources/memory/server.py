@@ -33,7 +33,7 @@ from ...ports import (
 )
 from ...protocol.records import Epoch, Verdict
 from ...script import Script, do
-from ...xid import Xid
+from ...xid import Xid, first_attempt_of
 
 LOCK_WAIT_S = 2.0  # for a row that somebody else has changed and neither committed nor rolled back
 BRIEF_WAIT_S = 1.0  # recovery's own statements wait no longer than this
@@ -505,8 +505,8 @@ class MemoryServer:
         named = {(xid.attempt, xid.branch) for xid in xids}
 
         def goes(key: tuple[str, int], receipt: Receipt) -> bool:
-            old = receipt.alone and older_than is not None and receipt.at < older_than
-            return key in named or old or (not receipt.alone and key[0] < below)
+            old = older_than is not None and receipt.at < older_than and key[0] < first_attempt_of(older_than)
+            return key in named or (receipt.alone and old) or (not receipt.alone and key[0] < below)
 
         kept = {key: receipt for key, receipt in self.tables.receipts.items() if not goes(key, receipt)}
         gone = len(self.tables.receipts) - len(kept)

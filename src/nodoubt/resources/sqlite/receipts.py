@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ...errors import SchemaMismatch
 from ...ports import Conflict, Identity, StatementFailed, Unclear
 from ...protocol.records import Epoch, Verdict
-from ...xid import Xid
+from ...xid import Xid, first_attempt_of
 from .face import Connection
 from .failures import commit, lock, refusal, undo
 
@@ -111,8 +111,8 @@ def forget(connection: Connection, xids: Sequence[Xid], older_than: float | None
         if older_than is not None:
             connection.query(
                 "DELETE FROM main.nodoubt_receipts WHERE (attempt, branch) IN (SELECT attempt, branch "
-                "FROM main.nodoubt_receipts WHERE alone = 1 AND at < ? LIMIT ?)",
-                (older_than, FORGET_MAX),
+                "FROM main.nodoubt_receipts WHERE alone = 1 AND at < ? AND attempt < ? LIMIT ?)",
+                (older_than, first_attempt_of(older_than), FORGET_MAX),
             )
         if below:
             connection.query(
