@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodoubt import IdempotencyKey, StepContext, UsageError, compensation, step
-from nodoubt.steps import REGISTRY
+from nodoubt.steps import REGISTRY, encoding
 from nodoubt.steps.calling import use
 from nodoubt.steps.encoding import BYTES_MAX, DoesNotFit, bind, decoded_result, encoded_result, fit, require_result
 from nodoubt.steps.registry import Compensation, Step
@@ -187,6 +188,29 @@ def test_arguments_are_stored_by_name_and_read_back_by_the_compensations_types()
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_done(args: Any, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         bound(*args)
+
+
+@step("registry.weigh")
+def weigh(grams: float | None, more: Any = None) -> float | None:
+    return grams
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_does_not_know_is_refused_and_not_stored_as_none(number: float) -> None:
+    """Its compensation was called with None."""
+    for args in ((number,), (1.0, {"a": [number]})):
+        with pytest.raises(UsageError, match="can't be stored"):
+            bind(weigh, None, args, {})
+    with pytest.raises(UsageError, match="can't be stored"):
+        encoded_result(number)
+    assert bind(weigh, None, (None, [None, 1.5]), {}).arguments == '{"grams":null,"more":[null,1.5]}'
+    assert encoded_result({"a": None}) == '{"a":null}'
+
+
+def test_mutant_that_stores_what_msgspec_writes_undoes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "encoded", msgspec.json.encode)
+    one = bind(weigh, None, (math.nan,), {})
+    assert math.isnan(one.values["grams"]) and one.arguments == '{"grams":null,"more":null}'
 
 
 def test_a_compensation_that_wants_what_the_step_does_not_have_is_refused() -> None:

@@ -6,13 +6,13 @@ Must not: do I/O.
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from ..asjson import NO_JSON, encoded
 from ..errors import UsageError
 
 LENGTH_MAX = 255  # of a key, and of a scope, in characters
@@ -83,10 +83,6 @@ def _json(what: str, value: Any) -> bytes:
 def as_json(what: str, value: Any) -> bytes:
     """The same for equal values. Raises `UsageError` for what is no JSON."""
     try:
-        text = msgspec.json.encode(value, order="sorted")
-        if b"null" in text:  # so msgspec writes NaN and the infinities, which JSON does not know: that is not the value
-            plain = msgspec.to_builtins(value, str_keys=True, enc_hook=lambda _: None)  # a Raw is JSON already
-            json.dumps(plain, allow_nan=False)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return encoded(value, "sorted")
+    except NO_JSON as error:
         raise UsageError(f"{what} must be JSON, as msgspec writes it: {error}") from error
-    return text

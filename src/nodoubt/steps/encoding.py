@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
+from ..asjson import NO_JSON, encoded
 from ..errors import NoDoubtError, UsageError
 from .registry import Compensation, Declared, Step
 
@@ -60,9 +61,9 @@ def bind(
 
 def _encoded(step: Step[..., Any, Any], name: str, value: Any) -> bytes:
     try:
-        raw = msgspec.json.encode(value)
+        raw = encoded(value)
         msgspec.json.decode(raw, type=step.types[name])
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+    except NO_JSON as error:
         raise UsageError(
             f"the argument {name!r} of {step.name} can't be stored as JSON and read back as {step.types[name]}: {error}"
         ) from error
@@ -128,8 +129,8 @@ def _foreign(info: object, seen: set[int]) -> type | None:
 def encoded_result(value: Any) -> str:
     """A step's result as it is stored. Raises `UsageError`."""
     try:
-        result = msgspec.json.encode(value).decode()
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        result = encoded(value).decode()
+    except NO_JSON as error:
         raise UsageError(f"what it returned can't be stored as JSON: {error}") from error
     if len(result) > BYTES_MAX:
         raise UsageError(f"what it returned takes {len(result)} bytes, and at most {BYTES_MAX} are stored")
