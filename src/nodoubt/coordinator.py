@@ -122,6 +122,7 @@ class _Base(Scripts):
         """In the child: what the parent was at work on is the parent's."""
         lingering.forsake(self._ctx)
         self._ctx.forget()
+        self._ctx.owner = wiring.owner()
         self._ctx.register_batch = wiring.register_batch(self._ctx, self._runs)
 
 

@@ -84,6 +84,11 @@ class RandomIds:
         return new_mark()
 
 
+def owner() -> str:
+    """Who this is, for people: host and process."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
 def context(
     resources: Resources,
     *,
@@ -116,7 +121,7 @@ def context(
         clock=clock or SystemClock(),
         ids=RandomIds(),
         observer=observer,
-        owner=f"{socket.gethostname()}/{os.getpid()}",
+        owner=owner(),
     )
     wired.register_batch = register_batch(wired, shell)
     wired.aside = shell.aside

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -19,8 +20,10 @@ from typing import Any
 
 import pytest
 
+import nodoubt
 from kit import QUICK, Watching
 from nodoubt import ClosedTransaction, Coordinator, Notice
+from nodoubt.steps import running
 from nodoubt.testing.processes import wait_for
 from traps.scenes import at_rest, context, databases
 
@@ -136,6 +139,54 @@ def test_a_transaction_of_the_parents_is_refused_in_the_child_and_goes_on_in_the
             step(tx)
         assert tx.result is not None and tx.result.complete, leave
     assert [d.balance() for d in pair] == [94, 106] and at_rest(pair)
+
+
+@nodoubt.step("traps.double")
+def double(number: int) -> int:
+    return 2 * number
+
+
+@nodoubt.compensation("traps.halve")
+def halve(number: int) -> None: ...
+
+
+def test_a_child_forked_while_another_thread_begins_a_step_can_call_its_own(db: Coordinator) -> None:
+    """The parent's thread holds the lock of all steps, and others of them hang: none of that is in the child."""
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with running._THREADS._lock:
+            held.set()
+            go_on.wait(CHILD_TIME_MAX_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(CHILD_TIME_MAX_S)
+    running._THREADS.hanging += running.HANGING_MAX
+
+    def work() -> None:
+        signal.alarm(int(CHILD_TIME_MAX_S) // 2)
+        with db.transaction() as tx:
+            assert tx.call(double, 4, undo=halve) == 8
+
+    try:
+        assert in_a_child(work) == 0
+    finally:
+        running._THREADS.hanging -= running.HANGING_MAX
+        go_on.set()
+        thread.join()
+
+
+def test_what_the_child_does_is_told_as_its_own(db: Coordinator) -> None:
+    """Whoever looks for the worker of a job, or for who decided, must not find its parent."""
+
+    def work() -> None:
+        with db.job("child's", quiet=True) as job:
+            assert db.progress("child's").worker.endswith(f"/{os.getpid()}")
+            job.pause()
+
+    assert in_a_child(work) == 0
+    assert not db.progress("child's").worker.endswith(f"/{os.getpid()}")
 
 
 def test_a_child_forked_while_a_decision_is_being_written_can_decide_on_its_own(request: Any, tmp_path: Path) -> None:

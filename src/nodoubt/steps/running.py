@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -76,6 +77,10 @@ class _Threads:
     """Threads of which each runs one function and ends. Daemons: a process may end while one of them hangs."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """In the child of a fork, too: no thread of the parent's is here to let go of the lock, or to hang."""
         self._lock = threading.Lock()
         self.hanging = 0
 
@@ -128,6 +133,7 @@ def _broken(job: Job, failure: BaseException) -> Broke:
 
 
 _THREADS = _Threads()
+os.register_at_fork(after_in_child=_THREADS.begin_anew)
 
 
 def saturated() -> bool:
