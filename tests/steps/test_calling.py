@@ -30,6 +30,11 @@ from nodoubt import (
     UsageError,
     step,
 )
+from nodoubt.engine.context import Context
+from nodoubt.protocol.records import Call
+from nodoubt.script import Script
+from nodoubt.steps import ledger
+from nodoubt.wiring import RandomIds
 from steps import app
 from steps.conftest import Outside
 from steps.outside import Declined, ask
@@ -351,6 +356,57 @@ async def test_while_a_step_is_under_way_whoever_calls_it_again_is_told_to_ask_l
         await db.commit_distributed(order)
     assert balances(pair) == (70, 130)
     assert (outside.of(order).charges, outside.of(order).asked) == (1, 1)
+
+
+def two_call_at_once(database: Database, order: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two threads call one step under one key, neither of which has seen the other: what they are told.
+
+    Their clock shows both the same time.
+    """
+    both, told = threading.Barrier(2), list[str]()
+    at, intend = time.time(), ledger.intend
+
+    def now(_: Context) -> Script[float]:
+        return at
+        yield
+
+    def meet(ctx: Context, record: Call) -> Script[None]:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(5)
+        yield from intend(ctx, record)
+
+    def call() -> None:
+        try:
+            told.append(db.call(order, app.charge, order, "good", undo=app.refund))
+        except TransactionDoomed:
+            told.append("doomed")
+
+    monkeypatch.setattr(ledger, "now", now)
+    monkeypatch.setattr(ledger, "intend", meet)
+    with Coordinator(database.url, recovery=False) as db:
+        db.setup()
+        with db.begin_distributed(order) as tx:
+            tx.execute("update accounts set balance = 7 where id = 0")
+        threads = [threading.Thread(target=call) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        db.rollback_distributed(order)
+    return sorted(told)
+
+
+def test_of_two_who_call_at_the_same_moment_under_one_key_one_acts(
+    only: list[Database], outside: Outside, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert two_call_at_once(only[0], order, monkeypatch) == ["doomed", f"p-{order}"]
+
+
+def test_two_who_are_told_apart_by_their_clocks_alone_both_act(
+    only: list[Database], outside: Outside, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RandomIds, "mark", lambda _: "0" * 16)
+    assert two_call_at_once(only[0], order, monkeypatch) == [f"p-{order}"] * 2
 
 
 async def test_one_key_with_other_arguments_is_an_error_and_nothing_is_done(

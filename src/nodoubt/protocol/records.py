@@ -140,7 +140,7 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str = ""
     tries: int = 0  # of the compensation, a worker that died in it included
     until: float = 0.0  # until then whoever has it is left alone
-    claim: str = ""  # whose turn the compensation is: another word for each turn
+    claim: str = ""  # whose turn it is, the action's or the compensation's: another word for each turn
     worker: str = ""
     begun_at: float = 0.0
     changed_at: float = 0.0
