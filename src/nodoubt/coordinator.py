@@ -202,9 +202,13 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
             self._ctx.drop_idle()  # not closed: whoever waits for a server to boot opens it again
             raise
         self._opened = True
-        if self._recovery:
-            self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
-            self._shell.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
+        try:
+            if self._recovery:
+                self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+                self._shell.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
+        except BaseException:
+            self.close()  # half of what runs behind would be taken for the whole of it
+            raise
         return self
 
     def close(self) -> None:

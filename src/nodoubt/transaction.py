@@ -129,7 +129,11 @@ def _hold(ctx: Context, shell: ThreadShell | AsyncShell) -> None:
     """From the first step on, tell others now and then that this process is alive."""
     if not ctx.beating:
         ctx.beating = True
-        shell.loop("holding", lambda: ledger.hold(ctx), ctx.settings.grace_s / HOLD_TURNS)
+        try:
+            shell.loop("holding", lambda: ledger.hold(ctx), ctx.settings.grace_s / HOLD_TURNS)
+        except BaseException:
+            ctx.beating = False
+            raise
 
 
 class Branch(Verbs[Reply, int]):

@@ -8,11 +8,13 @@ import os
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit import until
+from nodoubt import Coordinator
 from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog, _Threads
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
@@ -444,6 +446,39 @@ def test_where_no_thread_can_be_started_a_script_runs_in_the_callers_own(monkeyp
     shell.shielded(told(done))
     assert done == ["done"]
     shell.close()
+
+
+def test_what_could_not_be_begun_to_run_behind_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = ThreadShell()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(RuntimeError, match="new thread"):
+            shell.loop("never", lambda: iter(()), 0.01)  # type: ignore[arg-type, return-value]
+    shell.stop()
+
+
+def test_a_coordinator_that_cannot_begin_what_runs_behind_is_not_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It took itself for open, without recovery, and could not be closed."""
+    db = Coordinator(f"sqlite:///{tmp_path}/a.db")
+    db.setup()
+    started: list[str] = []
+
+    def one_only(thread: threading.Thread) -> None:
+        if thread.name == "nodoubt-steps":
+            no_more_threads()
+        started.append(thread.name)
+        start(thread)
+
+    start = threading.Thread.start
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", one_only)
+        with pytest.raises(RuntimeError, match="new thread"):
+            db.open()
+    assert "nodoubt-recovery" in started and not any(one.name == "nodoubt-recovery" for one in threading.enumerate())
+    with pytest.raises(ClosedTransaction):
+        db.transaction()
 
 
 def test_where_no_more_threads_can_be_started_every_script_runs_once_and_all_have_ended(

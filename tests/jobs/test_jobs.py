@@ -7,6 +7,8 @@ import contextlib
 import math
 import os
 import signal
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -590,6 +592,47 @@ def interrupted() -> Iterator[Callable[[str], Observer]]:
 
 
 ARMED: list[Callable[[], object]] = []
+
+
+def test_a_job_whose_worker_a_handler_throws_out_of_the_door_is_held_by_nobody(
+    files: list[Database], interrupted: Callable[[str], Observer]
+) -> None:
+    """It was said to be at work on it for as long as the process lived, if that had other jobs as well."""
+    places = {one.name: one.url for one in files}
+    with Coordinator(places, settings=BRIEF, recovery=False, observer=interrupted("P6")) as db:
+        db.setup()
+        with db.job("another", quiet=True) as other:
+            ARMED.append(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+            with pytest.raises(Soft), db.job("sum", quiet=True):
+                raise AssertionError("nobody may be let in")
+            assert [*db._ctx.jobs.values()] == ["another"]
+            until(lambda: db.progress("sum").state is JobState.ABANDONED)
+            assert db.progress("another").state is JobState.RUNNING
+            other.pause()
+        with db.job("sum", quiet=True, patience=10) as again:
+            assert again.done == 0
+
+
+def test_where_no_thread_can_be_started_nobody_is_let_in_and_the_next_is_minded(
+    files: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each later job of this process was taken for abandoned while somebody was at work on it."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Coordinator({one.name: one.url for one in files}, settings=BRIEF, recovery=False) as db:
+        db.setup()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"), db.job("sum", quiet=True):
+                raise AssertionError("nobody may be let in")
+        with pytest.raises(UnknownJob):
+            db.progress("sum")
+        with db.job("sum", quiet=True) as some:
+            time.sleep(2 * BRIEF.job_lease_s)
+            assert db.progress("sum").state is JobState.RUNNING
+            some.pause()
 
 
 async def cut_off(mode: str, files: list[Database], observer: Observer, *, own: bool) -> None:

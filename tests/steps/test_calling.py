@@ -508,6 +508,26 @@ async def test_a_result_that_cannot_be_stored_is_an_error_after_which_nothing_is
     assert TRIES == ["odd"]
 
 
+def test_where_nothing_can_tell_that_this_process_is_alive_no_step_is_begun_and_the_next_is_told_of(
+    only: list[Database], outside: Outside, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each later step of this process was taken for one of the dead after its time."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Coordinator(only[0].url, recovery=False) as db:
+        db.setup()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"), db.transaction() as tx:
+                tx.call(app.charge, order, "good", undo=app.refund)
+        assert outside.of(order).asked == 0
+        with db.transaction() as tx:
+            tx.call(app.charge, order, "good", undo=app.refund)
+        assert any(one.name == "nodoubt-holding" for one in threading.enumerate())
+
+
 async def test_a_step_in_a_file_that_its_own_transaction_has_locked_is_refused_before_anything_is_done(
     plain_mode: str, outside: Outside, order: str, request: Any, tmp_path: Path
 ) -> None:

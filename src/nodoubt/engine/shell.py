@@ -231,8 +231,8 @@ class ThreadShell:
                     log.exception("%s failed; the next turn is in %g s", name, interval_s)
 
         thread = threading.Thread(target=turns, name=f"nodoubt-{name}", daemon=True)
-        self._loops.append(thread)
         thread.start()
+        self._loops.append(thread)  # once it runs: one that could not be started is not waited for
 
     def stop(self) -> None:
         """Stop the loops and wait for what runs behind."""

@@ -148,7 +148,11 @@ class _Job:
         ctx: Context = self._work.ctx
         if not ctx.minding:
             ctx.minding = True
-            self._shell.loop("jobs", lambda: board.hold_all(ctx), ctx.settings.job_lease_s / 3)
+            try:
+                self._shell.loop("jobs", lambda: board.hold_all(ctx), ctx.settings.job_lease_s / 3)
+            except BaseException:
+                ctx.minding = False
+                raise
 
 
 class Job(_Job):
@@ -182,6 +186,7 @@ class Job(_Job):
     def __enter__(self) -> Self:
         work = self._work
         work.enter_once()
+        self._mind()
         until = work.until()
         for pause_s in backoff():
             try:
@@ -189,10 +194,9 @@ class Job(_Job):
                 break
             except JobTaken as error:
                 self._shell.run(work.waiting(error, until, pause_s))
-            except KeyboardInterrupt:
+            except BaseException:  # whatever a signal's handler raises: nobody will be in the block
                 work.gone()
                 raise
-        self._mind()
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
@@ -223,6 +227,7 @@ class AsyncJob(_Job):
     async def __aenter__(self) -> Self:
         work = self._work
         work.enter_once()
+        self._mind()
         until = work.until()
         for pause_s in backoff():
             try:
@@ -233,7 +238,6 @@ class AsyncJob(_Job):
             except BaseException:
                 work.gone()
                 raise
-        self._mind()
         return self
 
     async def __aexit__(
