@@ -110,9 +110,13 @@ async def test_what_is_quarantined_is_listed_and_kept_until_it_is_cleared(mode: 
 
 
 async def forget_later(db: Face) -> None:
-    """A clean-up to which all of this is old."""
+    """A clean-up to which all of this is old, and to its journal."""
     ctx = context(db)
     sound = ctx.clock
+
+    def shown(_: Any) -> Script[float]:
+        return ctx.clock.now()
+        yield
 
     class Later:
         elapsed = sound.elapsed
@@ -122,7 +126,9 @@ async def forget_later(db: Face) -> None:
             return sound.now() + 8 * 24 * 3600.0
 
     ctx.clock = Later()
-    await run(db, ends.retire(ctx))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ctx.journal, "now", shown)
+        await run(db, ends.retire(ctx))
     ctx.clock = sound
 
 
