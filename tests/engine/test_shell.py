@@ -18,7 +18,7 @@ from nodoubt import Coordinator
 from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog, _Threads
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
-from nodoubt.ports import Reply, SessionLost
+from nodoubt.ports import Reply, SessionLost, Unclear
 from nodoubt.script import Do, Script, do, every
 
 
@@ -392,6 +392,33 @@ def test_async_submits_share_a_write_even_when_the_first_caller_is_cancelled() -
 
 class TimeIsOver(Exception):
     """What a signal handler may raise, as Celery's does."""
+
+
+async def the_writer_is_cancelled() -> tuple[list[object], str]:
+    """With all the tasks of its loop but those who wait: what they are told, and who comes later."""
+    shell, writing, go_on = AsyncShell(), asyncio.Event(), asyncio.Event()
+
+    def write(items: list[str]) -> Script[list[str]]:
+        writing.set()
+        yield from do(go_on, "wait")
+        return [item.upper() for item in items]
+
+    batch = shell.batch(write)
+    waiting = [asyncio.create_task(batch.submit("first"))]
+    await writing.wait()
+    waiting.append(asyncio.create_task(batch.submit("second")))
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {*waiting, asyncio.current_task()}:
+        task.cancel()
+    go_on.set()
+    told = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+    return told, await asyncio.wait_for(batch.submit("later"), 5)
+
+
+def test_a_writer_that_is_cancelled_leaves_nobody_waiting_and_the_next_one_writes() -> None:
+    """Every later decision of that coordinator waited for ever, recovery's too."""
+    told, later = asyncio.run(the_writer_is_cancelled())
+    assert [type(one) for one in told] == [Unclear, Unclear] and later == "LATER"
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, TimeIsOver, SystemExit])

@@ -408,6 +408,17 @@ def _tell(answer: asyncio.Future[R], task: asyncio.Task[R]) -> None:
         answer.set_result(task.result())
 
 
+def _answer(batch: list[tuple[T, asyncio.Future[Any]]], results: list[tuple[Any, BaseException | None]]) -> None:
+    """Those who still wait."""
+    for (_, future), (answer, failure) in zip(batch, results, strict=True):
+        if future.done():
+            continue
+        if failure is None:
+            future.set_result(answer)
+        else:
+            future.set_exception(failure)
+
+
 class AsyncBatch(Generic[T]):
     """The same for tasks: one task writes, batch after batch, while anybody waits."""
 
@@ -427,21 +438,24 @@ class AsyncBatch(Generic[T]):
         return await answer
 
     async def _write_while_waiting(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-            try:
-                answers = await adrive(self._write([item for item, _ in batch]))
-                results: list[tuple[Any, BaseException | None]] = [(answer, None) for answer in answers]
-            except Exception as error:
-                results = [(None, error)] * len(batch)
-            for (_, future), (answer, failure) in zip(batch, results, strict=True):
-                if future.done():
-                    continue
-                if failure is None:
-                    future.set_result(answer)
-                else:
-                    future.set_exception(failure)
-        self._busy = False
+        try:
+            while self._waiting:
+                await self._write_some()
+        finally:
+            self._busy = False  # cancelled, with all the tasks of its loop: whoever comes next writes
+
+    async def _write_some(self) -> None:
+        batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+        try:
+            answers = await adrive(self._write([item for item, _ in batch]))
+            results: list[tuple[Any, BaseException | None]] = [(answer, None) for answer in answers]
+        except Exception as error:
+            results = [(None, error)] * len(batch)
+        except asyncio.CancelledError:
+            batch, self._waiting = batch + self._waiting, []
+            _answer(batch, [(None, Unclear("whoever was writing this was cancelled"))] * len(batch))
+            raise
+        _answer(batch, results)
 
     def kill(self) -> None:
         """Nothing to cut off: a write is bounded by its sessions."""
