@@ -48,6 +48,7 @@ class _Base(Scripts):
         self._opened = False
         self._not_ready: NoDoubtError | None = None
         self._turns = 0
+        self._unminded = False  # open, in the child of a fork, where nothing runs behind yet
         _COORDINATORS.add(self)
 
     def __repr__(self) -> str:
@@ -63,7 +64,16 @@ class _Base(Scripts):
             raise ClosedTransaction("the coordinator is not open: use it in a with block, or call open()")
         if self._not_ready is not None:
             raise self._not_ready
+        if self._unminded:
+            self._begin_behind()
+            self._unminded = False
         return self._ctx
+
+    def _begin_behind(self) -> None:
+        """Recovery, if it was asked for."""
+        if self._recovery:
+            self._runs.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+            self._runs.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
 
     def _writable(self) -> Context:
         ctx = self._ready()
@@ -119,7 +129,8 @@ class _Base(Scripts):
         return questions.quarantined(self._ready())
 
     def _after_fork(self) -> None:
-        """In the child: what the parent was at work on is the parent's."""
+        """In the child: what the parent was at work on is the parent's. Recovery begins as the child begins to work."""
+        self._unminded = self._opened
         lingering.forsake(self._ctx)
         self._ctx.forget()
         self._ctx.owner = wiring.owner()
@@ -203,9 +214,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
             raise
         self._opened = True
         try:
-            if self._recovery:
-                self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
-                self._shell.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
+            self._begin_behind()
         except BaseException:
             self.close()  # half of what runs behind would be taken for the whole of it
             raise
@@ -463,9 +472,7 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
             self._ctx.drop_idle()  # not closed: whoever waits for a server to boot opens it again
             raise
         self._opened = True
-        if self._recovery:
-            self._shell.loop("recovery", self._turn, self._ctx.settings.sweep_s)
-            self._shell.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
+        self._begin_behind()
         return self
 
     async def close(self) -> None:

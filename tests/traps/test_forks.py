@@ -8,6 +8,7 @@ the child by their driver: `tests/sqlite/test_sqlite_session.py`.)
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ import pytest
 
 import nodoubt
 from kit import QUICK, Watching
-from nodoubt import ClosedTransaction, Coordinator, Notice
+from nodoubt import AsyncCoordinator, ClosedTransaction, Coordinator, Notice
 from nodoubt.steps import running
 from nodoubt.testing.processes import wait_for
 from traps.scenes import at_rest, context, databases
@@ -175,6 +176,44 @@ def test_a_child_forked_while_another_thread_begins_a_step_can_call_its_own(db: 
         running._THREADS.hanging -= running.HANGING_MAX
         go_on.set()
         thread.join()
+
+
+def test_recovery_runs_in_a_child_as_it_did_in_its_parent(pair: Any) -> None:
+    """A service that goes into the background after it has opened its databases has no parent that would sweep."""
+    with Coordinator({d.name: d.url for d in pair}, settings=QUICK) as db:
+        db.setup()
+
+        def work() -> None:
+            with db.begin_distributed("forsaken", deadline=0.1) as tx:
+                step(tx)
+            names = [one.name for one in threading.enumerate()]
+            assert names.count("nodoubt-recovery") == names.count("nodoubt-steps") == 1
+            wait_for(lambda: at_rest(pair), "recovery to roll it back", CHILD_TIME_MAX_S / 2)
+            db.close()
+
+        for one in db._shell._loops:
+            assert one.is_alive()
+        db._shell._stop.set()  # the parent's: whoever rolls it back is the child
+        for one in db._shell._loops:
+            one.join()
+        assert in_a_child(work) == 0
+
+
+def test_an_asynchronous_coordinator_of_the_parent_s_can_be_used_and_closed_in_a_child(
+    db: Coordinator, pair: Any
+) -> None:
+    async def parent() -> int:
+        async with AsyncCoordinator({d.name: d.url for d in pair}, settings=QUICK) as other:
+            return in_a_child(lambda: asyncio.run(child(other)))
+
+    async def child(other: AsyncCoordinator) -> None:
+        async with other.transaction() as tx:
+            await tx["a"].execute("update accounts set balance = balance - 1 where id = 0")
+            await tx["b"].execute("update accounts set balance = balance + 1 where id = 0")
+        await other.close()
+
+    assert asyncio.run(parent()) == 0
+    assert [d.balance() for d in pair] == [99, 101] and at_rest(pair)
 
 
 def test_what_the_child_does_is_told_as_its_own(db: Coordinator) -> None:

@@ -97,16 +97,16 @@ class Watchdog(Watch):
                         log.exception("a call that took too long could not be cut off")
 
 
-_SHELLS: weakref.WeakSet[ThreadShell] = weakref.WeakSet()
+_SHELLS: weakref.WeakSet[ThreadShell | AsyncShell] = weakref.WeakSet()
 
 
-def _threads_anew() -> None:
-    """In the child of a fork there are no threads: none of the parent's may be waited for."""
+def _start_anew() -> None:
+    """In the child of a fork there are no threads, and no loop runs: none of the parent's may be waited for."""
     for shell in list(_SHELLS):
         shell._start()
 
 
-os.register_at_fork(after_in_child=_threads_anew)
+os.register_at_fork(after_in_child=_start_anew)
 
 
 class _Threads(ThreadPoolExecutor):
@@ -339,6 +339,12 @@ class AsyncShell:
     """Runs scripts on the running event loop."""
 
     def __init__(self) -> None:
+        self._left: list[object] = []  # the parent's tasks, in the child of a fork: they neither run nor end there
+        self._start()
+        _SHELLS.add(self)
+
+    def _start(self) -> None:
+        self._left += [getattr(self, "_behind", ()), getattr(self, "_loops", ())]
         self._behind: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
 
