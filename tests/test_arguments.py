@@ -43,6 +43,39 @@ def test_a_time_that_never_comes_is_refused_wherever_it_is_given(seconds: Any, t
         nodoubt.step(timeout=seconds)
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), "5", True, [1]])
+def test_what_is_no_time_is_refused_also_where_one_of_none_at_all_has_a_meaning(seconds: Any, tmp_path: Path) -> None:
+    """NaN waited for ever, and as a grace it kept recovery from whatever is prepared, without a word."""
+    with Coordinator(f"sqlite:///{tmp_path}/a.db", recovery=False) as db:
+        db.setup()
+        with db.begin_distributed("order", confirmations=["ada"]) as tx:
+            tx.execute("select 1")
+        for verb in (
+            lambda: db.wait("order", timeout=seconds),
+            lambda: db.wait_ready("order", timeout=seconds),
+            lambda: db.transactions(older_than=seconds),
+            lambda: db.recover(grace=seconds),
+            lambda: db.undo_steps(grace=seconds),
+        ):
+            with pytest.raises(UsageError, match="a number of seconds"):
+                verb()
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, float("nan"), float("inf"), "3", True])
+def test_what_is_no_count_is_refused_wherever_one_is_given(count: Any, tmp_path: Path) -> None:
+    """A compensation of NaN tries was never parked (I20)."""
+    for declare in (nodoubt.step, nodoubt.compensation):
+        with pytest.raises(UsageError, match="whole number"):
+            declare(tries=count)
+    for name in ("pool_size", "reserve_size", "tries_max", "open_warn"):
+        with pytest.raises(UsageError, match=name):
+            nodoubt.Settings(**{name: count})
+    with Coordinator(f"sqlite:///{tmp_path}/a.db", recovery=False) as db:
+        db.setup()
+        with pytest.raises(UsageError, match="whole number"):
+            db.transactions(limit=count)
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .engine import ends, questions, readiness, reaper, resolve, settle, sweep, verbs
 from .engine.apart import tell
-from .engine.context import Context, log
+from .engine.context import Context, check_number, log
 from .engine.phases import Course, to_end
 from .engine.questions import State
 from .engine.reaper import ReapReport
@@ -106,6 +106,8 @@ class Scripts:
 
     def _undo_script(self, grace_s: float | None = None) -> Script[Undoing]:
         self._writable()
+        if grace_s is not None:
+            check_number("grace", grace_s)
         return worker.turn(self._hand(grace_s))
 
     def _steps_turn(self) -> Script[None]:
@@ -119,6 +121,8 @@ class Scripts:
 
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._writable()
+        if grace_s is not None:
+            check_number("grace", grace_s)
         waiting = yield from ends.flush_or_keep(ctx)
         reaped = yield from reaper.reap(ctx)
         patience_s = ctx.settings.grace_s if grace_s is None else grace_s

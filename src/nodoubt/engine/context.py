@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ R = TypeVar("R")
 
 REMEMBERED_BEGINS_MAX = 10_000
 ENDED_MAX = 500  # attempts that have proved themselves, before their ends are written in line
+COUNTS = frozenset({"pool_size", "reserve_size", "tries_max", "open_warn"})  # of the settings; all else are seconds
 TIME_MAX_S = 36500 * 86400.0  # locks and clocks count no further than some centuries: a thread that waits on dies
 
 
@@ -69,17 +71,26 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if not 0 < (value := getattr(self, name)) <= TIME_MAX_S:
+            value, count = getattr(self, name), name in COUNTS
+            if isinstance(value, bool) or not isinstance(value, int if count else (int, float)):
+                raise UsageError(f"{name} is a {'whole ' if count else ''}number, not {value!r}")
+            if not 0 < value <= TIME_MAX_S:
                 raise UsageError(f"{name} must be above zero, and at most {TIME_MAX_S:.0f}, not {value!r}")
         if self.grace_s < self.prepare_s:
             raise UsageError("grace_s must not be below prepare_s: recovery would abort work that is still preparing")
 
 
+def check_number(what: str, number: float) -> float:
+    """Seconds that somebody has given; NaN, which is neither more nor less than any, is none. Raises `UsageError`."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
+        raise UsageError(f"{what} is a number of seconds, not {number!r}")
+    return number
+
+
 def check_seconds(what: str, seconds: float) -> float:
     """A time that somebody has given. Raises `UsageError`."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise UsageError(f"{what} is a number of seconds, not {seconds!r}")
-    if not 0 < seconds <= TIME_MAX_S:  # NaN is neither
+    check_number(what, seconds)
+    if not 0 < seconds <= TIME_MAX_S:
         raise UsageError(f"{what} is above zero seconds, and at most {TIME_MAX_S:.0f}, not {seconds!r}")
     return seconds
 

@@ -17,6 +17,7 @@ from ..errors import (
     ResourceUnavailable,
     UnknownTransaction,
     UnreadableRecord,
+    UsageError,
 )
 from ..ports import START, Known, Listed, Prepared, Refused, Session, Spot, Unclear, readable
 from ..protocol.records import Call, Mode, Quarantined, Staging, Standing, Unreadable, Verdict
@@ -24,7 +25,7 @@ from ..protocol.recovery import STALE
 from ..script import Pause, Script
 from ..xid import Xid, is_attempt
 from .apart import Apart, split
-from .context import Context, Participant, asked, backoff, told
+from .context import Context, Participant, asked, backoff, check_number, told
 
 R = TypeVar("R")
 PAGE_MAX = 500
@@ -250,6 +251,10 @@ def listing(
     """The directory of names, newest first. Those that cannot be read are listed with whatever state is asked for; they
     count if it is theirs.
     """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise UsageError(f"a limit is a whole number above zero, not {limit!r}")
+    if older_than_s is not None:
+        check_number("older_than", older_than_s)
     why = yield from _need_a_human(ctx)
     size = min(limit, PAGE_MAX) if state is None and older_than_s is None else PAGE_MAX
     found: list[TransactionRecord] = []
@@ -350,7 +355,7 @@ def wait_until(
 
     Raises `UnreadableRecord`: how it stands, nobody can say, however long they wait.
     """
-    until = None if timeout_s is None else ctx.clock.elapsed() + timeout_s
+    until = None if timeout_s is None else ctx.clock.elapsed() + check_number("a timeout", timeout_s)
     for pause_s in backoff():
         record = yield from status(ctx, name)
         if record.state is State.UNREADABLE:

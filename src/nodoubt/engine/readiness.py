@@ -19,7 +19,7 @@ from ..ports import Session, readable
 from ..protocol.records import ANSWERED, Confirmation, Readiness, Staging, Standing, Unreadable, Verdict
 from ..script import Pause, Script
 from . import questions
-from .context import Context, backoff
+from .context import Context, backoff, check_number
 
 WAIT_MOST_S = 0.5  # between two looks: somebody waits for this
 
@@ -104,7 +104,7 @@ def wait(ctx: Context, name: str, *, attempt: str | None, timeout_s: float | Non
     """Wait until all have confirmed. Raises `TransactionAborted` (somebody refused, or it was rolled back),
     `TimeoutError` (who is missing), `UnknownTransaction`.
     """
-    until = None if timeout_s is None else ctx.clock.elapsed() + timeout_s
+    until = None if timeout_s is None else ctx.clock.elapsed() + check_number("a timeout", timeout_s)
     staging = yield from _staging(ctx, name, attempt)
     for pause_s in backoff(most_s=WAIT_MOST_S):
         said = yield from confirmations(ctx, staging.attempt)

@@ -103,8 +103,8 @@ class Options:
         """Raises `UsageError`."""
         if timeout is not None:
             check_seconds(f"the timeout of a {kind}", timeout)
-        if tries is not None and tries < 1:
-            raise UsageError(f"a {kind} is tried at least once, not {tries!r} times")
+        if tries is not None and (isinstance(tries, bool) or not isinstance(tries, int) or tries < 1):
+            raise UsageError(f"a {kind} is tried a whole number of times, at least once, not {tries!r} times")
         for name, errors in (("retry_on", retry_on), ("refused", refused)):
             whole = isinstance(errors, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in errors)
             if not whole:
