@@ -31,12 +31,14 @@ from nodoubt import (
     State,
     step,
 )
+from nodoubt.engine import sweep
 from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import ThreadShell
-from nodoubt.ports import Reply, Unclear
+from nodoubt.ports import Prepared, Reply, Unclear
 from nodoubt.script import Script
 from nodoubt.testing.proxy import TcpProxy
 from nodoubt.testing.servers import PostgresServer
+from nodoubt.xid import Xid, new_attempt
 
 BRIEF = Settings(
     connect_s=2, acquire_s=2, prepare_s=1, decide_s=2, apply_s=2, answer_s=1, grace_s=2, sweep_s=0.2, deadline_s=3600
@@ -65,6 +67,22 @@ def test_a_child_of_a_fork_that_falls_out_of_the_block_ends_nothing_of_its_paren
         assert tx.result is not None and tx.result.state is State.COMMITTED
         with db.transaction() as tx:
             assert tx.execute("select count(*) from t").scalar() == 1
+
+
+def test_while_a_database_is_away_sweeps_do_not_remember_more_and_more_branches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each sweep remembered what was prepared at that moment, for as long as one database could not be asked."""
+    monkeypatch.setattr(sweep, "SEEN_MAX", 100)
+    ctx = Coordinator(f"sqlite:///{tmp_path}/a.db", recovery=False)._ctx
+    (participant,) = ctx.participants.values()
+    away = Xid("0" * 16, new_attempt(), 0)
+    for turn in range(500):
+        listed = {Xid("0" * 16, new_attempt(), 0) for _ in range(5)} | ({away} if turn == 0 else set())
+        found = {xid: sweep._Found(participant, Prepared(xid)) for xid in listed}
+        sweep._tell_ages(ctx, found, ctx.clock.elapsed(), complete=False)
+        assert listed <= set(ctx.first_seen) and len(ctx.first_seen) <= 100 + 5 + 5
+        assert turn > 15 or away in ctx.first_seen, "its grace goes on, if the database is away for a moment"
 
 
 @pytest.mark.anyio

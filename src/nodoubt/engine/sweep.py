@@ -29,6 +29,7 @@ from .reaper import ReapReport
 
 PAGE_MAX = 500
 AT_ONCE_MAX = 16
+SEEN_MAX = 10_000  # branches of which it is remembered since when they are seen, while not every database answers
 
 
 @dataclass(slots=True)
@@ -183,7 +184,7 @@ def _tell_ages(ctx: Context, listed: dict[Xid, _Found], began: float, *, complet
     beside an old branch may be there by then.
     """
     now = ctx.clock.elapsed()
-    if complete:
+    if complete or len(ctx.first_seen) > SEEN_MAX:  # of what is away, the grace then begins again as it is back
         ctx.first_seen = {xid: at for xid, at in ctx.first_seen.items() if xid in listed}
     for xid, one in listed.items():
         seen_s = began - ctx.first_seen.setdefault(xid, now)

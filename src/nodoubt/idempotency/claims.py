@@ -59,13 +59,15 @@ def take(ctx: Context, wanted: Wanted, beginning: Beginning) -> Script[Attempt |
 
     Raises `KeyInFlight`, `KeyReused`, and what beginning the work raises. `drop` must follow an attempt's end.
     """
-    with ctx.lock:
-        # The quickest answer; on SQLite also the only one before the other's transaction has let go of the file.
-        if wanted.here in ctx.keys_at_work:
-            raise KeyInFlight(wanted.key.key)
-        ctx.keys_at_work.add(wanted.here)
     taken: Attempt | Row | None = None
+    ours = False
     try:
+        with ctx.lock:
+            # The quickest answer; on SQLite also the only one before the other's transaction has let go of the file.
+            ours = wanted.here not in ctx.keys_at_work
+            ctx.keys_at_work.add(wanted.here)
+        if not ours:
+            raise KeyInFlight(wanted.key.key)
         participant = ctx.participant(wanted.on)
         yield from start.admit(ctx, participant)
         for _ in range(TRIES_MAX):
@@ -76,7 +78,7 @@ def take(ctx: Context, wanted: Wanted, beginning: Beginning) -> Script[Attempt |
                 return taken
         raise KeyInFlight(wanted.key.key)
     finally:
-        if not isinstance(taken, Attempt):
+        if ours and not isinstance(taken, Attempt):
             drop(ctx, wanted)
 
 
