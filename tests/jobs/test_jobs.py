@@ -533,6 +533,24 @@ async def test_what_is_no_size_and_no_checkpoint_is_refused_before_any_work(mode
                 db.db.job("n", patience=patience)
 
 
+async def test_a_list_that_has_grown_shorter_does_not_make_a_job_done(mode: str, files: list[Database]) -> None:
+    """Where it had just as many as were done, the job was done, and what was left of it never came."""
+    async with opened(mode, files) as db:
+        async with job(db, "sum", quiet=True) as some:
+            for chunk in some.chunks(ITEMS, 5):
+                async with block(db, chunk) as tx:
+                    await add(db, tx, sum(chunk.items))
+                break
+        for fewer in (ITEMS[:5], ITEMS[:9]):
+            with pytest.raises(UsageError, match=f"there were 10 items .* these are {len(fewer)}"):
+                async with job(db, "sum", quiet=True) as some:
+                    next(iter(some.chunks(fewer, 5)), None)
+            assert (await db.progress("sum")).state is JobState.STOPPED
+        async with job(db, "sum", quiet=True, total=5) as some:
+            assert not list(some.chunks(ITEMS[:5], 5))
+        assert (await db.progress("sum")).state is JobState.DONE
+
+
 async def test_whoever_is_cancelled_leaves_a_job_that_can_be_begun_again(files: list[Database]) -> None:
     """While it waits to be let in, and in the middle of a chunk."""
     async with opened("async", files) as db, opened("async", files) as other:

@@ -278,6 +278,12 @@ class Work:
                 "before, in the same order (more may follow them)"
             )
         if not self._counted:
+            if self.total is not None and len(items) < self.total:
+                raise UsageError(
+                    f"there were {self.total} items of the job {self.name!r}, and these are {len(items)}: what is not "
+                    "among them would be taken for done. Give the same ones as before, or, if that many is what there "
+                    "is now, say so: job(…, total=…)"
+                )
             self.total = len(items)
         self._left = True
         self._items = items if len(items) > 0 else self._items
