@@ -26,6 +26,8 @@ from nodoubt.resources import mariadb, postgres
 from nodoubt.resources.sqlite import receipts as sqlite_receipts
 from nodoubt.script import Script, every
 from nodoubt.testing.proxy import TcpProxy
+from nodoubt.wiring import RandomIds
+from nodoubt.xid import first_attempt_of
 from rules.mutants import (
     ABORTED,
     COMMITTED,
@@ -257,6 +259,43 @@ def test_a_clean_up_that_goes_by_its_own_clock_makes_a_commit_look_aborted(
     kind: str, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = one_clock_runs_ahead(kind, request, tmp_path, lambda ctx, clock: by_both_clocks(monkeypatch, ctx, clock))
+    assert told == ABORTED
+
+
+def somebody_lives_a_year_ahead(
+    request: Any, tmp_path: Path, mutate: Callable[[Context, Shifted], None] = lambda *_: None
+) -> str:
+    """Its ids are of then, too: what it decides is the newest record. It cleans up; what are others told then?"""
+    pair = databases("sqlite+postgres", request, tmp_path)
+    clock = Shifted()
+    with coordinator(pair) as db, coordinator(pair, clock=clock) as other:
+        db.setup()
+        other.setup()
+        assert at_once(db) == COMMITTED
+        clock.ahead_s = 366 * DAY_S
+        context(other).ids = Ahead(clock)
+        assert at_once(other) == COMMITTED and other.recover(grace=0).clean
+        mutate(context(other), clock)
+        other._shell.run(ends.retire(context(other)))
+        return at_once(db)
+
+
+class Ahead(RandomIds):
+    def __init__(self, clock: Shifted) -> None:
+        self._clock = clock
+
+    def attempt(self) -> str:
+        return first_attempt_of(self._clock.now())[:12] + super().attempt()[12:]
+
+
+def test_a_clean_up_in_the_future_locks_nobody_out(request: Any, tmp_path: Path) -> None:
+    assert somebody_lives_a_year_ahead(request, tmp_path) == COMMITTED
+
+
+def test_a_clean_up_that_goes_by_its_own_clock_locks_out_all_who_live_today(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = somebody_lives_a_year_ahead(request, tmp_path, lambda ctx, clock: by_both_clocks(monkeypatch, ctx, clock))
     assert told == ABORTED
 
 
