@@ -533,6 +533,23 @@ async def test_what_is_no_size_and_no_checkpoint_is_refused_before_any_work(mode
                 db.db.job("n", patience=patience)
 
 
+async def test_a_lease_that_is_renewed_too_late_does_not_keep_a_job_that_was_left(
+    mode: str, pair: list[Database]
+) -> None:
+    """What renews them had looked up this one just before its block ended."""
+    async with opened(mode, pair) as db:
+        ctx = db.db._ctx
+        async with job(db, "sum", quiet=True) as some:
+            (held,) = ctx.jobs.items()
+            some.pause()
+        ctx.jobs.update([held])
+        script = board.hold_all(ctx)
+        await said(db, db.db._shell.run(script))
+        del ctx.jobs[held[0]]
+        async with job(db, "sum", quiet=True) as again:
+            again.pause()
+
+
 async def test_a_list_that_has_grown_shorter_does_not_make_a_job_done(mode: str, files: list[Database]) -> None:
     """Where it had just as many as were done, the job was done, and what was left of it never came."""
     async with opened(mode, files) as db:

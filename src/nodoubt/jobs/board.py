@@ -126,12 +126,12 @@ class Board(Transactions):
         return self._change(session, name, claim, {"held_until": "0e0"}, forced=False)
 
     def hold(self, session: Session, held: Sequence[tuple[str, str]], lease_s: float) -> Script[None]:
-        """We are alive."""
+        """We are alive. One that has been left since it was looked up is not taken back."""
         yield from self._write(
             session,
             *(
                 f"UPDATE {self.table} SET held_until = {self._until(lease_s)} "
-                f"{self._where(name)} AND claim = {self.dialect.key(claim)}"
+                f"{self._where(name)} AND claim = {self.dialect.key(claim)} AND held_until > 0"
                 for name, claim in sorted(held)
             ),
             forced=False,
