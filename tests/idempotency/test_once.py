@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import msgspec
 import pytest
 
 from kit import QUICK, Database, Face, make_database, opened, until
-from nodoubt import ClosedTransaction, KeyInFlight, KeyReused, State, UnreadableRecord, UsageError
+from nodoubt import ClosedTransaction, Coordinator, KeyInFlight, KeyReused, State, UnreadableRecord, UsageError
 from nodoubt.idempotency import claims, keys
+from nodoubt.idempotency.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -285,6 +287,39 @@ async def test_old_keys_are_forgotten_in_batches_and_no_others(
             async with once(db, "old-3", on=on) as anew:
                 assert not anew.once.replayed
             await db.rollback_distributed(f"name-{on}")
+
+
+class Yesterday:
+    """The clock of whoever cleans up: to it, the clocks of all databases have jumped ahead by a day."""
+
+    elapsed = staticmethod(time.monotonic)
+
+    @staticmethod
+    def now() -> float:
+        return time.time() - 24 * 3600.0
+
+
+def forgotten_ahead_of_time(pair: list[Database]) -> int:
+    """How many keys a clean-up takes, all of them old by the clocks of their databases alone."""
+    places = {one.name: one.url for one in pair}
+    with Coordinator(places, settings=QUICK, recovery=False, clock=Yesterday()) as db:
+        db.setup()
+        for on in "ab":
+            with db.once("k", on=on, keep=0.001):
+                pass
+        until(lambda: all(_old(one) == 1 for one in pair))
+        return db._shell.run(claims.expire(db._ctx))
+
+
+def test_a_key_is_not_old_by_the_clock_of_its_database_alone(pair: list[Database]) -> None:
+    assert forgotten_ahead_of_time(pair) == 0
+
+
+def test_mutant_that_goes_by_that_clock_alone_forgets_keys_ahead_of_time(
+    pair: list[Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "due", lambda store, _: f"kept_until < {store.dialect.now}")
+    assert forgotten_ahead_of_time(pair) == 2
 
 
 def _old(one: Database) -> int:

@@ -317,6 +317,16 @@ async def test_a_job_whose_checkpoint_is_gone_is_not_begun_again_by_guess(mode: 
     assert balances(files) == [170, 170]
 
 
+class Behind:
+    """To it, the journal's clock has jumped ahead."""
+
+    elapsed = staticmethod(time.monotonic)
+
+    @staticmethod
+    def now() -> float:
+        return time.time() - 3600.0
+
+
 async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[Database]) -> None:
     mode = "sync"
     async with opened(mode, pair) as db:
@@ -327,6 +337,9 @@ async def test_what_was_done_long_ago_is_forgotten_and_nothing_else(pair: list[D
         def expire() -> Any:
             return db.db._shell.run(board.expire(db.db._ctx))
 
+        sound, db.db._ctx.clock = db.db._ctx.clock, Behind()
+        assert await said(db, expire()) == 0, "it is old by one clock alone"
+        db.db._ctx.clock = sound
         assert await said(db, expire()) == 1 and await said(db, expire()) == 0
         assert [one.name for one in await db.jobs()] == ["stopped"]
     async with opened(mode, pair) as db:

@@ -174,10 +174,14 @@ def expire(ctx: Context) -> Script[int]:
     for participant in ctx.participants.values():
         if participant.barred or not _keeps_keys(participant):
             continue
-        store = store_for(participant)
+        store, now = store_for(participant), ctx.clock.now()
+
+        def some_of_them(session: Session, store: Store = store, now: float = now) -> Script[int]:
+            return store.forget(session, now)
+
         for _ in range(FORGET_BATCHES_MAX):
             try:
-                some = yield from asked(ctx, participant.reserve, store.forget)
+                some = yield from asked(ctx, participant.reserve, some_of_them)
             except NoDoubtError as error:
                 log.warning("old idempotency keys on %s are kept for now: %s", participant.name, error)
                 break

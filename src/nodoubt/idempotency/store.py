@@ -112,8 +112,12 @@ class Store(Transactions):
         """Delete the last key of its scope, and so the scope: nobody takes over from what is not there."""
         yield from self._write(session, f"DELETE FROM {self.table} {self._where(last)}")
 
-    def forget(self, session: Session) -> Script[int]:
-        """Delete a batch of rows that were kept long enough; how many there were."""
+    def due(self, now: float) -> str:
+        """A condition: it was kept long enough, by the server's clock and by `now`, that of whoever cleans up."""
+        return f"kept_until < {self.dialect.now} AND kept_until < {self.dialect.seconds(now)}"
+
+    def forget(self, session: Session, now: float) -> Script[int]:
+        """Delete a batch of rows that are `due`; how many there were."""
         raise NotImplementedError
         yield
 
@@ -168,10 +172,10 @@ class PostgresStore(Store):
             return Claim.IN_FLIGHT
         return Claim.DONE if row.rows else Claim.TAKEN
 
-    def forget(self, session: Session) -> Script[int]:
+    def forget(self, session: Session, now: float) -> Script[int]:
         """Waits for nobody who confirms a row at this moment."""
         some = (
-            f"SELECT ctid FROM {self.table} WHERE kept_until < {self.dialect.now} ORDER BY kept_until "
+            f"SELECT ctid FROM {self.table} WHERE {self.due(now)} ORDER BY kept_until "
             f"LIMIT {FORGET_MAX} FOR UPDATE SKIP LOCKED"
         )
         (reply,) = yield from self._write(
@@ -204,9 +208,9 @@ class MariaDBStore(Store):
         """The row anew. An UPDATE could find none, and say nothing; an INSERT leaves one, or ends the commit."""
         return f"DELETE FROM {self.table} {self._where(key)}", *super().closing(work, key, result, keep_s)
 
-    def forget(self, session: Session) -> Script[int]:
+    def forget(self, session: Session, now: float) -> Script[int]:
         """Each row by a statement of its own: a range would lock its gaps, and with them the keys of others."""
-        due = f"kept_until < {self.dialect.now}"
+        due = self.due(now)
         old = yield from self._read(
             session,
             f"SELECT HEX(scope), HEX(idempotency_key) FROM {self.table} WHERE {due} ORDER BY kept_until "
@@ -253,10 +257,10 @@ class SqliteStore(Store):
         """The one that it has followed, too, which would be the last one again."""
         yield from self._write(session, f"DELETE FROM {self.table} WHERE scope = {self.dialect.key(last.scope)}")
 
-    def forget(self, session: Session) -> Script[int]:
+    def forget(self, session: Session, now: float) -> Script[int]:
         """Not what is still prepared: its effect is to come."""
         some = (
-            f"SELECT scope, idempotency_key FROM {self.table} WHERE kept_until < {self.dialect.now} "
+            f"SELECT scope, idempotency_key FROM {self.table} WHERE {self.due(now)} "
             f"AND NOT {self.pending} ORDER BY kept_until LIMIT {FORGET_MAX}"
         )
         (reply,) = yield from self._write(

@@ -143,10 +143,15 @@ class Board(Transactions):
             session, f"DELETE FROM {self.table} {self._where(name)} AND run = {self.dialect.key(run)}"
         )
 
-    def forget(self, session: Session, older_than_s: float) -> Script[int]:
-        """Delete a batch of those that were done longer ago; how many there were. What cannot be read stays."""
-        before = f"{self.dialect.now} - {self.dialect.seconds(older_than_s)}"
-        old = f"state = '{JobState.DONE.value}' AND changed_at < {before}"
+    def forget(self, session: Session, older_than_s: float, now: float) -> Script[int]:
+        """Delete a batch of those that were done longer ago; how many there were. What cannot be read stays.
+
+        Longer ago by the server's clock and by `now`, that of whoever cleans up.
+        """
+        before, seconds = f"{self.dialect.now} - {self.dialect.seconds(older_than_s)}", self.dialect.seconds
+        old = (
+            f"state = '{JobState.DONE.value}' AND changed_at < {before} AND changed_at < {seconds(now - older_than_s)}"
+        )
         names, after = list[str](), ""
         while not names:
             page = f"WHERE {old} AND name > {self.dialect.raw(after)} ORDER BY name LIMIT {FORGET_MAX}"
@@ -264,6 +269,7 @@ def expire(ctx: Context) -> Script[int]:
     if _board(ctx) is None:
         return 0
     try:
-        return (yield from asked(ctx, lambda board, session: board.forget(session, ctx.settings.retention_s)))
+        kept_s, now = ctx.settings.retention_s, ctx.clock.now()
+        return (yield from asked(ctx, lambda board, session: board.forget(session, kept_s, now)))
     except SchemaMismatch:
         return 0  # where there is no table, there are no jobs
