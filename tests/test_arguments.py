@@ -59,6 +59,7 @@ def test_what_is_no_time_is_refused_also_where_one_of_none_at_all_has_a_meaning(
         ):
             with pytest.raises(UsageError, match="a number of seconds"):
                 verb()
+        assert db.transactions(older_than=10**400) == [] and db.recover(grace=10**400).left == 0
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, float("nan"), float("inf"), "3", True])

@@ -107,7 +107,7 @@ class Scripts:
     def _undo_script(self, grace_s: float | None = None) -> Script[Undoing]:
         self._writable()
         if grace_s is not None:
-            check_number("grace", grace_s)
+            grace_s = check_number("grace", grace_s)
         return worker.turn(self._hand(grace_s))
 
     def _steps_turn(self) -> Script[None]:
@@ -122,7 +122,7 @@ class Scripts:
     def _sweep_script(self, grace_s: float | None) -> Script[SweepReport]:
         ctx = self._writable()
         if grace_s is not None:
-            check_number("grace", grace_s)
+            grace_s = check_number("grace", grace_s)
         waiting = yield from ends.flush_or_keep(ctx)
         reaped = yield from reaper.reap(ctx)
         patience_s = ctx.settings.grace_s if grace_s is None else grace_s

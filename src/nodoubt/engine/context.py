@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -81,10 +80,13 @@ class Settings:
 
 
 def check_number(what: str, number: float) -> float:
-    """Seconds that somebody has given; NaN, which is neither more nor less than any, is none. Raises `UsageError`."""
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
+    """Seconds that somebody has given, as far as clocks count; NaN, which is neither more nor less than any, is none.
+
+    Raises `UsageError`.
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number:  # noqa: PLR0124 — NaN
         raise UsageError(f"{what} is a number of seconds, not {number!r}")
-    return number
+    return min(max(number, -TIME_MAX_S), TIME_MAX_S)
 
 
 def check_seconds(what: str, seconds: float) -> float:

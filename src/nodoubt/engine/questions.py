@@ -254,7 +254,7 @@ def listing(
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise UsageError(f"a limit is a whole number above zero, not {limit!r}")
     if older_than_s is not None:
-        check_number("older_than", older_than_s)
+        older_than_s = check_number("older_than", older_than_s)
     why = yield from _need_a_human(ctx)
     size = min(limit, PAGE_MAX) if state is None and older_than_s is None else PAGE_MAX
     found: list[TransactionRecord] = []
