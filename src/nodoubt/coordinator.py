@@ -41,14 +41,12 @@ class _Base(Scripts):
     """What both coordinators share: the context, and whether it is open."""
 
     def __init__(self, ctx: Context, shell: ThreadShell | AsyncShell, *, recovery: bool, read_only: bool) -> None:
-        self._ctx = ctx
-        self._runs = shell
+        self._ctx, self._runs = ctx, shell
         self._read_only = read_only
         self._recovery = recovery and not read_only
-        self._opened = False
+        self._opened = self._unminded = False  # unminded: in the child of a fork, where nothing runs behind yet
         self._not_ready: NoDoubtError | None = None
         self._turns = 0
-        self._unminded = False  # open, in the child of a fork, where nothing runs behind yet
         _COORDINATORS.add(self)
 
     def __repr__(self) -> str:
@@ -66,14 +64,7 @@ class _Base(Scripts):
             raise self._not_ready
         if self._unminded:
             self._begin_behind()
-            self._unminded = False
         return self._ctx
-
-    def _begin_behind(self) -> None:
-        """Recovery, if it was asked for."""
-        if self._recovery:
-            self._runs.loop("recovery", self._turn, self._ctx.settings.sweep_s)
-            self._runs.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
 
     def _writable(self) -> Context:
         ctx = self._ready()
@@ -129,11 +120,10 @@ class _Base(Scripts):
         return questions.quarantined(self._ready())
 
     def _after_fork(self) -> None:
-        """In the child: what the parent was at work on is the parent's. Recovery begins as the child begins to work."""
+        """In the child: what the parent was at work on is the parent's. Recovery begins with its first verb."""
         self._unminded = self._opened
         lingering.forsake(self._ctx)
-        self._ctx.forget()
-        self._ctx.owner = wiring.owner()
+        self._ctx.forget(wiring.owner())
         self._ctx.register_batch = wiring.register_batch(self._ctx, self._runs)
 
 
@@ -215,10 +205,10 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         self._opened = True
         try:
             self._begin_behind()
+            return self
         except BaseException:
             self.close()  # half of what runs behind would be taken for the whole of it
             raise
-        return self
 
     def close(self) -> None:
         """Let what is under way finish, write the last ends, and close every session."""

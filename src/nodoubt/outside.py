@@ -39,6 +39,8 @@ class Scripts:
     _runs: ThreadShell | AsyncShell
     _runner: Runner
     _not_ready: NoDoubtError | None
+    _recovery: bool
+    _unminded: bool
     if TYPE_CHECKING:  # the coordinator's own
         begin_distributed: Any
         commit_distributed: Any
@@ -51,6 +53,16 @@ class Scripts:
 
     def _now_and_then(self) -> Script[None]:
         raise NotImplementedError
+
+    def _turn(self) -> Script[None]:
+        raise NotImplementedError
+
+    def _begin_behind(self) -> None:
+        """Recovery, if it was asked for."""
+        if self._recovery:
+            self._runs.loop("recovery", self._turn, self._ctx.settings.sweep_s)
+            self._runs.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
+        self._unminded = False
 
     def _finish_script(
         self, name: str, wanted: Verdict, attempt: str | None, wait: Wait, why: str = "it was asked to roll back"

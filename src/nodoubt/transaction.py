@@ -252,6 +252,15 @@ class Transaction(_Handle, Verbs[Reply, int]):
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        try:
+            self._end(error)
+        except BaseException as failure:
+            # A signal's handler has raised before the end had begun: it would stay open, with its locks, for good.
+            if not self._open.closed:
+                self._abandon(failure)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
         if error is not None:
             self._abandon(error)
             return

@@ -22,6 +22,7 @@ from kit import QUICK, Database, Watching, make_database
 from nodoubt import ClosedTransaction, Coordinator, TransactionAborted, UsageError
 from nodoubt.engine import attempt as attempts
 from nodoubt.engine import start
+from nodoubt.idempotency import blocks
 from nodoubt.script import Script
 from nodoubt.transaction import Transaction
 
@@ -246,6 +247,50 @@ def test_a_thread_that_comes_as_the_block_ends_is_refused_or_ends_it(pair: tuple
             told += tx.result is not None and late == [1]
             assert not held(db)
     assert pair[1].balance() == 100 + told
+
+
+class Soft(Exception):
+    """What a signal's handler raises, wherever the program is at."""
+
+
+def once_only(patch: pytest.MonkeyPatch, of: Any, name: str) -> None:
+    """The first time that it is called, the handler raises."""
+    sound, left = getattr(of, name), [Soft()]
+
+    def raises(*args: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return sound(*args, **options)
+
+    patch.setattr(of, name, raises)
+
+
+@pytest.mark.parametrize("kind", ["transaction", "once"])
+def test_an_interrupt_just_before_the_end_has_begun_leaves_nothing_open(
+    kind: str, pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sessions were nobody's, and held their locks for as long as the process lived."""
+    with opened(pair) as db:
+        with pytest.raises(Soft), db.transaction() if kind == "transaction" else db.once("k", on="a") as tx:
+            add_on(tx, "a")()
+            add_on(tx, "b")()
+            once_only(monkeypatch, Transaction, "_hand")
+        assert not held(db) and not any(one.locked() for one in pair)
+    assert [one.balance() for one in pair] == [100, 100]
+
+
+def test_an_interrupt_as_a_block_is_entered_leaves_its_key_free(
+    pair: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(pair) as db:
+        once_only(monkeypatch, blocks, "Transaction")
+        with pytest.raises(Soft), db.once("k", on="a"):
+            raise AssertionError("nobody may be let in")
+        assert not held(db)
+        with db.once("k", on="a") as again:
+            assert not again.replayed
+            again["a"].execute(ADD.format(0))
+    assert pair[0].balance() == 101
 
 
 def test_steps_that_two_threads_call_have_numbers_of_their_own(

@@ -191,8 +191,9 @@ class Context:
             participant.reserve.drop_idle()
         self.journal_pool.drop_idle()
 
-    def forget(self) -> None:
-        """In the child of a fork: nothing here is this process's work."""
+    def forget(self, owner: str) -> None:
+        """In the child of a fork: nothing here is this process's work. `owner`: who it is."""
+        self.owner = owner
         self.lock = threading.Lock()
         self.live, self.ended, self.keys_at_work = set(), [], set()
         self.holding, self.beating = set(), False

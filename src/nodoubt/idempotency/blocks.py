@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
+from ..engine import verbs
 from ..engine.attempt import Attempt
 from ..engine.context import Context
 from ..engine.shell import AsyncShell, ThreadShell
@@ -79,9 +80,15 @@ class Block(Carrying):
         return self.tx.execute(statement, params)
 
     def __enter__(self) -> Self:
-        self._shell.run(self._begin())
-        if self._attempt is not None:
-            self._tx = Transaction(self._ctx, self._shell, self._begun, self._wait).__enter__()
+        try:
+            self._shell.run(self._begin())
+            if self._attempt is not None:
+                self._tx = Transaction(self._ctx, self._shell, self._begun, self._wait).__enter__()
+        except BaseException:
+            if self._attempt is not None:  # a signal's handler: nobody will be in the block, and end it
+                self._shell.shielded(verbs.abandon(self._ctx, self._attempt))
+                self._drop()
+            raise
         return self
 
     def __exit__(
@@ -98,6 +105,10 @@ class Block(Carrying):
                     self._end(self._tx, type(failure), failure, failure.__traceback__)
                     raise
             self._end(self._tx, kind, error, trace)
+        except BaseException as failure:
+            if not self._attempt.closed:  # as in `Transaction.__exit__`
+                self._end(self._tx, type(failure), failure, failure.__traceback__)
+            raise
         finally:
             self._drop()
 

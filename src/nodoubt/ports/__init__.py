@@ -361,9 +361,8 @@ class Resource(Protocol):
     ) -> Script[int]:
         """Delete these receipts, whose end record is forced.
 
-        With `older_than`, also a batch of those of one-phase commits from before, by the server's clock and by the one
-        that made their attempt; with `below`, the journal's floor, a batch of attempts that had ended before it forgot
-        them.
+        With `older_than`, also a batch of those of one-phase commits from before, by the server's clock and their
+        attempt's; with `below`, the journal's floor, a batch of attempts that had ended before it forgot them.
         """
         ...
 
