@@ -351,7 +351,6 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         """Roll a staged transaction back, and undo its steps. Quiet where its begin failed in this process.
 
         That is for an `except` block: it means that begin. If somebody else has the name since, say the `attempt`.
-
         Raises as `commit_distributed`.
         """
         return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))
