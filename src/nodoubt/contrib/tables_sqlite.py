@@ -47,7 +47,9 @@ def participant(made: sa.MetaData) -> None:
         sqlite_with_rowid=False,
     )
     record = sa.Column("record", sa.BLOB(), nullable=False)
-    _table(made, "prepared", text("xid", primary_key=True), integer("epoch"), real("at"), record)
+    _table(
+        made, "prepared", text("xid", primary_key=True), integer("epoch"), real("at"), record, sqlite_with_rowid=False
+    )
     _table(
         made,
         "locks",
