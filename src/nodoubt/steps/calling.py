@@ -206,9 +206,8 @@ def _intend(ctx: Context, use: Use, site: _Site) -> Script[tuple[Call, bool]]:
     """The call as it is written now, and whether it was called before."""
     refused: Refused | Unclear | None = None
     number, at = site.number, (yield from ledger.now(ctx))
-    mine = (
-        ctx.ids.mark()
-    )  # by their clocks and names alone, two who call the same at once could both take it for theirs
+    # By their clocks and names alone two who call the same at once could both take it for theirs.
+    mine = ctx.ids.mark()
     for _ in range(INTENT_TRIES_MAX):
         if number >= CALLS_MAX:
             raise UsageError(f"a transaction calls at most {CALLS_MAX} steps")
