@@ -391,13 +391,18 @@ def an_old_retry_comes_after_the_name_was_used_again(request: Any, tmp_path: Pat
         db.setup()
         staged(db)
         db.commit_distributed("pay")
-        try:
-            staged(db)
-        except DuplicateTransaction:
-            staged(db, reuse=True)  # by somebody who knows
-            return db.status("pay").state
-        db.commit_distributed("pay")  # the retry, which nobody can tell from another
+        return a_late_commit_after_the_name_was_used_again(db)
+
+
+def a_late_commit_after_the_name_was_used_again(db: Coordinator) -> State:
+    """What the next transaction of the name is then; with `reuse` it was begun by somebody who knows."""
+    try:
+        staged(db)
+    except DuplicateTransaction:
+        staged(db, reuse=True)
         return db.status("pay").state
+    db.commit_distributed("pay")  # of the first, which nobody can tell from another
+    return db.status("pay").state
 
 
 def test_an_ended_name_stays_reserved(request: Any, tmp_path: Path) -> None:
@@ -567,13 +572,7 @@ def a_commit_comes_after_the_name_was_rolled_back_and_used_again(request: Any, t
         staged(db)
         db.rollback_distributed("pay")
     with coordinator(pair) as other:
-        try:
-            staged(other)
-        except DuplicateTransaction:
-            staged(other, reuse=True)  # by somebody who knows
-            return other.status("pay").state
-        other.commit_distributed("pay")
-        return other.status("pay").state
+        return a_late_commit_after_the_name_was_used_again(other)
 
 
 def test_a_name_that_was_staged_and_rolled_back_stays_reserved(request: Any, tmp_path: Path) -> None:
