@@ -24,7 +24,7 @@ from nodoubt.jobs.board import job_of
 from nodoubt.jobs.links import key_of, link_of, value_of
 from nodoubt.jobs.records import ITEMS_MAX, JobRecord, JobState, Link, Row
 from nodoubt.journals import rows
-from nodoubt.journals.attempts import first_attempt_of, next_attempt
+from nodoubt.journals.attempts import next_attempt
 from nodoubt.ports import Identity
 from nodoubt.protocol.records import (
     BranchRef,
@@ -50,6 +50,7 @@ from nodoubt.xid import (
     XaXid,
     Xid,
     check_name,
+    first_attempt_of,
     is_attempt,
     parse_gid,
     parse_xa_recover,

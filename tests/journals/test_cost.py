@@ -15,7 +15,6 @@ import pytest
 from journals.places import Place, query
 from journals.test_mutants import OtherBench
 from nodoubt.journals import rows, sql
-from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import START, Identity, Refused
 from nodoubt.protocol.records import Mode
@@ -23,7 +22,7 @@ from nodoubt.script import Do, Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.processes import wait_for
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, decision, staging
-from nodoubt.xid import new_attempt
+from nodoubt.xid import first_attempt_of, new_attempt
 
 RECORDS = 3000
 

@@ -14,7 +14,7 @@ import pytest
 
 from journals.places import Place, query
 from kit import stop_walwriter
-from nodoubt.journals.attempts import FLOOR_LOWEST, first_attempt_of
+from nodoubt.journals.attempts import FLOOR_LOWEST
 from nodoubt.journals.dialects import PostgresDialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import Session
@@ -23,7 +23,7 @@ from nodoubt.script import Script
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import decision, staging
 from nodoubt.testing.servers import MariaDBServer, PostgresServer
-from nodoubt.xid import new_attempt, new_mark
+from nodoubt.xid import first_attempt_of, new_attempt, new_mark
 
 
 class Crashing:

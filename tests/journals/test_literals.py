@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from journals.places import Place, query
 from nodoubt.errors import UsageError
 from nodoubt.journals import rows
-from nodoubt.journals.attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
+from nodoubt.journals.attempts import FLOOR_LOWEST, next_attempt
 from nodoubt.journals.dialects import TEXT_LENGTH_MAX, MariaDBDialect, PostgresDialect, SqliteDialect
 from nodoubt.testing.bench import Bench
 from nodoubt.testing.samples import NAMES, attempt_at
-from nodoubt.xid import is_attempt, new_attempt
+from nodoubt.xid import first_attempt_of, is_attempt, new_attempt
 
 DIALECTS = (PostgresDialect(), MariaDBDialect("journal"), SqliteDialect())
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

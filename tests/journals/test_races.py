@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from journals.places import Place, query, waits_for_a_lock
-from nodoubt.journals.attempts import first_attempt_of
 from nodoubt.journals.dialects import Dialect, MariaDBDialect, PostgresDialect
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.ports import BelowFloor, Conflict, StatementFailed
@@ -22,6 +21,7 @@ from nodoubt.script import Script
 from nodoubt.testing.bench import ANSWER_WITHIN_S, Bench
 from nodoubt.testing.processes import wait_for
 from nodoubt.testing.samples import CUT, LONG_AGO, NOW, abort, attempt_at, decision, staging
+from nodoubt.xid import first_attempt_of
 
 OtherBench = Callable[[Any], Bench]
 

@@ -7,8 +7,6 @@ Must not: decide anything: a clock chooses when to try, never what is true (I14)
 
 from __future__ import annotations
 
-from ..xid import first_attempt_of
-
 FLOOR_LOWEST = "0" * 32
 _ATTEMPT_MAX = (1 << 128) - 1
 
@@ -21,6 +19,3 @@ def begun_at(attempt: str) -> float:
 def next_attempt(attempt: str) -> str:
     """The smallest id above this one."""
     return f"{min(int(attempt, 16) + 1, _ATTEMPT_MAX):032x}"
-
-
-__all__ = ["FLOOR_LOWEST", "begun_at", "first_attempt_of", "next_attempt"]

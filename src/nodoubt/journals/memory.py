@@ -49,9 +49,9 @@ from ..protocol.records import (
     Verdict,
 )
 from ..script import Do, Script
-from ..xid import check_name, is_attempt
+from ..xid import check_name, first_attempt_of, is_attempt
 from . import trail
-from .attempts import first_attempt_of, next_attempt
+from .attempts import next_attempt
 from .memory_calls import CallJournal, CallStore
 from .memory_state import Row, State, at_once
 

@@ -19,9 +19,9 @@ from ..ports import START, BelowFloor, Session, Spot, StatementFailed, Unclear, 
 from ..protocol.records import Decision, Epoch, Mode, Standing, Unreadable, Verdict
 from ..schema import Part, Tables, judge, meddlers, meddlers_sql, rows_of, shipped, version_of
 from ..script import Script
-from ..xid import is_attempt
+from ..xid import first_attempt_of, is_attempt
 from . import rows
-from .attempts import FLOOR_LOWEST, first_attempt_of, next_attempt
+from .attempts import FLOOR_LOWEST, next_attempt
 from .calls import Calls
 from .dialects import Dialect
 
