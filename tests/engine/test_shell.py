@@ -484,6 +484,42 @@ def test_what_could_not_be_begun_to_run_behind_is_not_waited_for(monkeypatch: py
     shell.stop()
 
 
+def test_two_threads_that_begin_the_same_loop_begin_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first verbs in the child of a fork: recovery ran there as often as there were threads."""
+    shell, begin = ThreadShell(), threading.Thread.start
+    other = threading.Thread(target=lambda: shell.loop("twice", lambda: told([]), 60))
+
+    def overtaken(thread: threading.Thread) -> None:
+        if thread.name == "nodoubt-twice" and not other.is_alive():
+            begin(other)
+            other.join(0.2)  # it waits, or has begun one of its own by now
+        begin(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", overtaken)
+        shell.loop("twice", lambda: told([]), 60)
+        other.join()
+    assert [one.name for one in threading.enumerate()].count("nodoubt-twice") == 1
+    shell.stop()
+
+
+def test_loops_that_begin_together_do_not_stay_in_step_and_wait_no_longer_than_they_were_asked_to() -> None:
+    """Processes that were started together would all sweep in the same moment, and meet at each row."""
+
+    class Noted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waits.append(timeout)
+            return len(waits) == 50
+
+    waits: list[float] = []
+    shell = ThreadShell()
+    shell._stop = Noted()
+    shell.loop("often", lambda: told([]), 10)
+    shell.stop()
+    assert min(waits) < 9 < max(waits) <= 10
+
+
 def test_a_coordinator_that_cannot_begin_what_runs_behind_is_not_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

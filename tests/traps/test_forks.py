@@ -191,10 +191,10 @@ def test_recovery_runs_in_a_child_as_it_did_in_its_parent(pair: Any) -> None:
             wait_for(lambda: at_rest(pair), "recovery to roll it back", CHILD_TIME_MAX_S / 2)
             db.close()
 
-        for one in db._shell._loops:
+        for one in db._shell._loops.values():
             assert one.is_alive()
         db._shell._stop.set()  # the parent's: whoever rolls it back is the child
-        for one in db._shell._loops:
+        for one in db._shell._loops.values():
             one.join()
         assert in_a_child(work) == 0
 

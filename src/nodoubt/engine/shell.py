@@ -14,6 +14,7 @@ import functools
 import inspect
 import itertools
 import os
+import random
 import threading
 import time
 import weakref
@@ -34,6 +35,7 @@ P = ParamSpec("P")
 THREADS_MAX = 1024  # a bound against a leak, not a size: threads are made as they are needed
 BATCH_MAX = 64
 CLOSE_WAIT_S = 60.0
+EARLY_MAX = 0.2  # by how much of it the time between two turns may be shorter
 
 
 class Watchdog(Watch):
@@ -141,6 +143,11 @@ def _fulfil(future: Future[T], fn: Callable[P, T], /, *args: P.args, **kwargs: P
             raise
 
 
+def _until_next(interval_s: float) -> float:
+    """How long a loop waits: no longer than it was asked to, and not in step with those that began at the same time."""
+    return interval_s * random.uniform(1 - EARLY_MAX, 1)  # noqa: S311 nothing secret
+
+
 class ThreadShell:
     """Runs scripts with blocking calls; what runs at the same time runs in threads."""
 
@@ -156,7 +163,8 @@ class ThreadShell:
         self._behind: set[Future[Any]] = set()
         self._aside: set[threading.Thread] = set()
         self._stop = threading.Event()
-        self._loops: list[threading.Thread] = []
+        self._starting = threading.Lock()
+        self._loops: dict[str, threading.Thread] = {}
 
     def run(self, script: Script[R]) -> R:
         """Run it for the caller, who may be interrupted in it."""
@@ -221,23 +229,28 @@ class ThreadShell:
             raise
 
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
-        """Run `turn` every `interval_s` until `close`. A turn that fails is logged; the next one comes."""
+        """Run `turn` every `interval_s`, or a little sooner, until `close`; once, if it is asked for by two threads.
+
+        A turn that fails is logged; the next one comes.
+        """
 
         def turns() -> None:
-            while not self._stop.wait(interval_s):
+            while not self._stop.wait(_until_next(interval_s)):
                 try:
                     self.run(turn())
                 except Exception:
                     log.exception("%s failed; the next turn is in %g s", name, interval_s)
 
-        thread = threading.Thread(target=turns, name=f"nodoubt-{name}", daemon=True)
-        thread.start()
-        self._loops.append(thread)  # once it runs: one that could not be started is not waited for
+        with self._starting:
+            if name not in self._loops:
+                thread = threading.Thread(target=turns, name=f"nodoubt-{name}", daemon=True)
+                thread.start()
+                self._loops[name] = thread  # once it runs: one that could not be started is not waited for
 
     def stop(self) -> None:
         """Stop the loops and wait for what runs behind."""
         self._stop.set()
-        for thread in (*self._loops, *self._aside.copy()):
+        for thread in (*self._loops.values(), *self._aside.copy()):
             thread.join(CLOSE_WAIT_S)
         if self._behind:
             wait_for(list(self._behind), timeout=CLOSE_WAIT_S)
@@ -380,7 +393,7 @@ class AsyncShell:
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
         async def turns() -> None:
             while True:
-                await asyncio.sleep(interval_s)
+                await asyncio.sleep(_until_next(interval_s))
                 try:
                     await adrive(turn())
                 except Exception:
