@@ -29,6 +29,7 @@ from .transaction import AsyncTransaction, Transaction
 
 R = TypeVar("R")
 Ending = Literal["commit", "rollback"]
+EARLY_MAX = 0.2  # by how much less than was asked for a coordinator waits between two sweeps
 VERDICTS: dict[str, Verdict] = {"commit": Verdict.COMMIT, "rollback": Verdict.ABORT}
 
 
@@ -58,10 +59,11 @@ class Scripts:
         raise NotImplementedError
 
     def _begin_behind(self) -> None:
-        """Recovery, if it was asked for."""
+        """Recovery, if it was asked for. Coordinators that begin together do not stay in step, to meet at each row."""
         if self._recovery:
-            self._runs.loop("recovery", self._turn, self._ctx.settings.sweep_s)
-            self._runs.loop("steps", self._steps_turn, self._ctx.settings.sweep_s)
+            interval_s = self._ctx.settings.sweep_s * (1 - EARLY_MAX * self._ctx.chance())
+            self._runs.loop("recovery", self._turn, interval_s)
+            self._runs.loop("steps", self._steps_turn, interval_s)
         self._unminded = False
 
     def _finish_script(

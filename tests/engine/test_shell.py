@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kit import until
-from nodoubt import Coordinator
+from nodoubt import Coordinator, Settings
 from nodoubt.engine.pool import AsyncPool, ThreadPool
 from nodoubt.engine.shell import AsyncShell, ThreadShell, Watchdog, _Threads
 from nodoubt.errors import ClosedTransaction, PoolExhausted, ResourceUnavailable
@@ -503,21 +503,18 @@ def test_two_threads_that_begin_the_same_loop_begin_it_once(monkeypatch: pytest.
     shell.stop()
 
 
-def test_loops_that_begin_together_do_not_stay_in_step_and_wait_no_longer_than_they_were_asked_to() -> None:
-    """Processes that were started together would all sweep in the same moment, and meet at each row."""
-
-    class Noted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            assert timeout is not None
-            waits.append(timeout)
-            return len(waits) == 50
-
+def test_coordinators_that_begin_together_do_not_sweep_in_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Processes that were started together would all look in the same moment, and meet at each row."""
     waits: list[float] = []
-    shell = ThreadShell()
-    shell._stop = Noted()
-    shell.loop("often", lambda: told([]), 10)
-    shell.stop()
-    assert min(waits) < 9 < max(waits) <= 10
+
+    def noted(_shell: ThreadShell, _name: str, _turn: Any, interval_s: float) -> None:
+        waits.append(interval_s)
+
+    monkeypatch.setattr(ThreadShell, "loop", noted)
+    with Coordinator(f"sqlite:///{tmp_path}/a.db", settings=Settings(sweep_s=10)) as db:
+        for _ in range(50):
+            db._begin_behind()
+    assert 8 <= min(waits) < 9 < max(waits) <= 10
 
 
 def test_a_coordinator_that_cannot_begin_what_runs_behind_is_not_open(

@@ -14,7 +14,6 @@ import functools
 import inspect
 import itertools
 import os
-import random
 import threading
 import time
 import weakref
@@ -35,7 +34,6 @@ P = ParamSpec("P")
 THREADS_MAX = 1024  # a bound against a leak, not a size: threads are made as they are needed
 BATCH_MAX = 64
 CLOSE_WAIT_S = 60.0
-EARLY_MAX = 0.2  # by how much of it the time between two turns may be shorter
 
 
 class Watchdog(Watch):
@@ -143,11 +141,6 @@ def _fulfil(future: Future[T], fn: Callable[P, T], /, *args: P.args, **kwargs: P
             raise
 
 
-def _until_next(interval_s: float) -> float:
-    """How long a loop waits: no longer than it was asked to, and not in step with those that began at the same time."""
-    return interval_s * random.uniform(1 - EARLY_MAX, 1)  # noqa: S311 nothing secret
-
-
 class ThreadShell:
     """Runs scripts with blocking calls; what runs at the same time runs in threads."""
 
@@ -229,13 +222,13 @@ class ThreadShell:
             raise
 
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
-        """Run `turn` every `interval_s`, or a little sooner, until `close`; once, if it is asked for by two threads.
+        """Run `turn` every `interval_s` until `close`, once if two threads ask for it.
 
         A turn that fails is logged; the next one comes.
         """
 
         def turns() -> None:
-            while not self._stop.wait(_until_next(interval_s)):
+            while not self._stop.wait(interval_s):
                 try:
                     self.run(turn())
                 except Exception:
@@ -393,7 +386,7 @@ class AsyncShell:
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
         async def turns() -> None:
             while True:
-                await asyncio.sleep(_until_next(interval_s))
+                await asyncio.sleep(interval_s)
                 try:
                     await adrive(turn())
                 except Exception:
