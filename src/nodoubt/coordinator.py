@@ -272,8 +272,8 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         """
         ctx = self._writable()
 
-        def beginning() -> Script[Attempt]:
-            return _immediate(verbs.begin_now(ctx, name, timeout))
+        def beginning() -> Attempt:
+            return verbs.begin_now(ctx, name, timeout)
 
         return Transaction(ctx, self._shell, beginning, wait)
 
@@ -513,8 +513,8 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
         """As `Coordinator.transaction`."""
         ctx = self._writable()
 
-        def beginning() -> Script[Attempt]:
-            return _immediate(verbs.begin_now(ctx, name, timeout))
+        def beginning() -> Attempt:
+            return verbs.begin_now(ctx, name, timeout)
 
         return AsyncTransaction(ctx, self._shell, beginning, wait)
 
@@ -592,9 +592,3 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
     async def recover(self, *, grace: float | None = None) -> SweepReport:
         """As `Coordinator.recover`."""
         return await self._shell.run(self._sweep_script(grace))
-
-
-def _immediate(attempt: Attempt) -> Script[Attempt]:
-    """A script that is over at once."""
-    yield from ()
-    return attempt

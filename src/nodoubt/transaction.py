@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 HOLD_TURNS = 4  # within the time after which others would take a process that has called steps for dead
-Beginning = Callable[[], Script[Attempt]]
+Beginning = Callable[[], Attempt | Script[Attempt]]
 
 
 def require_wait(wait: str) -> None:
@@ -86,9 +86,10 @@ def _note(error: BaseException, failure: Exception) -> None:
     error.add_note(f"nodoubt: rolling back failed too, recovery will finish it: {failure}")
 
 
-def _finish(hand: Hand, shell: ThreadShell | AsyncShell, attempt: Attempt, wait: Wait) -> Script[Result]:
+def _finish(
+    ctx: Context, shell: ThreadShell | AsyncShell, attempt: Attempt, wait: Wait, hand: Callable[[], Hand]
+) -> Script[Result]:
     """One script, so that a caller who is cancelled in it leaves behind the whole of it, not half."""
-    ctx = hand.ctx
     try:
         course = yield from verbs.finish_work(ctx, attempt)
         if wait == "applied" or (attempt.calls and verbs.result_of(course).state is State.ABORTED):
@@ -98,20 +99,20 @@ def _finish(hand: Hand, shell: ThreadShell | AsyncShell, attempt: Attempt, wait:
         return verbs.result_of(course)
     except Exception as error:
         if attempt.calls:
-            yield from _undo(hand, attempt, error)
+            yield from _undo(hand(), attempt, error)
         raise
     finally:
         ctx.holding.discard(attempt.id)
 
 
-def _take_back(hand: Hand, attempt: Attempt, error: BaseException) -> Script[None]:
+def _take_back(ctx: Context, attempt: Attempt, error: BaseException, hand: Callable[[], Hand]) -> Script[None]:
     """The block has failed: take its work back, then undo its steps."""
     try:
-        yield from verbs.abandon(hand.ctx, attempt)
+        yield from verbs.abandon(ctx, attempt)
         if attempt.calls and not attempt.inherited:
-            yield from _undo(hand, attempt, error)
+            yield from _undo(hand(), attempt, error)
     finally:
-        hand.ctx.holding.discard(attempt.id)
+        ctx.holding.discard(attempt.id)
 
 
 def _undo(hand: Hand, attempt: Attempt, error: BaseException) -> Script[None]:
@@ -248,7 +249,8 @@ class Transaction(_Handle, Verbs[Reply, int]):
     def __enter__(self) -> Self:
         if self._attempt is not None:
             raise ClosedTransaction("a transaction's block is entered once; begin another transaction")
-        self._attempt = self._shell.run(self._beginning())
+        begun = self._beginning()
+        self._attempt = begun if isinstance(begun, Attempt) else self._shell.run(begun)
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
@@ -272,7 +274,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
             raise
         outcome: Outcome = "open"
         try:
-            self.result = self._shell.shielded(_finish(self._hand(), self._shell, self._open, self._wait))
+            self.result = self._shell.shielded(_finish(self._ctx, self._shell, self._open, self._wait, self._hand))
             outcome = "committed" if self.result.state is State.COMMITTED else "open"
         except TransactionAborted:
             outcome = "rolled back"
@@ -283,7 +285,7 @@ class Transaction(_Handle, Verbs[Reply, int]):
 
     def _abandon(self, error: BaseException) -> None:
         try:
-            self._shell.shielded(_take_back(self._hand(), self._open, error))
+            self._shell.shielded(_take_back(self._ctx, self._open, error, self._hand))
         except Exception as failure:
             _note(error, failure)
         self._taken_back = True
@@ -376,7 +378,8 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
             raise ClosedTransaction("a transaction's block is entered once; begin another transaction")
-        self._attempt = await self._shell.run(self._beginning())
+        begun = self._beginning()
+        self._attempt = begun if isinstance(begun, Attempt) else await self._shell.run(begun)
         return self
 
     async def __aexit__(
@@ -393,7 +396,9 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
             raise
         outcome: Outcome = "open"
         try:
-            self.result = await self._shell.shielded(_finish(self._hand(), self._shell, self._open, self._wait))
+            self.result = await self._shell.shielded(
+                _finish(self._ctx, self._shell, self._open, self._wait, self._hand)
+            )
             outcome = "committed" if self.result.state is State.COMMITTED else "open"
         except TransactionAborted:
             outcome = "rolled back"
@@ -404,7 +409,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
 
     async def _abandon(self, error: BaseException) -> None:
         try:
-            await self._shell.shielded(_take_back(self._hand(), self._open, error))
+            await self._shell.shielded(_take_back(self._ctx, self._open, error, self._hand))
         except Exception as failure:
             _note(error, failure)
         self._taken_back = True

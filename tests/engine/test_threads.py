@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import nodoubt
 from kit import QUICK, Database, Watching, make_database
-from nodoubt import ClosedTransaction, Coordinator, TransactionAborted, UsageError
+from nodoubt import ClosedTransaction, Coordinator, TransactionAborted, UsageError, transaction
 from nodoubt.engine import attempt as attempts
 from nodoubt.engine import start
 from nodoubt.idempotency import blocks
@@ -274,7 +274,7 @@ def test_an_interrupt_just_before_the_end_has_begun_leaves_nothing_open(
         with pytest.raises(Soft), db.transaction() if kind == "transaction" else db.once("k", on="a") as tx:
             add_on(tx, "a")()
             add_on(tx, "b")()
-            once_only(monkeypatch, Transaction, "_hand")
+            once_only(monkeypatch, transaction, "_finish")
         assert not held(db) and not any(one.locked() for one in pair)
     assert [one.balance() for one in pair] == [100, 100]
 

@@ -138,11 +138,11 @@ class Coordinator(_Base):
             yield from plainly(work(process, attempt))
         except BaseException as error:
             try:
-                yield from self._shell.shielded(_take_back(self._hand(), attempt, error))
+                yield from self._shell.shielded(_take_back(self._ctx, attempt, error, self._hand))
             except Exception as failure:
                 error.add_note(str(failure))
             raise
-        ending = _finish(self._hand(), self._shell, attempt, wait)  # type: ignore[arg-type]
+        ending = _finish(self._ctx, self._shell, attempt, wait, self._hand)  # type: ignore[arg-type]
         result: Result = yield from self._shell.shielded(ending)
         return result
 
