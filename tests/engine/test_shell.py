@@ -609,6 +609,24 @@ def test_whoever_waits_for_a_shielded_script_that_somebody_cancels_does_not_wait
     asyncio.run(main())
 
 
+def test_whoever_waits_for_a_shielded_script_is_told_in_the_turn_in_which_it_ends() -> None:
+    """A turn of the loop costs as much as a good deal of the engine."""
+
+    async def main() -> int:
+        loop, turns = asyncio.get_running_loop(), 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            loop.call_soon(turn)
+
+        turn()
+        assert await AsyncShell().shielded(every([])) == ()
+        return turns
+
+    assert asyncio.run(main()) == 1 + 2  # to run it, and to wake whoever waits
+
+
 def test_a_shielded_script_outlives_the_caller_who_is_cancelled_in_it() -> None:
     async def main() -> None:
         reached: list[str] = []

@@ -10,7 +10,6 @@ cancelled asyncio tasks pass through any cancel scope, so the phases run in a ta
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import itertools
 import os
@@ -351,7 +350,7 @@ class AsyncShell:
 
     def _start(self) -> None:
         self._left += [getattr(self, "_behind", ()), getattr(self, "_loops", ())]
-        self._behind: set[asyncio.Task[Any]] = set()
+        self._behind: dict[asyncio.Task[Any], asyncio.Future[Any] | None] = {}  # and who waits for it
         self._loops: list[asyncio.Task[None]] = []
 
     def run(self, script: Script[R]) -> Coroutine[Any, Any, R]:
@@ -361,10 +360,10 @@ class AsyncShell:
     async def shielded(self, script: Script[R]) -> R:
         """In a task of its own: whoever cancels the caller does not reach it, and `stop` waits for it.
 
-        It is `asyncio.shield`, which takes twice as many turns of the loop.
+        It is `asyncio.shield`, in a turn of the loop less.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._spawn(adrive(plainly(script))).add_done_callback(functools.partial(_tell, answer))
+        self._spawn(_told(answer, plainly(script)), answer)
         return await answer
 
     def behind(self, script: Script[Any]) -> None:
@@ -372,16 +371,19 @@ class AsyncShell:
 
     aside = behind  # a loop that ends cancels its tasks
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any], answer: asyncio.Future[Any] | None = None) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._behind.add(task)
+        self._behind[task] = answer
         task.add_done_callback(self._done)
-        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
-        self._behind.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller has it, or had left: either way it is not "never retrieved"
+        """Tell whoever still waits how it ended, if it did not end well: cancelled before it began, too."""
+        answer = self._behind.pop(task, None)
+        if task.cancelled():
+            if answer is not None:
+                answer.cancel()
+        elif (error := task.exception()) is not None and answer is not None and not answer.done():
+            answer.set_exception(error)
 
     def loop(self, name: str, turn: Callable[[], Script[None]], interval_s: float) -> None:
         async def turns() -> None:
@@ -408,16 +410,11 @@ class AsyncShell:
         return AsyncBatch(self._spawn, write)
 
 
-def _tell(answer: asyncio.Future[R], task: asyncio.Task[R]) -> None:
-    """How it ended, unless whoever asked has left. However it ended: cancelled before it began, too."""
-    if answer.done():
-        return
-    if task.cancelled():
-        answer.cancel()
-    elif (error := task.exception()) is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(task.result())
+async def _told(answer: asyncio.Future[R], script: Script[R]) -> None:
+    """Run it, and tell whoever has not left what it returned: while it ends, a turn before anybody sees that it has."""
+    result = await adrive(script)
+    if not answer.done():
+        answer.set_result(result)
 
 
 def _answer(batch: list[tuple[T, asyncio.Future[Any]]], results: list[tuple[Any, BaseException | None]]) -> None:
