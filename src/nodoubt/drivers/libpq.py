@@ -52,6 +52,7 @@ _SYNC = int(_Status.PIPELINE_SYNC)
 _ROWS = frozenset(map(int, (_Status.TUPLES_OK, _Status.SINGLE_TUPLE)))
 _FINE = _ROWS | set(map(int, (_Status.COMMAND_OK, _Status.EMPTY_QUERY)))
 _COPY = frozenset(map(int, (_Status.COPY_IN, _Status.COPY_OUT, _Status.COPY_BOTH)))
+_LAST = _COPY | {_SYNC}  # of an answer
 _IDLE = int(pq.TransactionStatus.IDLE)
 _OUTDATED = ("0A", "26", "42", "XX")  # what a plan answers whose tables or types have changed, or that is gone
 
@@ -75,13 +76,14 @@ class Answer:
                 if self._pipeline:
                     continue  # the end of one command among several
                 return True
-            status = result.status
-            if status == _SYNC:
+            if result.status not in _LAST:
+                results.append(result)
+                continue
+            if result.status == _SYNC:
                 pg.exit_pipeline_mode()
-                return True
-            results.append(result)
-            if status in _COPY:
-                return True
+            else:
+                results.append(result)
+            return True
         return False
 
 
@@ -266,13 +268,17 @@ class LibpqSession:
         lost.answered = before or bool(answer.results)
         return lost
 
-    def _replies(self, results: Sequence[Any]) -> tuple[Reply, ...]:
+    def _replies(self, results: Sequence[Any], *, in_full: bool = False) -> tuple[Reply, ...]:
         """Those of our own statements."""
         replies: list[Reply] = []
         for result in results:
-            if result.status not in _FINE:
+            status = result.status
+            if status not in _FINE:
                 self._raise_ours(result, len(replies))
-            replies.append(self._reply(result))
+            tag, count = (result.command_status or b"").decode(), result.command_tuples
+            if count is None:
+                count = -1
+            replies.append(Reply(tag, count) if status not in _ROWS else self._with_rows(result, tag, count, in_full))
         return tuple(replies)
 
     def _raise_ours(self, result: Any, after: int) -> NoReturn:
@@ -295,15 +301,9 @@ class LibpqSession:
             if self.lost(error):
                 self.usable = False
             raise error
-        return self._reply(results[-1], in_full=in_full)
+        return self._replies(results[-1:], in_full=in_full)[0]
 
-    def _reply(self, result: Any, *, in_full: bool = False) -> Reply:
-        tag = (result.command_status or b"").decode()
-        count = result.command_tuples
-        if count is None:
-            count = -1
-        if result.status not in _ROWS:
-            return Reply(tag, count)
+    def _with_rows(self, result: Any, tag: str, count: int, in_full: bool) -> Reply:
         self._values.set_pgresult(result)
         fields = range(result.nfields)
         encoding = self._encoding
