@@ -141,8 +141,8 @@ def test_a_name_listed_before_its_branches_are_prepared_is_committed_by_half(
 ) -> None:
     sound = verbs._plan
 
-    def listed_first(ctx: Context, attempt: Any, shares: Any) -> Any:
-        plan = sound(ctx, attempt, shares)
+    def listed_first(ctx: Context, *known: Any) -> Any:
+        plan = sound(ctx, *known)
         ctx_journal: Any = ctx.journal
         shell_of[id(ctx)]._shell.run(using(ctx.journal_pool, lambda session: ctx_journal.stage(session, plan.staging)))
         return plan

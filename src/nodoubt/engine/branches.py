@@ -8,7 +8,6 @@ that has a receipt was committed by somebody else: quarantined, loudly (I17).
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,9 +17,6 @@ from ..protocol.records import Decision, Mode, Quarantined, Verdict
 from ..script import Pause, Script
 from ..xid import Xid
 from .context import Context, Participant, asked, backoff, bounded, log, using
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class End(Enum):
@@ -57,18 +53,21 @@ def carry_out(
     The caller has the decision, durably. Never raises for what a database says. Without `look` an unknown xid is
     UNKNOWN: for whoever has many branches in hand, and looks for all of those in one listing.
     """
-    until = ctx.clock.elapsed() + ctx.settings.apply_s
-    ending = Ending(End.OPEN, "not tried")
-    pauses: Iterator[float] = iter(backoff())
-    while True:
+    left_s = ctx.settings.apply_s
+    until = ctx.clock.elapsed() + left_s
+    ending: Ending = yield from bounded(_try(ctx, participant, prepared, verdict, session, look), left_s, ctx.clock)
+    if ending.end is not End.OPEN:
+        return ending
+    for pause_s in backoff():
+        yield Pause(pause_s)
         left_s = until - ctx.clock.elapsed()
         if left_s <= 0:
-            return ending
-        ending = yield from bounded(_try(ctx, participant, prepared, verdict, session, look), left_s, ctx.clock)
+            break
+        # Whatever went wrong with the session that had prepared it, any can finish the branch.
+        ending = yield from bounded(_try(ctx, participant, prepared, verdict, None, look), left_s, ctx.clock)
         if ending.end is not End.OPEN:
-            return ending
-        session = None  # whatever went wrong with it, any session can finish the branch
-        yield Pause(next(pauses))
+            break
+    return ending
 
 
 def _try(

@@ -113,17 +113,17 @@ def _drop(ctx: Context, course: Course) -> None:
 def _advance(ctx: Context, course: Course, events: Sequence[Event]) -> Script[None]:
     """Report the events; write the records they lead to, whose answers are events in turn."""
     queue = list(events)
-    while queue:
-        ready = course.machine.step(queue.pop(0))
+    for event in queue:
+        ready = course.machine.step(event)
         course.attempt.aborted = course.machine.stands is Verdict.ABORT
         course.commands += ready.commands
         course.answer = course.answer or ready.answer
         if ready.answer is not None:
             _notice_answer(ctx, course, ready.answer)
         for record in ready.records:
-            event = yield from _write(ctx, course, record, forced=ready.must_sync)
-            if event is not None:
-                queue.append(event)
+            answered = yield from _write(ctx, course, record, forced=ready.must_sync)
+            if answered is not None:
+                queue.append(answered)
 
 
 def _notice_answer(ctx: Context, course: Course, answer: Answer) -> None:
@@ -150,7 +150,7 @@ def _write(ctx: Context, course: Course, record: Record, *, forced: bool) -> Scr
         case Ended():
             ctx.notice("P9", course.attempt.id, "every branch proved")
             with ctx.lock:
-                ctx.ended.append((course.attempt.id, tuple(branch.ref for branch in course.branches.values())))
+                ctx.ended.append((course.attempt.id, course.machine.plan.decision.branches))
             return None
 
 

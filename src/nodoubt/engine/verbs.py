@@ -188,9 +188,8 @@ def finish_work(ctx: Context, attempt: Attempt) -> Script[Course]:
             name=attempt.name,
             attempt=attempt.id,
         ) from error
-    course = Course(
-        attempt, CommitMachine(_plan(ctx, attempt, shares)), {b.number: b for b in attempt.branches.values()}
-    )
+    branches = {branch.number: branch for branch in attempt.branches.values()}
+    course = Course(attempt, CommitMachine(_plan(ctx, attempt, branches, shares)), branches)
     yield from to_answer(ctx, course, StageAsked() if staged else CommitAsked())
     if course.answer is Answer.STAGED:
         ctx.failed_begins.pop(attempt.name, None)
@@ -231,14 +230,13 @@ def _who_wrote(ctx: Context, attempt: Attempt) -> Script[list[Share]]:
     branches = attempt.branches.values()
     asked = [branch for branch in branches if not branch.work.wrote]
     outcomes = yield from every([one(branch) for branch in asked])
-    wrote = {branch.number: outcome.get() for branch, outcome in zip(asked, outcomes, strict=True)}
-    return [Share(branch.number, wrote.get(branch.number, True)) for branch in branches]
+    readers = {branch.number for branch, outcome in zip(asked, outcomes, strict=True) if not outcome.get()}
+    return [Share(branch.number, branch.number not in readers) for branch in branches]
 
 
-def _plan(ctx: Context, attempt: Attempt, shares: list[Share]) -> Plan:
-    by_number = {b.number: b for b in attempt.branches.values()}
-    writers = [by_number[share.number] for share in shares if share.wrote]
-    refs = tuple(branch.ref for branch in writers)
+def _plan(ctx: Context, attempt: Attempt, branches: dict[int, Branch], shares: list[Share]) -> Plan:
+    writers = [branches[share.number] for share in shares if share.wrote]
+    refs = tuple([branch.ref for branch in writers])
     point = next((b for b in writers if b.participant.holds_journal), None)
     number = None if point is None else point.number
     staged = attempt.mode is Mode.STAGED
@@ -303,7 +301,7 @@ def abandon(ctx: Context, attempt: Attempt) -> Script[None]:
 def _abandon_with_calls(ctx: Context, attempt: Attempt) -> Script[None]:
     """Where steps were called an abort is not presumed: whoever undoes them goes by the register (I19)."""
     branches = {branch.number: branch for branch in attempt.branches.values()}
-    plan = _plan(ctx, attempt, [Share(number, True) for number in branches])
+    plan = _plan(ctx, attempt, branches, [Share(number, True) for number in branches])
     course = Course(attempt, CommitMachine(plan), branches)
     yield from to_answer(ctx, course, AbortAsked("its work failed"))
     yield from to_end(ctx, course)

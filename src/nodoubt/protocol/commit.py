@@ -126,6 +126,7 @@ class CommitMachine:
     def __init__(self, plan: Plan, *, phase: Phase = Phase.WORKING) -> None:
         self.plan = plan
         self.phase = phase
+        self.writers = plan.writers
         self.point = plan.decision.point if plan.staging is None else plan.staging.last
         resumed = phase is Phase.STAGED
         self.branches = {share.number: Standing.PREPARED if resumed else Standing.WORKING for share in plan.shares}
@@ -150,18 +151,14 @@ class CommitMachine:
     # ---- voting
 
     def _ask_votes(self, _: CommitAsked | StageAsked) -> Ready:
-        writers, point = self.plan.writers, self.point
-        staged = self.plan.staging is not None
+        alone = len(self.writers) == 1 and self.plan.staging is None and not self.plan.calls
         commands: list[Command] = []
         for share in self.plan.shares:
-            if not share.wrote:
-                commands.append(EndReader(share.number))
-            elif share.number != point and (staged or len(writers) > 1 or self.plan.calls):
-                commands.append(Prepare(share.number))
-        for command in commands:
-            assert isinstance(command, EndReader | Prepare)
-            self.branches[command.branch] = Standing.ASKED
-            self.pending.add(command.branch)
+            if share.wrote and (alone or share.number == self.point):
+                continue
+            commands.append(Prepare(share.number) if share.wrote else EndReader(share.number))
+            self.branches[share.number] = Standing.ASKED
+            self.pending.add(share.number)
         self.phase = Phase.VOTING
         return Ready(commands=tuple(commands)) if commands else self._all_voted()
 
@@ -178,7 +175,7 @@ class CommitMachine:
         self.branches[event.branch] = AFTER_VOTE[event.vote]
 
     def _all_voted(self) -> Ready:
-        writers, point = self.plan.writers, self.point
+        writers, point = self.writers, self.point
         if self.plan.staging is not None:
             if self.plan.listed_early or self.plan.row_inside:
                 return self._prepare_last()
@@ -204,7 +201,7 @@ class CommitMachine:
         return Ready(records=(self.plan.decision,), must_sync=True)
 
     def _require_votes(self) -> None:
-        for number in self.plan.writers:
+        for number in self.writers:
             if number != self.point or self.plan.staging is not None:
                 ready = self.branches[number] is Standing.PREPARED
                 invariant(ready, "I2", "branch {} did not prove itself prepared", number)
@@ -287,7 +284,7 @@ class CommitMachine:
             return Ready(commands=(Fence(event.why),))
         if self.phase is Phase.ALONE:
             self.phase = Phase.SETTLING
-            return Ready(commands=(Settle(self.plan.writers[0]),))
+            return Ready(commands=(Settle(self.writers[0]),))
         self.phase = Phase.DOUBT
         return Ready(answer=Answer.IN_DOUBT)
 
@@ -309,11 +306,11 @@ class CommitMachine:
 
     def _alone_declined(self, event: Declined) -> Ready:
         self.why = event.why
-        self.branches[self.plan.writers[0]] = Standing.GONE
+        self.branches[self.writers[0]] = Standing.GONE
         return self._abort()
 
     def _alone_decided(self, event: Decided) -> Ready:
-        self.branches[self.plan.writers[0]] = Standing.GONE
+        self.branches[self.writers[0]] = Standing.GONE
         if event.verdict is Verdict.ABORT:
             self.why = event.why or self.why
             return self._abort()
