@@ -38,6 +38,7 @@ except ImportError:
     raise MissingExtra("PostgreSQL", "postgres") from None
 
 R = TypeVar("R")
+Talk = Generator["Message", list[Any], R]
 TIMEOUT_S = 10.0
 STATEMENTS_MAX = 200  # prepared in a session while it lives; what comes after is parsed each time
 PARAMETERS_MAX = 65535  # of one statement: the protocol counts them in 16 bits
@@ -56,15 +57,14 @@ _LAST = _COPY | {_SYNC}  # of an answer
 _IDLE = int(pq.TransactionStatus.IDLE)
 _OUTDATED = ("0A", "26", "42", "XX")  # what a plan answers whose tables or types have changed, or that is gone
 
-Message = tuple[Callable[[], None], bool]  # what sends it, and whether as a pipeline
-Talk = Generator[Message, list[Any], R]
 
+class Message:
+    """What `send` sends, and the results of it, as they come in."""
 
-class Answer:
-    """The results of one message, as they come in."""
+    __slots__ = ("_pg", "_pipeline", "results", "send")
 
-    def __init__(self, pg: Any, *, pipeline: bool) -> None:
-        self._pg, self._pipeline = pg, pipeline
+    def __init__(self, pg: Any, send: Callable[[], None], *, pipeline: bool = False) -> None:
+        self._pg, self.send, self._pipeline = pg, send, pipeline
         self.results: list[Any] = []
 
     def take(self) -> bool:
@@ -152,7 +152,7 @@ class LibpqSession:
 
     def _run(self, sql: str) -> Talk[tuple[Reply, ...]]:
         text = self._bytes(sql)
-        return self._replies((yield (lambda: self._pg.send_query(text)), False))
+        return self._replies((yield Message(self._pg, lambda: self._pg.send_query(text))))
 
     def _run_each(self, statements: Sequence[str]) -> Talk[tuple[Reply, ...]]:
         texts = [self._bytes(one) for one in statements]
@@ -164,13 +164,12 @@ class LibpqSession:
             # One for all: behind a statement that has failed, the server runs none before it.
             self._pg.pipeline_sync()
 
-        return self._replies((yield send, True))
+        return self._replies((yield Message(self._pg, send, pipeline=True)))
 
     def _execute(self, statement: str, params: Params) -> Talk[Reply]:
         if params is None and _is_several(statement):
             text = self._bytes(statement)
-            results = yield (lambda: self._pg.send_query(text)), False
-            return self._users_reply(results)
+            return self._users_reply((yield Message(self._pg, lambda: self._pg.send_query(text))))
         return (yield from self._execute_after((), statement, params))[-1]
 
     def _execute_after(self, before: Sequence[str], statement: str, params: Params) -> Talk[tuple[Reply, ...]]:
@@ -204,7 +203,7 @@ class LibpqSession:
             if several:
                 self._pg.pipeline_sync()
 
-        results = yield send, several
+        results = yield Message(self._pg, send, pipeline=several)
         replies = self._replies(results[: len(before)])
         if plan.make and results[len(before)].status in _FINE:
             self._statements.made(plan)
@@ -224,7 +223,7 @@ class LibpqSession:
                     self._pg.send_query_params(query.query, query.params, query.types, query.formats)
                 self._pg.pipeline_sync()
 
-            results = yield send, True
+            results = yield Message(self._pg, send, pipeline=True)
             replies += self._replies(results[: len(before)])
             for result in results[len(before) :]:
                 count += max(self._users_reply([result]).count, 0)
@@ -253,19 +252,13 @@ class LibpqSession:
 
     # ---- answers
 
-    def _whole(self, results: list[Any]) -> list[Any]:
-        if results and results[-1].status in _COPY:
-            self.kill()
-            raise UsageError("COPY cannot be run as a statement here: it takes the whole session")
-        return results
-
-    def _gone(self, error: psycopg.Error, answer: Answer, *, before: bool) -> SessionLost:
+    def _gone(self, error: psycopg.Error, message: Message, *, before: bool) -> SessionLost:
         """Of an exchange that has failed. `before`: an earlier message of the same conversation was answered."""
         self.usable = False
         why = str(error)
-        words = [_field(result, _Diag.MESSAGE_PRIMARY) for result in answer.results if result.status not in _FINE]
+        words = [_field(result, _Diag.MESSAGE_PRIMARY) for result in message.results if result.status not in _FINE]
         lost = SessionLost(": ".join([*(last for last in words if last not in why), why]))
-        lost.answered = before or bool(answer.results)
+        lost.answered = before or bool(message.results)
         return lost
 
     def _replies(self, results: Sequence[Any], *, in_full: bool = False) -> tuple[Reply, ...]:
@@ -281,7 +274,13 @@ class LibpqSession:
             replies.append(Reply(tag, count) if status not in _ROWS else self._with_rows(result, tag, count, in_full))
         return tuple(replies)
 
+    def _refuse_copy(self, result: Any) -> None:
+        if result.status in _COPY:
+            self.kill()
+            raise UsageError("COPY cannot be run as a statement here: it takes the whole session")
+
     def _raise_ours(self, result: Any, after: int) -> NoReturn:
+        self._refuse_copy(result)
         code, primary = _field(result, _Diag.SQLSTATE), _field(result, _Diag.MESSAGE_PRIMARY)
         if not code or ends_session(code, _field(result, _Diag.SEVERITY_NONLOCALIZED)):
             self.usable = False
@@ -295,6 +294,7 @@ class LibpqSession:
         for result in results:
             if result.status in _FINE:
                 continue
+            self._refuse_copy(result)
             error = error_from_result(result, encoding=self._pg._encoding)
             if plan is not None and plan.name and not plan.make and (error.sqlstate or "").startswith(_OUTDATED):
                 self._statements.forget()  # what an ALTER TABLE has done to this one; the next attempt makes another

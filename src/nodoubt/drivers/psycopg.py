@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Params, Reply, SessionLost, StatementFailed
 from ..url import Url
-from .libpq import TIMEOUT_S, Answer, LibpqSession, R, Talk, options
+from .libpq import TIMEOUT_S, LibpqSession, Message, R, Talk, options
 from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, require_alive, restore
 
 try:
@@ -59,25 +59,24 @@ class PsycopgSession(LibpqSession):
         self.warnings.clear()
         while True:
             try:
-                send, pipeline = talk.send(results)  # type: ignore[arg-type] # None only begins
+                message = talk.send(results)  # type: ignore[arg-type] # None only begins
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
-            answer = Answer(self._pg, pipeline=pipeline)
             try:
-                self._exchange(send, answer)
+                self._exchange(message)
             except psycopg.Error as error:
                 self._pg.finish()
-                raise self._gone(error, answer, before=results is not None) from error
+                raise self._gone(error, message, before=results is not None) from error
             except BaseException:
                 self.usable = False  # interrupted in the middle of a call: nobody knows what is still to be read
                 raise
-            results = self._whole(answer.results)
+            results = message.results
 
-    def _exchange(self, send: Callable[[], None], answer: Answer) -> None:
+    def _exchange(self, message: Message) -> None:
         """Send, and wait for the whole answer."""
-        send()
+        message.send()
         more = self._pg.flush()
-        while not answer.take():
+        while not message.take():
             if more:
                 self._poll.modify(self._pg.socket, select.POLLIN | select.POLLOUT)
             if not self._poll.poll(self.answer_ms):

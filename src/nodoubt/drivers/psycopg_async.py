@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import MissingExtra, ResourceUnavailable
 from ..ports import Params, Reply, SessionLost, StatementFailed
 from ..url import Url
-from .libpq import TIMEOUT_S, Answer, LibpqSession, R, Talk, options
+from .libpq import TIMEOUT_S, LibpqSession, Message, R, Talk, options
 from .postgres_failure import CHECK_CLIENT, CHECK_CLIENT_FROM_VERSION, introduction, require_alive, restore
 
 try:
@@ -58,20 +58,19 @@ class AsyncPsycopgSession(LibpqSession):
         self.warnings.clear()
         while True:
             try:
-                send, pipeline = talk.send(results)  # type: ignore[arg-type] # None only begins
+                message = talk.send(results)  # type: ignore[arg-type] # None only begins
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
-            answer = Answer(self._pg, pipeline=pipeline)
             try:
-                await self._wire.exchange(send, answer)
+                await self._wire.exchange(message)
             except psycopg.Error as error:
-                raise self._gone(error, answer, before=results is not None) from error
+                raise self._gone(error, message, before=results is not None) from error
             except BaseException:
                 # Cancelled in the middle of a call: nobody knows what is still to be read.
                 self.usable = False
                 self._wire.give_up()
                 raise
-            results = self._whole(answer.results)
+            results = message.results
 
     async def close(self) -> None:
         """End the connection in good order. Never raises."""
@@ -132,13 +131,12 @@ class _Wire:
         self._pg, self._ended = pg, ended
         self._loop = asyncio.get_running_loop()
         self._socket = pg.socket
-        self._waiting: asyncio.Future[None] | None = None
-        self._answer = Answer(pg, pipeline=False)
+        self._waiting: tuple[Message, asyncio.Future[None]] | None = None
         self._watching = False
         self._writing = False
         self._over = False
 
-    def exchange(self, send: Callable[[], None], answer: Answer) -> asyncio.Future[None]:
+    def exchange(self, message: Message) -> asyncio.Future[None]:
         """Send; what is returned is done when the answer is whole.
 
         This, and that, raise `psycopg.Error` when the connection is lost, or has been.
@@ -148,11 +146,11 @@ class _Wire:
         if not self._watching:
             self._watching = True
             self._loop.add_reader(self._socket, self._readable)
-        self._answer = answer
-        send()
+        message.send()
         self._flush()
-        self._waiting = self._loop.create_future()
-        return self._waiting
+        whole = self._loop.create_future()
+        self._waiting = message, whole
+        return whole
 
     def give_up(self) -> None:
         """Nobody waits for the answer any more."""
@@ -194,21 +192,23 @@ class _Wire:
             self._pg.consume_input()
             if self._writing:
                 self._flush()  # libpq: what came in may have made room for what is to go out
-            waiting = self._waiting
-            if waiting is None or not self._answer.take():
+            if self._waiting is None:
                 return  # unasked: a notification, or a server's last words, which the next read follows
+            message, whole = self._waiting
+            if not message.take():
+                return
         except psycopg.Error as error:
             self._fail(error)
         else:
             self._waiting = None
-            if not waiting.done():
-                waiting.set_result(None)
+            if not whole.done():
+                whole.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         self.end()
         waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(error)
+        if waiting is not None and not waiting[1].done():
+            waiting[1].set_exception(error)
         self._ended()
 
 
