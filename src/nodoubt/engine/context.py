@@ -250,14 +250,13 @@ def bounded(script: Script[R], within_s: float, clock: Clock) -> Script[R]:
         while True:
             effect = send(result)
             left = max(until - clock.elapsed(), 0.001)
-            match effect:  # by kind alone: to take one apart in the pattern costs three times as much
-                case Do():
-                    limit = left if effect.within_s is None else min(left, effect.within_s)
-                    effect = Do(effect.target, effect.verb, effect.args, limit)
-                case Every():
-                    effect = Every(tuple(bounded(one, left, clock) for one in effect.scripts))
-                case Pause():
-                    effect = Pause(min(effect.seconds, left))
+            if isinstance(effect, Do):
+                limit = left if effect.within_s is None else min(left, effect.within_s)
+                effect = Do(effect.target, effect.verb, effect.args, limit)
+            elif isinstance(effect, Pause):
+                effect = Pause(min(effect.seconds, left))
+            else:
+                effect = Every(tuple(bounded(one, left, clock) for one in effect.scripts))
             try:
                 result = yield effect
                 send = script.send
