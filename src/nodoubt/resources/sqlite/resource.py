@@ -28,7 +28,7 @@ from ...ports import (
 )
 from ...protocol.records import Epoch, Verdict
 from ...schema import Part, Tables, judge, shipped
-from ...script import Script, do
+from ...script import Do, Script
 from ...xid import Xid, parse_gid
 from . import receipts, two_phase
 from .check import check
@@ -96,7 +96,7 @@ class SqliteResource:
                 "back"
             ) from work.doomed
         try:
-            reply, wrote = yield from do(session, "call", two_phase.execute, work, statement, params)
+            reply, wrote = yield Do(session, "call", (two_phase.execute, work, statement, params))
         except BaseException as error:
             work.doomed = error
             raise
@@ -106,7 +106,7 @@ class SqliteResource:
     def savepoint(self, session: Session, work: Work, step: SavepointStep, name: str) -> Script[None]:
         """`Refused` where SQLite has undone the whole transaction, as after an error of the disk."""
         try:
-            yield from do(session, "call", two_phase.savepoint, work, step, name)
+            yield Do(session, "call", (two_phase.savepoint, work, step, name))
         except StatementFailed as error:
             raise refusal(error, f"savepoint {name} on {self.name}") from error
 
@@ -115,7 +115,7 @@ class SqliteResource:
         if work.wrote or work.opening:
             return work.wrote
         try:
-            return (yield from do(session, "call", two_phase.wrote, work.xid.gid))  # type: ignore[no-any-return]
+            return (yield Do(session, "call", (two_phase.wrote, work.xid.gid)))  # type: ignore[no-any-return]
         except SessionLost as error:
             # Nothing that could end the branch was ever sent, so SQLite rolls it back.
             raise Refused(f"{self.name} was lost before its work could end: {error}", retry=True) from error
@@ -128,7 +128,7 @@ class SqliteResource:
     def rollback(self, session: Session, work: Work) -> Script[None]:
         """Undo the work. Never raises: a session that could not be cleaned is ended, and SQLite rolls back."""
         try:
-            yield from do(session, "call", two_phase.rollback)
+            yield Do(session, "call", (two_phase.rollback,))
         except Exception:
             session.kill()
 
@@ -187,7 +187,7 @@ class SqliteResource:
     # -- how they are asked
     def _ask(self, session: Session, function: Callable[..., Any], *args: Any) -> Script[Any]:
         try:
-            return (yield from do(session, "call", function, *args))
+            return (yield Do(session, "call", (function, *args)))
         except SessionLost as error:
             raise Unclear(f"{self.name} gave no answer: {error}") from error
         except StatementFailed as error:
