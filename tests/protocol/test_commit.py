@@ -25,7 +25,7 @@ from nodoubt.protocol.commands import (
     Settle,
     Undo,
 )
-from nodoubt.protocol.commit import TABLE, CommitMachine, IllegalEvent, Phase, Plan, Share, Standing
+from nodoubt.protocol.commit import TABLE, CommitMachine, IllegalEvent, Phase, Plan, Rule, Share, Standing
 from nodoubt.protocol.events import (
     EVENTS,
     AbortAsked,
@@ -110,6 +110,9 @@ class Walk:
         self.writing: list[object] = []
         self.answers: list[Answer] = []
         self.yes: set[int] = set()
+        # Branches that are prepared, or may be: to whoever resumes, all of them.
+        self.held = set(machine.branches) if machine.phase is Phase.STAGED else set[int]()
+        self.sent: set[tuple[type[Command], int]] = set()  # and to which branch; a fence is to none
         self.decided: Verdict | None = None
         self.asked = False  # whether COMMIT may have been written by us
         self.fenced: object = None  # what came of asking for ABORT
@@ -118,6 +121,8 @@ class Walk:
     def take(self, event: Event) -> None:
         if isinstance(event, Voted) and event.vote in (Vote.YES, Vote.READ_ONLY):
             self.yes.add(event.branch)
+        if isinstance(event, Voted) and event.vote in (Vote.YES, Vote.UNKNOWN):
+            self.held.add(event.branch)
         if isinstance(event, Decided):
             assert self.decided in (None, event.verdict), "the register answered two ways"
             self.decided = event.verdict
@@ -140,12 +145,7 @@ class Walk:
                 assert share.number in self.yes or (share.wrote and local and not resumed) or resumed, "I2"
         self.asked = self.asked or asks_commit
         for command in ready.commands:
-            if isinstance(command, CommitAlone | Settle):
-                assert not plan.calls, "I19: an end that the register does not know"
-            if isinstance(command, Commit):
-                assert self.decided is Verdict.COMMIT, "I4: COMMIT before the decision"
-            if isinstance(command, Rollback):
-                assert self.decided is not Verdict.COMMIT, "a rollback against the decision"
+            self.send(command)
         for record in ready.records:
             if isinstance(record, Ended):
                 assert not self.machine.unfinished, "I6"
@@ -162,8 +162,22 @@ class Walk:
             if ready.answer is Answer.COMMITTED and (plan.writers or plan.calls):
                 assert self.decided is Verdict.COMMIT, "I5"
             if ready.answer is Answer.ABORTED:
-                assert self.decided is not Verdict.COMMIT, "I5"
+                assert self.decided is Verdict.ABORT or (self.decided is None and not self.asked), "I5"
         self.open += ready.commands
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, CommitAlone | Settle):
+            assert not self.machine.plan.calls, "I19: an end that the register does not know"
+        if isinstance(command, Commit):
+            assert self.decided is Verdict.COMMIT, "I4: COMMIT before the decision"
+        if isinstance(command, Rollback):
+            assert self.decided is not Verdict.COMMIT, "a rollback against the decision"
+        if isinstance(command, Commit | Rollback):
+            assert command.branch in self.held, "phase two of a branch that is not prepared"
+        if not isinstance(command, Fence):
+            asked = (type(command), command.branch)
+            assert asked not in self.sent, "asked twice"
+            self.sent.add(asked)
 
     def choices(self) -> Iterator[tuple[object, Event]]:
         for record in self.writing:
@@ -191,8 +205,11 @@ class Walk:
         other.open = [c for c in self.open if c is not source]
         other.writing = [r for r in self.writing if r is not source]
         other.answers, other.yes = list(self.answers), set(self.yes)
+        other.held, other.sent = set(self.held), set(self.sent)
         if isinstance(source, Fence):
             other.fenced = event
+        if isinstance(source, CommitPoint) and event == Decided(Verdict.COMMIT):
+            other.held.discard(source.branch)  # its own commit has carried the decision
         other.take(event)
         return other
 
@@ -203,7 +220,7 @@ class Walk:
             machine.phase, machine.stands, machine.fencing, tuple(machine.branches.values()),
             frozenset(machine.pending), frozenset(machine.unfinished), self.decided, self.asked, self.ended,
             frozenset((type(c), getattr(c, "branch", None)) for c in self.open), tuple(map(type, self.writing)),
-            tuple(self.answers), frozenset(self.yes), type(self.fenced),
+            tuple(self.answers), frozenset(self.yes), type(self.fenced), frozenset(self.held), frozenset(self.sent),
         )  # fmt: skip
 
 
@@ -226,6 +243,11 @@ def explore(first: Walk) -> tuple[int, set[tuple[Phase, type[Event]]]]:
         if not moved:
             assert phase in (Phase.COMMITTED, Phase.ABORTED, Phase.STAGED, Phase.DOUBT), f"stuck in {phase}"
             assert walk.answers, "the caller was never told anything"
+            if phase in (Phase.COMMITTED, Phase.ABORTED):
+                second = Commit if phase is Phase.COMMITTED else Rollback
+                assert {branch for kind, branch in walk.sent if kind is second} == walk.held, "I8: left prepared"
+            if phase is Phase.ABORTED:
+                assert {branch for _, branch in walk.sent} == set(walk.machine.branches), "a branch was left at work"
             if walk.machine.plan.calls and phase in (Phase.COMMITTED, Phase.ABORTED):
                 silent = isinstance(walk.fenced, Undecided)
                 assert walk.decided is not None or silent, "I19: steps were called, and the register was not asked"
@@ -310,6 +332,72 @@ def test_after_a_lost_reply_at_the_commit_point_only_abort_is_asked_for() -> Non
     assert machine.step(Voted(0, Vote.YES)).commands[0].branch == 1  # type: ignore[union-attr]
     ready = machine.step(Undecided("lost"))
     assert ready.commands == (Fence("lost"),) and not ready.records
+
+
+@pytest.mark.parametrize(
+    ("of", "before", "event"),
+    [
+        (plan(2), (CommitAsked(), Voted(0, Vote.YES)), Voted(1, Vote.YES)),
+        (plan(3, point=True), (CommitAsked(), Voted(0, Vote.YES)), Voted(1, Vote.YES)),
+        (plan(2, point=True, staged=True), (StageAsked(), Voted(0, Vote.YES), Listed()), Voted(1, Vote.YES)),
+        (plan(1, staged=True), (), CommitAsked()),
+        (plan(1, point=True, staged=True), (), CommitAsked()),
+        (plan(1, point=True, staged=True, rides=True), (), CommitAsked()),
+    ],
+    ids=["at once", "with a point", "staging", "staged", "staged, X", "staged, X that carries the decision"],
+)
+def test_whatever_led_there_commit_is_not_asked_for_while_a_branch_is_not_prepared(
+    of: Plan, before: tuple[Event, ...], event: Event
+) -> None:
+    machine = CommitMachine(of, phase=Phase.WORKING if before else Phase.STAGED)
+    for one in before:
+        machine.step(one)
+    assert machine.branches[0] is Standing.PREPARED
+    machine.branches[0] = Standing.UNKNOWN
+    with pytest.raises(InvariantViolated, match="I2"):
+        machine.step(event)
+
+
+def test_a_commit_that_stands_although_we_never_asked_for_one_stops_the_machine() -> None:
+    machine = CommitMachine(plan(2, calls=True))
+    assert any(isinstance(command, Fence) for command in machine.step(AbortAsked("given up")).commands)
+    with pytest.raises(InvariantViolated, match="I3"):
+        machine.step(Decided(Verdict.COMMIT))
+
+
+def test_an_event_that_leads_elsewhere_than_the_table_says_stops_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = TABLE[Phase.DECIDING, Undecided]
+    monkeypatch.setitem(TABLE, (Phase.DECIDING, Undecided), Rule(rule.act, frozenset({Phase.COMMITTED})))
+    machine = CommitMachine(plan(2))
+    for event in (CommitAsked(), Voted(0, Vote.YES), Voted(1, Vote.YES)):
+        machine.step(event)
+    with pytest.raises(InvariantViolated, match="I3"):
+        machine.step(Undecided("?"))
+
+
+@pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.WORKING, Phase.STAGED}))
+def test_no_machine_starts_in_the_middle(phase: Phase) -> None:
+    with pytest.raises(IllegalEvent):
+        CommitMachine(plan(2, staged=True), phase=phase)
+
+
+@pytest.mark.parametrize(
+    ("point", "events", "frees"),
+    [
+        (True, (StageAsked(), Voted(0, Vote.YES), Listed(), Voted(1, Vote.NO)), True),
+        (True, (StageAsked(), Voted(0, Vote.YES), Listed(), Voted(1, Vote.UNKNOWN)), False),
+        (True, (StageAsked(), Voted(0, Vote.YES), NotListed("no")), True),
+        (False, (StageAsked(), Voted(0, Vote.YES), Voted(1, Vote.YES), NotListed("no")), False),
+    ],
+    ids=["X refused", "X gave no answer", "the row before X", "the row after all"],
+)
+def test_a_begin_that_failed_frees_its_name_only_if_nobody_can_have_seen_it_staged(
+    point: bool, events: tuple[Event, ...], frees: bool
+) -> None:
+    machine = CommitMachine(plan(2, point=point, staged=True))
+    for event in events:
+        ready = machine.step(event)
+    assert ready.commands == (Fence(machine.why, frees_name=frees),) and machine.why
 
 
 class CountsUnknownAsYes(CommitMachine):
