@@ -3,9 +3,9 @@
 Guarantees: what it returns was either written by us, forced, and acknowledged, or confirmed by a forced
 UPDATE of its own row. Nobody acts on a plain read. Concurrent decisions of one process share a forced write.
 
-Raises `NotDecided` when surely nothing of ours was written, `Unclear` when nobody knows, `BelowFloor` when the
-journal no longer remembers, `UnreadableRecord` where a decision stands and cannot be read: it is never decided again.
-`NoFloor` is both: nothing was written, because what the journal remembers cannot be read.
+Raises `NotDecided` when surely nothing was decided, by us or, as far as was seen, by others; `Unclear` when nobody
+knows; `BelowFloor` when the journal no longer remembers; `UnreadableRecord` where a decision stands and cannot be read:
+it is never decided again. `NoFloor` is both: nothing was written, because what the journal remembers cannot be read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write(ctx: Context, decisions: Sequence[Decision]) -> Script[list[NoDoubtErr
 def decide(ctx: Context, decision: Decision) -> Script[Decision]:
     """Write the decision, or learn the one that stands. Bounded by `decide_s`."""
     until = ctx.clock.elapsed() + ctx.settings.decide_s
-    maybe_written = False
+    maybe_stands = False
     for pause_s in backoff():
         error: NoDoubtError | None
         try:
@@ -62,17 +62,17 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
         if error is None:
             return decision
         if isinstance(error, (BelowFloor, UnreadableRecord)):
-            if maybe_written:
+            if maybe_stands:
                 # An earlier try may have been written, carried out and forgotten since: unknown, never "not done".
                 raise Unclear(f"an earlier try had no answer, and now it is refused: {error}") from error
             if isinstance(error, BelowFloor):
                 raise error
             raise NoFloor(str(error)) from error
-        if isinstance(error, Refused) and not isinstance(error, Conflict) and not error.retry and not maybe_written:
+        if isinstance(error, Refused) and not isinstance(error, Conflict) and not error.retry and not maybe_stands:
             raise NotDecided(f"the journal refuses, and waiting will not help: {error}") from error
-        # Anything but a refusal may have been written, or be written yet.
-        maybe_written |= isinstance(error, Unclear)
-        if maybe_written or isinstance(error, Conflict):
+        # Anything but a refusal may have been written, or be written yet; and what conflicts with it has been.
+        maybe_stands |= isinstance(error, (Unclear, Conflict))
+        if maybe_stands:
             try:
                 standing = yield from _confirm_once(ctx, [decision.attempt])
             except NoDoubtError as trouble:
@@ -81,7 +81,7 @@ def decide(ctx: Context, decision: Decision) -> Script[Decision]:
                 if decision.attempt in standing:
                     return readable(standing[decision.attempt]).decision
         if ctx.clock.elapsed() + pause_s >= until:
-            kind = Unclear if maybe_written or isinstance(error, Conflict) else NotDecided
+            kind = Unclear if maybe_stands else NotDecided
             raise kind(f"the journal gave no decision within {ctx.settings.decide_s:g} s: {error}") from error
         yield Pause(pause_s)
     raise AssertionError("backoff does not end")
