@@ -165,6 +165,28 @@ def test_what_the_journal_can_never_tell_any_more_an_operator_may_end_either_way
         assert db.recover(grace=0).clean
 
 
+@pytest.mark.parametrize(("ending", "contrary", "balance"), [("commit", "rollback", 100), ("rollback", "commit", 7)])
+def test_what_somebody_ends_the_other_way_at_that_moment_is_not_cleared_as_dealt_with(
+    pair: list[Database], monkeypatch: pytest.MonkeyPatch, ending: Any, contrary: str, balance: int
+) -> None:
+    """The operator has spoken of a branch that was prepared, and has not heard of this (I17)."""
+    with coordinator(pair) as db:
+        old = below_the_floor(db, pair)
+        resource: Any = db._ctx.participants["b"].resource
+        verb = f"{ending}_prepared"
+        sound = getattr(resource, verb)
+
+        def overtaken(session: Any, prepared: Any) -> Any:
+            for gid in pair[1].prepared():
+                pair[1].query(f"{contrary} prepared '{gid}'")
+            return sound(session, prepared)
+
+        monkeypatch.setattr(resource, verb, overtaken)
+        with pytest.raises(ResourceUnavailable, match="not ended"):
+            db.resolve(old, ending, **WHO)
+        assert [entry.attempt for entry in db.quarantined()] == [old] and pair[1].balance() == balance
+
+
 def test_there_is_nothing_to_resolve_where_nothing_is_known_or_settle_would_tell(pair: list[Database]) -> None:
     with coordinator(pair) as db:
         db.setup()

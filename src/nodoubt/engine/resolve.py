@@ -122,9 +122,9 @@ def _finish(ctx: Context, case: _Case, entry: Quarantined) -> Script[None]:
     if prepared is None:
         return
     ending = yield from carry_out(ctx, participant, prepared, case.wanted)
-    if ending.end is End.OPEN:
+    if ending.end is not End.PROVED:
         raise ResourceUnavailable(
-            f"branch {entry.branch} on {participant.name} is not ended yet; try again: {ending.why}"
+            f"branch {entry.branch} on {participant.name} is not ended as you say; try again: {ending.why}"
         )
 
 
