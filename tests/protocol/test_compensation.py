@@ -110,6 +110,24 @@ def test_the_caller_itself_need_not_wait_for_its_own_action() -> None:
     assert (claimed.state, claimed.tries, claimed.claim) == (CallState.UNDOING, 1, "c1")
 
 
+def test_the_caller_waits_like_everybody_for_a_compensation_that_somebody_has() -> None:
+    for state in (CallState.UNDOING, CallState.DUE):
+        with pytest.raises(NotNow) as raised:
+            step(call(state, claim="c1", worker="w1", until=5.0), Claimed("c2", "me", 9.0, mine=True), at=4.9)
+        assert raised.value.until == 5.0
+
+
+@pytest.mark.parametrize("kind", [Claimed, Unfit, Skipped])
+@pytest.mark.parametrize("state", [CallState.DONE, CallState.DOUBT])
+def test_an_action_that_is_over_has_nobody_to_wait_for(state: CallState, kind: type[Event]) -> None:
+    """The time that its caller had asked for goes by unused."""
+    assert step(call(state, until=5.0), SAMPLES[kind], at=1.0).state is not state
+
+
+def test_of_an_error_no_more_is_kept_than_can_be_shown() -> None:
+    assert step(call(), Unanswered("x" * 5000), at=1.0).error == "x" * 2000
+
+
 def test_a_failure_counts_only_from_whoever_holds_the_claim() -> None:
     mine = call(CallState.UNDOING, claim="c2")
     assert step(mine, Failed("c1", "stale", 9.0), at=1.0) is mine is step(mine, GivenUp("c1", "stale"), at=1.0)
