@@ -18,7 +18,7 @@ import pytest
 from kit import QUICK, until
 from nodoubt import Coordinator, Settings, State
 from nodoubt.engine import sweep
-from nodoubt.ports import Prepared
+from nodoubt.ports import Prepared, Unclear
 from nodoubt.protocol import recovery
 from nodoubt.protocol.recovery import Action, Age, Known, Row, Seen
 from nodoubt.resources.postgres import PostgresResource
@@ -130,6 +130,52 @@ def test_a_sweep_that_knows_no_deadlines_aborts_what_somebody_is_about_to_commit
 ) -> None:
     instead(monkeypatch, Known.STAGED, Action.FENCE)
     assert a_sweep_comes_before_the_deadline(request, tmp_path) is State.ABORTED
+
+
+def the_database_of_the_last_branch_gives_no_answer(request: Any, tmp_path: Path) -> tuple[State, int]:
+    """What a sweep makes of a transaction that is staged and complete, and what it has left."""
+    pair = databases("postgres+sqlite", request, tmp_path)
+    with coordinator(pair) as db, coordinator(pair) as rival:
+        db.setup()
+        staged(db)
+        rival.setup()
+
+        def silent(*_: object) -> Script[tuple[Prepared, ...]]:
+            raise Unclear("no answer")
+            yield
+
+        context(rival).participants["a"].resource.prepared = silent  # type: ignore[method-assign]
+        report = rival.recover(grace=0)
+        assert set(report.trouble) == {"a"}
+        return db.status("pay").state, report.left
+
+
+def test_what_is_staged_is_left_while_the_database_of_its_last_branch_gives_no_answer(
+    request: Any, tmp_path: Path
+) -> None:
+    assert the_database_of_the_last_branch_gives_no_answer(request, tmp_path) == (State.PREPARED, 1)
+
+
+def test_a_sweep_that_takes_silence_for_a_branch_that_is_not_prepared_aborts_what_is_complete(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = sweep._last_listed
+    monkeypatch.setattr(sweep, "_last_listed", lambda *args: bool(sound(*args)))
+    assert the_database_of_the_last_branch_gives_no_answer(request, tmp_path) == (State.ABORTED, 0)
+
+
+def test_a_sweep_admits_who_was_away_at_the_start(request: Any, tmp_path: Path) -> None:
+    """Nobody but the sweep may ever ask for it; a clone that has come in its place is refused."""
+    pair = databases("postgres+sqlite", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        with out_of_reach("b"):
+            assert at_once(db) == COMMITTED
+        away = context(db).participants["b"]
+        identity, away.resource_id = away.resource_id, ""
+        assert db.recover(grace=0).clean
+        assert away.resource_id == identity
+    assert balances(pair) == MOVED and at_rest(pair)
 
 
 # ---- a missing branch is looked for twice before the alarm ----------------------------------------

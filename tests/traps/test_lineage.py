@@ -20,7 +20,7 @@ import pytest
 from kit import QUICK, Database, Face, make_database
 from nodoubt import Coordinator, LineageBroken, State, TransactionAborted, UsageError
 from nodoubt.coordinator import SELDOM
-from nodoubt.engine import ends, start
+from nodoubt.engine import ends, start, sweep
 from nodoubt.engine.branches import End, Ending
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.testing.servers import PostgresServer
@@ -60,6 +60,12 @@ def start_often(some: list[Database], journal: str | None = None) -> None:
     for _ in range(2):
         with coordinator(some, journal):
             pass
+
+
+def let_go_of_the_journal(db: Coordinator) -> None:
+    for session, _ in context(db).journal_pool._idle:  # type: ignore[attr-defined]
+        session.close()
+    context(db).journal_pool.drop_idle()
 
 
 def commit_and_leave(db: Coordinator, name: str = "order") -> None:
@@ -128,14 +134,43 @@ def test_a_coordinator_that_was_open_while_its_journal_was_set_back_sweeps_nothi
     start_often(pair, own)
     with coordinator(pair, own) as db:
         commit_and_leave(db)
-        for session, _ in context(db).journal_pool._idle:  # type: ignore[attr-defined]
-            session.close()
-        context(db).journal_pool.drop_idle()
+        let_go_of_the_journal(db)
         backup.restore()
         for _ in range(2):
             report = db.recover(grace=0)
             assert set(report.trouble) == {"a", "b"} and not report.rolled_back
         assert len(pair[1].prepared()) == 1
+
+
+def what_one_database_shows_of_the_journal(pair: list[Database], own: str) -> tuple[list[str], list[int]]:
+    """b has witnessed nothing that the journal has forgotten, and holds a branch of the commit that it has; a has.
+
+    Who is in trouble, and what came of it.
+    """
+    with coordinator(pair, own) as db:
+        db.setup()
+        with db.transaction() as tx:
+            tx["a"].execute("update accounts set balance = balance where id = 1")
+        backup = Backup(own)
+        commit_and_leave(db)
+        start_often(pair[:1], own)
+        let_go_of_the_journal(db)
+        backup.restore()
+        return sorted(db.recover(grace=0).trouble), balances(pair)
+
+
+def test_what_one_database_shows_of_the_journal_holds_for_all_others(pair: list[Database], own: str) -> None:
+    assert what_one_database_shows_of_the_journal(pair, own) == (["a"], [70, 100])
+    assert len(pair[1].prepared()) == 1, "the commit that was forgotten can still be carried out"
+
+
+def test_a_sweep_that_bars_only_who_shows_it_aborts_half_of_a_commit(
+    pair: list[Database], own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant: that a journal was set back is taken for the trouble of one database."""
+    monkeypatch.setattr(sweep, "JournalRestored", ZeroDivisionError)
+    assert what_one_database_shows_of_the_journal(pair, own) == (["a"], [70, 100])
+    assert pair[1].prepared() == []
 
 
 @pytest.mark.usefixtures("set_back")
