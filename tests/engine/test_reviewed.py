@@ -69,6 +69,29 @@ def test_a_child_of_a_fork_that_falls_out_of_the_block_ends_nothing_of_its_paren
             assert tx.execute("select count(*) from t").scalar() == 1
 
 
+def test_a_child_of_a_fork_that_fails_in_the_block_takes_nothing_of_its_parents_back(postgres: PostgresServer) -> None:
+    """Its ROLLBACK would go to the parent's socket."""
+    with Coordinator(postgres.url(), settings=QUICK, recovery=False) as db:
+        db.setup()
+        with db.transaction() as tx:
+            tx.execute("create table t (x int)")
+        pid = 0
+        try:
+            with db.transaction() as tx:
+                tx.execute("insert into t values (1)")
+                pid = os.fork()
+                if pid == 0:
+                    raise ZeroDivisionError
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+                assert tx.execute("select count(*) from t").scalar() == 1
+        except BaseException:
+            if pid == 0:
+                os._exit(7)
+            raise
+        with db.transaction() as tx:
+            assert tx.execute("select count(*) from t").scalar() == 1
+
+
 def test_while_a_database_is_away_sweeps_do_not_remember_more_and_more_branches(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from nodoubt import (
     Coordinator,
     DuplicateTransaction,
     Heuristic,
+    OutcomeConflict,
     ResourceUnavailable,
     State,
     StillBeginning,
@@ -336,6 +337,33 @@ def a_failed_begin_is_rolled_back(request: Any, tmp_path: Path) -> tuple[str, st
         here = asked(lambda: db.rollback_distributed("pay"))
     with coordinator(pair) as other:
         return here, asked(lambda: other.rollback_distributed("pay"))
+
+
+def test_a_commit_is_told_where_the_begin_failed_that_there_is_nothing(request: Any, tmp_path: Path) -> None:
+    """What quiets a rollback must not have a commit answered as if it had ended well."""
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        with pytest.raises(KeyError), db.begin_distributed("pay"):
+            raise KeyError("mine")
+        with pytest.raises(UnknownTransaction):
+            db.commit_distributed("pay")
+
+
+def test_a_begin_that_failed_here_and_was_committed_elsewhere_keeps_its_name(request: Any, tmp_path: Path) -> None:
+    """This process has lost the answer to its last prepare; another has seen it staged, and committed it."""
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        attempt = staged(db)
+        with coordinator(pair) as other:
+            other.commit_distributed("pay")
+        context(db).remember_failed_begin("pay", attempt, harmless=False)
+        with pytest.raises(OutcomeConflict):
+            db.rollback_distributed("pay")
+        with pytest.raises(DuplicateTransaction):
+            staged(db)
+    assert balances(pair) == MOVED
 
 
 def test_a_rollback_is_quiet_where_the_begin_failed_and_the_name_unknown_elsewhere(

@@ -176,6 +176,34 @@ def test_an_abort_that_takes_unlisted_for_rolled_back_keeps_silent(
         assert a_stranger_commits_what_is_aborted(ending, request, tmp_path) == []
 
 
+# ---- the names are younger than the listing -------------------------------------------------------
+
+
+def it_is_staged_between_the_listing_and_the_names(request: Any, tmp_path: Path) -> State:
+    pair = databases("sqlite+sqlite", request, tmp_path)
+    with coordinator(pair) as db, coordinator(pair) as rival:
+        db.setup()
+        rival.setup()
+        with before_its_first(rival, "undecided", lambda: staged(db)):
+            assert rival.recover(grace=0).clean
+        return db.status("pay").state
+
+
+def test_what_is_staged_between_the_listing_and_the_names_is_left(request: Any, tmp_path: Path) -> None:
+    assert it_is_staged_between_the_listing_and_the_names(request, tmp_path) is State.PREPARED
+
+
+def test_a_sweep_that_does_not_list_again_takes_what_is_just_staged_for_a_begin_that_died(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: object) -> Script[set[str]]:
+        return set()
+        yield
+
+    monkeypatch.setattr(sweep, "_prepared_by_now", nothing)
+    assert it_is_staged_between_the_listing_and_the_names(request, tmp_path) is State.ABORTED
+
+
 # ---- below the floor: the listing may be older than the end ---------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nodoubt import (
     UnknownTransaction,
     UsageError,
 )
+from nodoubt.protocol.records import Decision, Mode, Verdict
 from nodoubt.testing.samples import LONG_AGO, abort, attempt_at
 from rules.mutants import ABORTED, COMMITTED, at_once, coordinator, journal_says, out_of_reach, staged
 from steps import app
@@ -163,6 +165,37 @@ def test_what_the_journal_can_never_tell_any_more_an_operator_may_end_either_way
         db.resolve(old, ending, **WHO)
         assert pair[1].balance() == balance and pair[1].prepared() == [] and db.quarantined() == []
         assert db.recover(grace=0).clean
+
+
+def test_the_operators_word_is_about_this_attempt_and_no_other(pair: list[Database]) -> None:
+    """What else is quarantined stays so, and what else is prepared there is nobody's to end (I17)."""
+    with coordinator(pair) as db:
+        attempt = a_branch_was_rolled_back_against_the_decision(db, pair)
+        with out_of_reach("b"):
+            assert at_once(db) == COMMITTED
+        (gid,) = pair[1].prepared()
+        pair[1].query(f"rollback prepared '{gid}'")
+        db.recover(grace=0)
+        staged(db, "other")
+        db.resolve(attempt, "commit", **WHO)
+        (left,) = db.quarantined()
+        assert left.attempt != attempt
+        assert db.status("other").state is State.PREPARED and len(pair[1].prepared()) == 1
+        assert db.commit_distributed("other").complete
+
+
+def test_a_branch_that_no_decision_binds_is_not_ended_by_a_word_about_the_others(pair: list[Database]) -> None:
+    with coordinator(pair) as db:
+        db.setup()
+        attempt = staged(db)
+        journal = db._ctx.journal
+        staging = journal_says(db, lambda session: journal.find(session, "pay"))
+        row = Decision(attempt, Verdict.COMMIT, Mode.STAGED, "pay", staging.branches[:1], decided_at=time.time())
+        journal_says(db, lambda session: journal.insert(session, [row]))
+        assert db.recover(grace=0).quarantined == 1
+        with pytest.raises(UsageError, match="no decision binds it"):
+            db.resolve("pay", "commit", **WHO)
+        assert [entry.branch for entry in db.quarantined()] == [1] and len(pair[1].prepared()) == 1
 
 
 @pytest.mark.parametrize(("ending", "contrary", "balance"), [("commit", "rollback", 100), ("rollback", "commit", 7)])

@@ -53,6 +53,23 @@ async def test_a_swallowed_error_aborts_everywhere(
     assert untouched(pair)
 
 
+@pytest.mark.parametrize("kind", ["postgres", "mariadb", "sqlite"])
+@pytest.mark.parametrize("way", ["once", "staged"])
+async def test_a_swallowed_error_of_a_branch_that_only_reads_aborts_everywhere(
+    kind: str, way: str, mode: str, request: Any, tmp_path: Path
+) -> None:
+    """It has nothing to prepare; but what its caller went on with may hang on what it failed to read."""
+    pair = databases(f"sqlite+{kind}", request, tmp_path)
+    async with opened(mode, pair) as db:
+        block = db.transaction() if way == "once" else db.staged("order")
+        with pytest.raises(TransactionAborted, match="nowhere"):
+            async with block as tx:
+                await tx.execute("a", "update accounts set balance = 0 where id = 0")
+                with pytest.raises(Exception, match="nowhere"):
+                    await tx.execute("b", "select balance from nowhere")
+    assert untouched(pair)
+
+
 @pytest.mark.parametrize("journal", ["postgres", "sqlite"])
 @pytest.mark.parametrize("way", ["once", "staged"])
 async def test_postgres_answers_prepare_of_a_failed_transaction_without_an_error_and_we_see_it(

@@ -25,6 +25,7 @@ from nodoubt.engine.branches import End, Ending
 from nodoubt.journals.sql import SqlJournal
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
+from rules.mutants import out_of_reach, staged
 from traps.scenes import MOVED, UNTOUCHED, at_rest, balances, context, databases
 from traps.steps import at_step, every_step
 
@@ -142,25 +143,31 @@ def test_a_coordinator_that_was_open_while_its_journal_was_set_back_sweeps_nothi
         assert len(pair[1].prepared()) == 1
 
 
-def what_one_database_shows_of_the_journal(pair: list[Database], own: str) -> tuple[list[str], list[int]]:
+def what_one_database_shows_of_the_journal(pair: list[Database], own: str, listed: bool) -> tuple[set[str], list[int]]:
     """b has witnessed nothing that the journal has forgotten, and holds a branch of the commit that it has; a has.
 
-    Who is in trouble, and what came of it.
+    `listed`: the journal still has its name, overdue and undecided. Who is in trouble, and what came of it.
     """
     with coordinator(pair, own) as db:
         db.setup()
         with db.transaction() as tx:
             tx["a"].execute("update accounts set balance = balance where id = 1")
-        backup = Backup(own)
-        commit_and_leave(db)
+        backups = [Backup(own)]
+        staged(db, deadline=0.001)
+        backups.append(Backup(own))
+        with out_of_reach("b"):
+            assert not db.commit_distributed("pay").complete
         start_often(pair[:1], own)
         let_go_of_the_journal(db)
-        backup.restore()
-        return sorted(db.recover(grace=0).trouble), balances(pair)
+        backups[listed].restore()
+        return set(db.recover(grace=0).trouble), balances(pair)
 
 
-def test_what_one_database_shows_of_the_journal_holds_for_all_others(pair: list[Database], own: str) -> None:
-    assert what_one_database_shows_of_the_journal(pair, own) == (["a"], [70, 100])
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_one_database_shows_of_the_journal_holds_for_all_others(
+    pair: list[Database], own: str, listed: bool
+) -> None:
+    assert what_one_database_shows_of_the_journal(pair, own, listed) == ({"a"}, [70, 100])
     assert len(pair[1].prepared()) == 1, "the commit that was forgotten can still be carried out"
 
 
@@ -169,7 +176,22 @@ def test_a_sweep_that_bars_only_who_shows_it_aborts_half_of_a_commit(
 ) -> None:
     """The mutant: that a journal was set back is taken for the trouble of one database."""
     monkeypatch.setattr(sweep, "JournalRestored", ZeroDivisionError)
-    assert what_one_database_shows_of_the_journal(pair, own) == (["a"], [70, 100])
+    assert what_one_database_shows_of_the_journal(pair, own, listed=False) == ({"a"}, [70, 100])
+    assert pair[1].prepared() == []
+
+
+def test_a_reaper_that_bars_only_who_shows_it_aborts_half_of_a_commit(
+    pair: list[Database], own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = start.lineage
+
+    def lineage(ctx: Any) -> Any:
+        found = yield from sound(ctx)
+        found.restored = False
+        return found
+
+    monkeypatch.setattr(start, "lineage", lineage)
+    assert what_one_database_shows_of_the_journal(pair, own, listed=True) == ({"a"}, [70, 100])
     assert pair[1].prepared() == []
 
 
