@@ -72,6 +72,28 @@ async def test_a_commit_before_all_are_in_says_who_is_missing(plain_mode: str, o
     assert only[0].balance() == 7
 
 
+async def test_whoever_waits_for_what_was_rolled_back_learns_it(
+    plain_mode: str, only: list[Database], name: str
+) -> None:
+    """Nobody has refused it, and nobody will confirm it any more."""
+    async with opened(plain_mode, only) as db:
+        await stage(db, name, confirmations=ASKED)
+        await db.rollback_distributed(name)
+        with pytest.raises(TransactionAborted, match="will not be committed"):
+            await db.wait_ready(name, timeout=30)
+
+
+async def test_an_answer_to_an_attempt_of_another_name_is_none(
+    plain_mode: str, only: list[Database], name: str
+) -> None:
+    async with opened(plain_mode, only) as db:
+        attempt = await stage(db, name, confirmations=ASKED)
+        with pytest.raises(UnknownTransaction):
+            await db.confirm("another", "shipping", attempt=attempt)
+        with pytest.raises(NotReady, match="billing, shipping have not confirmed"):
+            await db.commit_distributed(name)
+
+
 async def test_a_refusal_aborts_and_whoever_waits_learns_it(plain_mode: str, only: list[Database], name: str) -> None:
     async with opened(plain_mode, only) as db:
         attempt = await stage(db, name, confirmations=ASKED)
