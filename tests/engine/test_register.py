@@ -78,7 +78,7 @@ def decide(
     db: Coordinator, wanted: Decision, insert: Iterable[NoDoubtError] = (), confirm: Iterable[NoDoubtError] = ()
 ) -> Decision:
     ctx = context(db)
-    sound, ctx.journal = ctx.journal, Answers(ctx.journal, insert, confirm)  # type: ignore[assignment]
+    sound, ctx.journal = ctx.journal, Answers(ctx.journal, insert, confirm)
     try:
         found: Decision = run(db, register.decide(ctx, wanted))
         return found
@@ -141,9 +141,9 @@ def test_what_cannot_be_confirmed_for_long_is_an_error_and_for_a_moment_is_asked
     wanted = decide(db, decision())
     ctx = context(db)
     sound = ctx.journal
-    ctx.journal = Answers(sound, (), [LOST])  # type: ignore[assignment]
+    ctx.journal = Answers(sound, (), [LOST])
     assert stands(db, wanted.attempt) is Verdict.COMMIT
-    ctx.journal = Answers(sound, (), repeat(LOST))  # type: ignore[assignment]
+    ctx.journal = Answers(sound, (), repeat(LOST))
     with pytest.raises(Unclear, match="could not be read"):
         stands(db, wanted.attempt)
 

@@ -144,7 +144,8 @@ def the_database_of_the_last_branch_gives_no_answer(request: Any, tmp_path: Path
             raise Unclear("no answer")
             yield
 
-        context(rival).participants["a"].resource.prepared = silent  # type: ignore[method-assign]
+        away: Any = context(rival).participants["a"].resource
+        away.prepared = silent
         report = rival.recover(grace=0)
         assert set(report.trouble) == {"a"}
         return db.status("pay").state, report.left

@@ -184,7 +184,11 @@ def it_is_staged_between_the_listing_and_the_names(request: Any, tmp_path: Path)
     with coordinator(pair) as db, coordinator(pair) as rival:
         db.setup()
         rival.setup()
-        with before_its_first(rival, "undecided", lambda: staged(db)):
+
+        def it_is_staged() -> None:
+            staged(db)
+
+        with before_its_first(rival, "undecided", it_is_staged):
             assert rival.recover(grace=0).clean
         return db.status("pay").state
 
