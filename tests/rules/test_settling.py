@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from kit import Database, Face, opened, until
-from nodoubt import InDoubt, OutcomeConflict, State, UsageError
+from nodoubt import InDoubt, OutcomeConflict, ResourceUnavailable, State, UsageError
 from nodoubt.engine import ends, phases, register, settle
 from nodoubt.engine.context import Context
-from nodoubt.ports import Session
+from nodoubt.ports import Session, Unclear
 from nodoubt.protocol.events import Event, Undecided
 from nodoubt.protocol.records import Decision, Mode, Verdict
 from nodoubt.script import Script
@@ -125,6 +125,41 @@ async def test_asking_the_register_before_the_receipts_has_it_say_aborted_of_wha
         assert db.settle(tx.attempt).state is State.COMMITTED
         assert db.settle(tx.attempt).state is State.ABORTED, "the mutant is not caught"
     assert one.balance() == 130
+
+
+def settled_while_the_database_is_silent(request: Any, tmp_path: Path) -> State:
+    """A commit in one phase took place there; its receipt can neither be fenced nor is it told what is prepared."""
+    pair = databases("sqlite+postgres", request, tmp_path)
+    with coordinator(pair) as db:
+        db.setup()
+        with db.transaction() as tx:
+            tx["b"].execute(GIVE)
+
+        def silent(*_: object) -> Script[Any]:
+            raise Unclear("no answer")
+            yield
+
+        with pytest.MonkeyPatch.context() as patch:
+            for verb in ("fence", "prepared"):
+                patch.setattr(context(db).participants["b"].resource, verb, silent)
+            with contextlib.suppress(ResourceUnavailable):
+                return db.settle(tx.attempt).state
+        return db.settle(tx.attempt).state
+
+
+def test_the_silence_of_a_database_is_no_branch_that_is_prepared_there(request: Any, tmp_path: Path) -> None:
+    assert settled_while_the_database_is_silent(request, tmp_path) is State.COMMITTED
+
+
+def test_taking_silence_for_a_prepared_branch_says_aborted_of_what_was_committed(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared(*_: object) -> Script[bool]:
+        return True
+        yield
+
+    monkeypatch.setattr(settle, "_is_prepared", prepared)
+    assert settled_while_the_database_is_silent(request, tmp_path) is State.ABORTED
 
 
 # ---- several branches: the register has the word --------------------------------------------------

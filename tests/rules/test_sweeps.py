@@ -19,6 +19,7 @@ import pytest
 from kit import Database, stop_walwriter, until
 from nodoubt import Coordinator, State
 from nodoubt.engine import branches, ends, phases, register, sweep
+from nodoubt.ports import Unclear
 from nodoubt.protocol.events import Undecided
 from nodoubt.protocol.records import Decision, Mode, Verdict
 from nodoubt.protocol.recovery import Action, Known, Seen
@@ -174,6 +175,46 @@ def test_an_abort_that_takes_unlisted_for_rolled_back_keeps_silent(
             a_stranger_commits_what_is_aborted(ending, request, tmp_path)
     else:
         assert a_stranger_commits_what_is_aborted(ending, request, tmp_path) == []
+
+
+def the_clean_up_comes_while_its_database_is_silent(request: Any, tmp_path: Path) -> list[str]:
+    """Whose commit against an ABORT is told once it answers again."""
+    pair = databases("postgres+sqlite", request, tmp_path)
+    with coordinator(pair, "b") as db:
+        db.setup()
+        staged(db)
+        decide(db, Verdict.ABORT)
+        roll_back_by_hand(pair[1])
+        commit_by_hand(pair)
+        staged(db, "newer")
+        db.rollback_distributed("newer")
+
+        def silent(*_: object) -> Script[bool]:
+            raise Unclear("no answer")
+            yield
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(context(db).participants["a"].resource, "receipt", silent)
+            forget_later(db)
+        forget_later(db)
+        return [entry.resource for entry in db.quarantined()]
+
+
+def test_no_abort_is_forgotten_while_a_database_does_not_tell_whether_it_was_kept(request: Any, tmp_path: Path) -> None:
+    assert the_clean_up_comes_while_its_database_is_silent(request, tmp_path) == ["a"]
+
+
+def test_a_clean_up_that_takes_silence_for_no_receipt_forgets_what_somebody_broke(
+    request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = ends._aborts_were_kept
+
+    def whatever(*args: Any) -> Script[bool]:
+        yield from sound(*args)
+        return True
+
+    monkeypatch.setattr(ends, "_aborts_were_kept", whatever)
+    assert the_clean_up_comes_while_its_database_is_silent(request, tmp_path) == []
 
 
 # ---- the names are younger than the listing -------------------------------------------------------
