@@ -438,10 +438,24 @@ def pair(request: Any, tmp_path: Path) -> list[Database]:
 def test_what_was_committed_is_never_undone(pair: list[Database], outside: Outside, order: str) -> None:
     with Coordinator({d.name: d.url for d in pair}, settings=QUICK, recovery=False) as db:
         db.setup()
-        a_commit_whose_phase_two_is_not_over(db, order)
+        attempt = a_commit_whose_phase_two_is_not_over(db, order)
         for _ in range(3):
             assert db.undo_steps(grace=0).undone == 0
+            assert undo_directly(db, attempt).undone == 0, "whatever made a worker come to it"
             db.recover(grace=0)
+    assert outside.of(order).balance == 1
+
+
+def test_what_is_not_decided_is_never_undone(pair: list[Database], outside: Outside, order: str) -> None:
+    """Nor what was seen to be aborted, and its server has forgotten that."""
+    with Coordinator({d.name: d.url for d in pair}, settings=QUICK, recovery=False) as db:
+        db.setup()
+        with db.begin_distributed(order) as tx:
+            tx["a"].execute("update accounts set balance = 7 where id = 0")
+            tx["b"].execute("update accounts set balance = 7 where id = 0")
+        db.call(order, app.charge, order, "good", undo=app.refund)
+        assert undo_directly(db, str(tx.attempt)).undone == 0
+        assert db.commit_distributed(order).state is State.COMMITTED
     assert outside.of(order).balance == 1
 
 
