@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kit import Database, Face, opened, until
-from nodoubt import InDoubt, OutcomeConflict, ResourceUnavailable, State, UsageError
+from nodoubt import InDoubt, OutcomeConflict, ResourceUnavailable, State, UnreadableRecord, UsageError
 from nodoubt.engine import ends, phases, register, settle
 from nodoubt.engine.context import Context
 from nodoubt.ports import Session, Unclear
@@ -160,6 +160,24 @@ def test_taking_silence_for_a_prepared_branch_says_aborted_of_what_was_committed
 
     monkeypatch.setattr(settle, "_is_prepared", prepared)
     assert settled_while_the_database_is_silent(request, tmp_path) is State.ABORTED
+
+
+def test_nothing_is_settled_while_a_decision_may_be_anybodys(request: Any, tmp_path: Path) -> None:
+    """It is this one's COMMIT, which nobody has carried out yet, under an attempt that is none."""
+    pair, own = databases("sqlite+sqlite", request, tmp_path), f"sqlite:///{tmp_path}/journal.db"
+    with coordinator(pair, own) as db:
+        db.setup()
+        with out_of_reach("a", "b"), db.transaction() as tx:
+            tx["a"].execute(GIVE)
+            tx["b"].execute(GIVE)
+        right, wrong = tx.attempt, f"{tx.attempt[:-1]}G"
+        rename = "update nodoubt_decisions set attempt = ? where attempt = ?"
+        Database("", own).query(rename, wrong, right)
+        with pytest.raises(UnreadableRecord):
+            db.settle(right)
+        Database("", own).query(rename, right, wrong)
+        until(lambda: db.recover(grace=0).clean)
+    assert balances(pair) == [130, 130] and at_rest(pair)
 
 
 # ---- several branches: the register has the word --------------------------------------------------
