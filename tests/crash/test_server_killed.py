@@ -250,3 +250,20 @@ async def test_a_question_after_a_restart_is_answered_however_many_idle_sessions
         servers["p"].restart()
         with pytest.raises(UnknownTransaction):
             await db.status("nobody")
+
+
+@pytest.mark.parametrize("how", ["in good order", "killed"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_the_first_transaction_after_a_restart_commits_however_its_server_ended(
+    mode: str, how: str, servers: dict[str, Server]
+) -> None:
+    only = Database("a", servers["p"].url())
+    only.create()
+    async with opened(mode, [only]) as db:
+        for _ in range(3):
+            async with db.transaction() as tx:
+                await tx.execute("a", "update accounts set balance = balance + 1")
+            if how == "killed":
+                servers["p"].kill()
+            servers["p"].restart()
+    assert only.balance() == 103

@@ -92,3 +92,12 @@ def test_a_session_that_is_lost_after_its_first_answer_has_answered(blank: Any) 
         proxy.cut_request(b"SELECT 9")
         lost = blank.error(do(session, "execute_after", ["BEGIN"], "SELECT 9", None))
         assert isinstance(lost, SessionLost) and not lost.answered
+
+
+def test_a_session_that_was_ended_in_the_pool_has_answered_nothing_that_was_sent_since(blank: Any) -> None:
+    """Its server's last words are read as the first result; a branch that was to begin there begins elsewhere."""
+    for statement in ("SELECT 1", "SELECT 1; SELECT 2"):
+        session = blank.session()
+        blank.look(f"SELECT pg_terminate_backend({session.connection_id}, 20000)")
+        lost = blank.error(do(session, "execute_after", ["BEGIN"], statement, None))
+        assert isinstance(lost, SessionLost) and not lost.answered

@@ -258,7 +258,8 @@ class LibpqSession:
         why = str(error)
         words = [_field(result, _Diag.MESSAGE_PRIMARY) for result in message.results if result.status not in _FINE]
         lost = SessionLost(": ".join([*(last for last in words if last not in why), why]))
-        lost.answered = before or bool(message.results)
+        # A server that shuts down in good order has said so before it could read what we sent: that is no answer to it.
+        lost.answered = before or (bool(message.results) and not _is_farewell(message.results[0]))
         return lost
 
     def _replies(self, results: Sequence[Any], *, in_full: bool = False) -> tuple[Reply, ...]:
@@ -359,6 +360,13 @@ class _Statements:
 def _is_several(statement: str) -> bool:
     """Whether it may be more than one statement: those go without parameters, and by themselves."""
     return ";" in statement.rstrip("; \n\t")
+
+
+def _is_farewell(result: Any) -> bool:
+    """Whether the server ends the session with this."""
+    return result.status not in _FINE and ends_session(
+        _field(result, _Diag.SQLSTATE), _field(result, _Diag.SEVERITY_NONLOCALIZED)
+    )
 
 
 def _field(result: Any, field: Any) -> str:
