@@ -29,7 +29,7 @@ from .outside import AsyncOutside, Outside, Scripts
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Unreadable, Verdict
 from .script import Script
-from .transaction import AsyncTransaction, Staging, Transaction
+from .transaction import AsyncTransaction, Staging, Transaction, done
 
 T = TypeVar("T")
 LIST_MAX = 1000
@@ -337,7 +337,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         if work is None:
             return transaction
         with transaction:
-            return work(transaction)
+            return done(work(transaction))
 
     def commit_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """Commit a staged transaction, from any process. Repeating it returns the first outcome (I12).

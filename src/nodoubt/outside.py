@@ -25,7 +25,7 @@ from .steps import REGISTRY, Compensation, Step, calling, mending, undoing, work
 from .steps.mending import Mended
 from .steps.running import BLOCKING, LOOPING, Runner
 from .steps.undoing import Hand, Undoing
-from .transaction import AsyncTransaction, Transaction
+from .transaction import AsyncTransaction, Transaction, done
 
 R = TypeVar("R")
 Ending = Literal["commit", "rollback"]
@@ -270,7 +270,7 @@ class Outside(Scripts):
         use = calling.use(external, args, named, undo=compensate, timeout_s=None, key=None)
         staging = self.begin_distributed(name, timeout=timeout, deadline=deadline, metadata=metadata, reuse=reuse)
         with staging as tx:
-            work(tx)
+            done(work(tx))
         attempt: str = tx.attempt
         committing = False
         try:

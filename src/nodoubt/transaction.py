@@ -2,14 +2,15 @@
 
 Guarantees: an exception in the block rolls back and comes out unchanged; what fails while rolling back is attached
 to it as a note, never in its place. After the block the handle is dead. The end of the block runs shielded from
-the caller's cancellation (I18).
+the caller's cancellation (I18). On asyncio, a block in which something was asked for and never awaited is rolled back.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Self, TypeVar, cast
 
 from .engine import attempt as attempts
 from .engine import verbs
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 HOLD_TURNS = 4  # within the time after which others would take a process that has called steps for dead
 Beginning = Callable[[], Attempt | Script[Attempt]]
 
@@ -40,6 +42,28 @@ def require_wait(wait: str) -> None:
     """Raises `UsageError`."""
     if wait not in ("applied", "decided"):
         raise UsageError(f'wait is "applied" or "decided", not {wait!r}')
+
+
+def done(answer: T) -> T:
+    """What the caller's function has returned. Raises `UsageError` if its work is still to be done by somebody."""
+    if inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise UsageError(
+            f"the work to do returned a {type(answer).__name__}, and has done nothing: give a Coordinator an ordinary "
+            "function that works and returns, or use an AsyncCoordinator"
+        )
+    return answer
+
+
+async def awaited(answer: Awaitable[T]) -> T:
+    """What the caller's asynchronous function returns. Raises `UsageError` if it is none."""
+    if not inspect.isawaitable(answer):
+        raise UsageError(
+            f"the work to do returned a {type(answer).__name__}, which cannot be awaited: write it as async def, and "
+            "await its statements"
+        )
+    return await answer
 
 
 class _Handle:
@@ -299,9 +323,9 @@ class AsyncBranch(Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     def __init__(self, transaction: AsyncTransaction, name: str) -> None:
         self._transaction, self._name = transaction, name
 
-    async def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
-        """As `Branch.execute`."""
-        return await self._transaction._execute(self._name, statement, params)
+    def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Coroutine[Any, Any, Reply]:
+        """As `Branch.execute`; to be awaited before the block ends, which otherwise rolls back."""
+        return self._transaction._asked(self._transaction._execute, self._name, statement, params)
 
     @property
     def connection(self) -> alchemy.AsyncConnection:
@@ -315,8 +339,8 @@ class AsyncBranch(Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
     def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
         return Runner(self._transaction._kind(self._name), self.execute, self._count)
 
-    async def _count(self, statement: Any) -> int:
-        return (await self.execute(statement)).count
+    def _count(self, statement: Any) -> Coroutine[Any, Any, int]:
+        return self._transaction._asked(self._transaction._counted, self._name, statement)
 
 
 class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]):
@@ -328,14 +352,15 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
         super().__init__(ctx, beginning, wait)
         self._shell = shell
         self._alchemy: AsyncParts | None = None  # made when SQLAlchemy is first spoken
+        self._unawaited = 0  # so many statements and steps were asked for, and not begun
 
     def __getitem__(self, name: str) -> AsyncBranch:
         self._ctx.participant(name)
         return AsyncBranch(self, name)
 
-    async def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Reply:
+    def execute(self, statement: str | alchemy.Executable, params: Any = None) -> Coroutine[Any, Any, Reply]:
         """With one resource: its `AsyncBranch.execute`."""
-        return await self._execute(self._only(), statement, params)
+        return self._asked(self._execute, None, statement, params)
 
     @property
     def connection(self) -> alchemy.AsyncConnection:
@@ -349,10 +374,24 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
     def _runner(self) -> Runner[Coroutine[Any, Any, Reply], Coroutine[Any, Any, int]]:
         return self[self._only()]._runner()
 
-    def _execute(self, name: str, statement: Any, params: Any) -> Coroutine[Any, Any, Reply]:
+    def _asked(self, body: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """What the caller has to await. A statement that never is would be missing from what commits."""
+        self._unawaited += 1
+        return self._awaited(body, *args, **kwargs)
+
+    async def _awaited(self, body: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+        self._unawaited -= 1
+        return await body(*args, **kwargs)
+
+    def _execute(self, name: str | None, statement: Any, params: Any) -> Coroutine[Any, Any, Reply]:
+        """`name`: None if there is one resource only."""
+        name = self._only() if name is None else name
         if isinstance(statement, str):
             return self._shell.run(attempts.execute(self._ctx, self._open, name, statement, params))
         return self._parts().execute(name, statement, params)
+
+    async def _counted(self, name: str, statement: Any) -> int:
+        return (await self._execute(name, statement, None)).count
 
     def _parts(self) -> AsyncParts:
         if self._alchemy is None:
@@ -361,7 +400,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
             self._alchemy = AsyncParts(self._ctx, self._open, self._shell)
         return self._alchemy
 
-    async def call(
+    def call(
         self,
         step: Step[..., Any, R],
         *args: Any,
@@ -369,11 +408,15 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
         timeout: float | None = None,
         key: str | None = None,
         **named: Any,
-    ) -> R:
+    ) -> Coroutine[Any, Any, R]:
         """As `Transaction.call`. An `async` step runs on this event loop, an ordinary function in a thread."""
-        use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
-        _hold(self._ctx, self._shell)
-        return cast(R, await self._shell.run(calling.call(self._ctx, self._open, self._calls_by, use)))
+
+        async def called() -> R:
+            use = calling.use(step, args, named, undo=undo, timeout_s=timeout, key=key)
+            _hold(self._ctx, self._shell)
+            return cast(R, await self._shell.run(calling.call(self._ctx, self._open, self._calls_by, use)))
+
+        return self._asked(called)
 
     async def __aenter__(self) -> Self:
         if self._attempt is not None:
@@ -389,6 +432,7 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
             await self._abandon(error)
             return
         try:
+            self._require_awaited()
             if self._alchemy is not None:
                 await self._alchemy.flush()
         except BaseException as failure:
@@ -406,6 +450,17 @@ class AsyncTransaction(_Handle, Verbs[Coroutine[Any, Any, Reply], Coroutine[Any,
         finally:
             if self._alchemy is not None:
                 await self._alchemy.ended(outcome)
+
+    def _require_awaited(self) -> None:
+        """Before the votes. Raises `TransactionAborted`."""
+        if self._unawaited:
+            name, attempt = self._open.name, self._open.id
+            raise TransactionAborted(
+                f"{name or attempt!r} is rolled back everywhere: {self._unawaited} of its statements, or steps, were "
+                "never awaited, so they were not done: write await before each",
+                name=name,
+                attempt=attempt,
+            )
 
     async def _abandon(self, error: BaseException) -> None:
         try:
@@ -432,7 +487,7 @@ class Staging(Generic[T]):
                 "give begin_distributed the work to do, or enter it: async with db.begin_distributed(name)"
             )
         async with self._transaction as transaction:
-            return await self._work(transaction)
+            return await awaited(self._work(transaction))
 
     async def __aenter__(self) -> AsyncTransaction:
         if self._work is not None:

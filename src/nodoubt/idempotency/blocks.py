@@ -7,6 +7,7 @@ Guarantees: the row is settled before the votes, in the very transaction; if it 
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -149,9 +150,12 @@ class AsyncBlock(Carrying):
     def __getitem__(self, name: str) -> AsyncBranch:
         return self.tx[name]
 
-    async def execute(self, statement: Any, params: Any = None) -> Reply:
+    def execute(self, statement: Any, params: Any = None) -> Coroutine[Any, Any, Reply]:
         """As `Block.execute`."""
-        return await self.tx.execute(statement, params)
+        return self._refused() if self._tx is None else self._tx.execute(statement, params)
+
+    async def _refused(self) -> Reply:
+        raise self._no_work()
 
     async def __aenter__(self) -> Self:
         await self._shell.run(self._begin())

@@ -17,7 +17,7 @@ from ..engine.shell import AsyncShell, ThreadShell
 from ..engine.verbs import Wait
 from ..errors import ClosedTransaction, UsageError
 from ..script import Script
-from ..transaction import AsyncTransaction, Transaction, require_wait
+from ..transaction import AsyncTransaction, Transaction, awaited, done, require_wait
 from . import blocks, claims, keys
 from .claims import Beginning, Wanted
 
@@ -89,7 +89,7 @@ class Doing:
             raise UsageError("give once() the work to do, or enter it: async with db.once(key, payload) as once")
         async with self._block as once:
             if not once.replayed:
-                once.value = await self._work(once.tx)
+                once.value = await awaited(self._work(once.tx))
         return once.value
 
     async def __aenter__(self) -> AsyncOnce:
@@ -168,7 +168,7 @@ class Verb:
             return block
         with block as once:
             if not once.replayed:
-                once.value = work(once.tx)
+                once.value = done(work(once.tx))
         return once.value
 
 
