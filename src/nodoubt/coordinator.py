@@ -6,15 +6,17 @@ with threads here and on asyncio there.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import os
-import weakref
 from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from . import wiring
 from .config import for_program
-from .engine import cautions, ends, leaving, lingering, questions, reaper, start, sweep, verbs
+from .engine import ends, leaving, questions, start, verbs
 from .engine.attempt import Attempt
 from .engine.context import Context, Settings
 from .engine.leaving import Dropped
@@ -22,10 +24,11 @@ from .engine.questions import State, TransactionRecord
 from .engine.shell import CLOSE_WAIT_S, AsyncShell, ThreadShell
 from .engine.sweep import SweepReport
 from .engine.verbs import Result, Wait
-from .errors import ClosedTransaction, NoDoubtError, SchemaMismatch, UsageError
-from .idempotency import claims, once
-from .jobs import board, verb
-from .outside import AsyncOutside, Outside, Scripts
+from .errors import ClosedTransaction, NoDoubtError, UsageError
+from .idempotency import once
+from .jobs import verb
+from .life import Life
+from .outside import AsyncOutside, Outside
 from .ports import Clock, Observer
 from .protocol.records import Event, Quarantined, Unreadable, Verdict
 from .script import Script
@@ -33,109 +36,9 @@ from .transaction import AsyncTransaction, Staging, Transaction, done
 
 T = TypeVar("T")
 LIST_MAX = 1000
-SELDOM = 60  # sweeps, in the background or asked for, between two clean-ups, and two epochs
-_COORDINATORS: weakref.WeakSet[_Base] = weakref.WeakSet()
 
 
-class _Base(Scripts):
-    """What both coordinators share: the context, and whether it is open."""
-
-    def __init__(self, ctx: Context, shell: ThreadShell | AsyncShell, *, recovery: bool, read_only: bool) -> None:
-        self._ctx, self._runs = ctx, shell
-        self._read_only = read_only
-        self._recovery = recovery and not read_only
-        self._opened = self._unminded = False  # unminded: in the child of a fork, where nothing runs behind yet
-        self._not_ready: NoDoubtError | None = None
-        self._turns = 0
-        _COORDINATORS.add(self)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {', '.join(self._ctx.participants)}>"
-
-    @property
-    def barred(self) -> dict[str, str]:
-        """The databases whose lineage is in question, each with why; nothing of them is resolved (I15)."""
-        return {name: one.barred for name, one in self._ctx.participants.items() if one.barred}
-
-    def _ready(self) -> Context:
-        if not self._opened or self._ctx.closing:
-            raise ClosedTransaction("the coordinator is not open: use it in a with block, or call open()")
-        if self._not_ready is not None:
-            raise self._not_ready
-        if self._unminded:
-            self._begin_behind()
-        return self._ctx
-
-    def _writable(self) -> Context:
-        ctx = self._ready()
-        if self._read_only:
-            raise UsageError("this coordinator was opened with read_only=True: it only answers questions")
-        return ctx
-
-    def _open_script(self) -> Script[None]:
-        try:
-            yield from (start.look(self._ctx) if self._read_only else start.start(self._ctx))
-            self._not_ready = None
-        except SchemaMismatch as error:
-            # setup() must stay possible; every other verb raises this.
-            self._not_ready = error
-
-    def _setup_script(self, *, migrate: bool) -> Script[None]:
-        if self._read_only:
-            raise UsageError("a coordinator with read_only=True creates nothing")
-        if migrate:
-            yield from start.migrate(self._ctx)
-        yield from start.setup(self._ctx)
-        yield from start.start(self._ctx)
-        self._not_ready = None
-
-    def _turn(self) -> Script[None]:
-        """One turn of what runs behind: write the ends, sweep, and now and then forget what is old."""
-        if self._not_ready is not None:
-            return
-        yield from ends.flush_or_keep(self._ctx)
-        reaped = yield from reaper.reap(self._ctx)
-        yield from sweep.sweep(self._ctx, grace_s=self._ctx.settings.grace_s, courteous=True, reaped=reaped)
-        yield from cautions.look(self._ctx)
-        yield from self._now_and_then()
-
-    def _now_and_then(self) -> Script[None]:
-        """Forget what is old, and begin a new epoch: only a backup from before it can then be restored unnoticed."""
-        self._turns += 1
-        if self._turns % SELDOM == 0:
-            yield from ends.retire(self._ctx)
-            yield from claims.expire(self._ctx)
-            yield from board.expire(self._ctx)
-            yield from start.renew(self._ctx)
-
-    def _events_script(self, attempt: str) -> Script[list[Event]]:
-        ctx = self._ready()
-        return questions.ask(ctx, lambda session: ctx.journal.events(session, attempt))
-
-    def _clear_script(self, attempt: str, branch: int, by: str) -> Script[None]:
-        ctx = self._writable()
-        return questions.ask(ctx, lambda session: ctx.journal.clear(session, attempt, branch, by), changes=True)
-
-    def _quarantined_script(self) -> Script[list[Quarantined]]:
-        return questions.quarantined(self._ready())
-
-    def _after_fork(self) -> None:
-        """In the child: what the parent was at work on is the parent's. Recovery begins with its first verb."""
-        self._unminded = self._opened
-        lingering.forsake(self._ctx)
-        self._ctx.forget(wiring.owner())
-        self._ctx.register_batch = wiring.register_batch(self._ctx, self._runs)
-
-
-def _children() -> None:
-    for coordinator in list(_COORDINATORS):
-        coordinator._after_fork()
-
-
-os.register_at_fork(after_in_child=_children)
-
-
-class Coordinator(Outside, _Base, once.Verb, verb.Verb):
+class Coordinator(Outside, Life, once.Verb, verb.Verb):
     """Transactions over several databases, from threads.
 
     `resources`: one URL or SQLAlchemy engine, or names with them. `journal`: the name of the resource whose database
@@ -155,16 +58,17 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._shell = ThreadShell()
-        ctx = wiring.context(
-            resources,
-            journal=journal,
-            settings=settings or Settings(),
-            observer=observer,
-            clock=clock,
-            shell=self._shell,
+        anew = functools.partial(
+            wiring.context, resources, journal=journal, settings=settings or Settings(), observer=observer, clock=clock
         )
-        super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
+        self._shell = ThreadShell()
+        super().__init__(anew(shell=self._shell), self._shell, recovery=recovery, read_only=read_only, anew=anew)
+
+    def _afresh(self) -> None:
+        if self._ctx.closing and not self._opened:
+            shell = ThreadShell()
+            self._begin_anew(shell)
+            self._shell = shell
 
     @classmethod
     def from_config(
@@ -194,9 +98,13 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         )
 
     def open(self) -> Self:
-        """Check every database and start recovery. Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`."""
+        """Check every database and start recovery. What was closed may be opened again.
+
+        Raises `LineageBroken`, `ResourceRefused`, `ResourceUnavailable`.
+        """
         if self._opened:
             raise ClosedTransaction("this coordinator is open already")
+        self._afresh()
         try:
             self._shell.run(self._open_script())
         except BaseException:
@@ -213,6 +121,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
     def close(self) -> None:
         """Let what is under way finish, write the last ends, and close every session."""
         if not self._opened:
+            self._ctx.closing = True
             self._close_pools()  # `setup` and `adopt` work on a coordinator that was never opened
             return
         self._ctx.closing = True
@@ -246,6 +155,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         Raises `ResourceRefused`, `LineageBroken`, `SchemaMismatch`.
         `migrate`: bring those of an older release up to this one, as `nodoubt schema apply` does; never done unasked.
         """
+        self._afresh()
         self._shell.run(self._setup_script(migrate=migrate))
 
     def adopt(self, name: str) -> None:
@@ -253,6 +163,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
 
         Call it, like `setup`, on a coordinator that is not open: to open it would raise `LineageBroken`.
         """
+        self._afresh()
         self._shell.run(start.adopt(self._ctx, name))
 
     def drop(self, name: str, *, gone: bool = False) -> Dropped:
@@ -261,6 +172,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         `gone`: it does not exist any more. No coordinator may be at work with it. As `adopt`, for one that is not open.
         Raises `ResourceRefused` while it is needed, `ResourceUnavailable`, `JournalUnavailable` (do it again).
         """
+        self._afresh()
         return self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(
@@ -403,7 +315,7 @@ class Coordinator(Outside, _Base, once.Verb, verb.Verb):
         return self._shell.run(self._sweep_script(grace))
 
 
-class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
+class AsyncCoordinator(AsyncOutside, Life, once.AsyncVerb, verb.AsyncVerb):
     """Transactions over several databases, on asyncio. The verbs and arguments of `Coordinator`."""
 
     def __init__(
@@ -417,16 +329,17 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._shell = AsyncShell()
-        ctx = wiring.context(
-            resources,
-            journal=journal,
-            settings=settings or Settings(),
-            observer=observer,
-            clock=clock,
-            shell=self._shell,
+        anew = functools.partial(
+            wiring.context, resources, journal=journal, settings=settings or Settings(), observer=observer, clock=clock
         )
-        super().__init__(ctx, self._shell, recovery=recovery, read_only=read_only)
+        self._shell = AsyncShell()
+        super().__init__(anew(shell=self._shell), self._shell, recovery=recovery, read_only=read_only, anew=anew)
+
+    def _afresh(self) -> None:
+        if self._ctx.closing and not self._opened:
+            shell = AsyncShell()
+            self._begin_anew(shell)
+            self._shell = shell
 
     @classmethod
     def from_config(
@@ -452,9 +365,11 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
         )
 
     async def open(self) -> Self:
-        """As `Coordinator.open`."""
+        """As `Coordinator.open`. It works in the event loop in which it was opened, and in no other."""
         if self._opened:
+            self._require_loop()
             raise ClosedTransaction("this coordinator is open already")
+        self._afresh()
         try:
             await self._shell.run(self._open_script())
         except BaseException:
@@ -467,8 +382,13 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
     async def close(self) -> None:
         """As `Coordinator.close`."""
         if not self._opened:
+            self._ctx.closing = True
             await self._close_pools()  # `setup` and `adopt` work on a coordinator that was never opened
             return
+        if self._loop is not None and self._loop.is_closed():
+            self._drop()
+            return
+        self._require_loop()
         self._ctx.closing = True
         await self._shell.run(verbs.wait_for_live(self._ctx, CLOSE_WAIT_S))
         await self._shell.stop()
@@ -480,6 +400,30 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
         finally:
             self._opened = False
             await self._close_pools()
+
+    def _begin_behind(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        super()._begin_behind()
+
+    def _ready(self) -> Context:
+        ctx = super()._ready()
+        self._require_loop()
+        return ctx
+
+    def _require_loop(self) -> None:
+        """Raises `UsageError`. Its connections, and what runs behind, belong to one event loop."""
+        if self._loop is not None and asyncio._get_running_loop() not in (None, self._loop):
+            raise UsageError(
+                "this coordinator was opened in another event loop, and works in that one only; nothing was done. Each "
+                "asyncio.run() has a loop of its own, and so has each test by default: close it at the end of the one, "
+                "and open it in the other"
+            )
+
+    def _drop(self) -> None:
+        """Its loop has ended, and with it whatever ran there: recovery finishes what is left."""
+        self._ctx.closing, self._opened = True, False
+        with contextlib.suppress(RuntimeError):  # from a driver that asks the loop, which is closed
+            self._ctx.drop_idle()
 
     async def _close_pools(self) -> None:
         for participant in self._ctx.participants.values():
@@ -497,14 +441,17 @@ class AsyncCoordinator(AsyncOutside, _Base, once.AsyncVerb, verb.AsyncVerb):
 
     async def setup(self, *, migrate: bool = False) -> None:
         """As `Coordinator.setup`."""
+        self._afresh()
         await self._shell.run(self._setup_script(migrate=migrate))
 
     async def adopt(self, name: str) -> None:
         """As `Coordinator.adopt`."""
+        self._afresh()
         await self._shell.run(start.adopt(self._ctx, name))
 
     async def drop(self, name: str, *, gone: bool = False) -> Dropped:
         """As `Coordinator.drop`."""
+        self._afresh()
         return await self._shell.run(leaving.drop(self._ctx, name, gone=gone))
 
     def transaction(

@@ -333,7 +333,7 @@ def _old(one: Database) -> int:
 
 
 async def test_the_background_forgets_old_keys(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nodoubt.coordinator.SELDOM", 1)
+    monkeypatch.setattr("nodoubt.life.SELDOM", 1)
     only = make_database("sqlite", "a", request, tmp_path)
     async with opened("sync", [only], recovery=True) as db:
         async with once(db, "k", keep=0.001):

@@ -19,10 +19,10 @@ import pytest
 
 from kit import QUICK, Database, Face, make_database
 from nodoubt import Coordinator, LineageBroken, State, TransactionAborted, UsageError
-from nodoubt.coordinator import SELDOM
 from nodoubt.engine import ends, start, sweep
 from nodoubt.engine.branches import End, Ending
 from nodoubt.journals.sql import SqlJournal
+from nodoubt.life import SELDOM
 from nodoubt.testing.servers import PostgresServer
 from nodoubt.url import parse_url
 from rules.mutants import out_of_reach, staged

@@ -87,6 +87,17 @@ class Message:
         return False
 
 
+def _noting(session: weakref.ref[LibpqSession]) -> Callable[[psycopg.errors.Diagnostic], None]:
+    """What notes a connection's warnings. Not bound to the session, so that this is collected before its connection."""
+
+    def notice(said: psycopg.errors.Diagnostic) -> None:
+        told = session()
+        if told is not None and said.severity_nonlocalized == "WARNING":
+            told.warnings.append(f"{said.source_function}: {said.message_primary}")
+
+    return notice
+
+
 class _AnyText(Loader):
     """Text that may be of any encoding, or of none."""
 
@@ -114,8 +125,15 @@ class LibpqSession:
         # A descriptor of our own: `kill` comes from another thread, by when the connection's number may
         # have been closed and given to a stranger's file.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._process = os.getpid()
         weakref.finalize(self, self._socket.close)
+        self._notice = _noting(weakref.ref(self))
         connection.add_notice_handler(self._notice)
+
+    def __del__(self) -> None:
+        # Whoever killed it could not finish it: it may have been at work. A fork's copy is not ours to end.
+        if not getattr(self, "usable", True) and os.getpid() == self._process:
+            self._pg.finish()
 
     def read_any_text(self) -> None:
         """Read what others have stored in whatever encoding; what is no UTF-8 is written out."""
@@ -143,10 +161,6 @@ class LibpqSession:
     def timed_out(self, seconds: float) -> Exception:
         """The error of a call that `kill` cut short."""
         return SessionLost(f"no answer within {seconds:g} s")
-
-    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self.warnings.append(f"{notice.source_function}: {notice.message_primary}")
 
     # ---- conversations
 

@@ -20,12 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from .. import wiring
-from ..coordinator import AsyncCoordinator, Coordinator, _Base
+from ..coordinator import AsyncCoordinator, Coordinator
 from ..engine.context import Context, Participant, Settings
 from ..engine.pool import AsyncPool, ThreadPool
 from ..engine.shell import AsyncShell, ThreadShell
 from ..errors import UsageError
 from ..journals.memory import AsyncMemorySession, MemoryJournal, MemorySession
+from ..life import Life
 from ..points import Point
 from ..ports import Observer, Reply
 from ..url import parse_url
@@ -115,7 +116,7 @@ class FakeCoordinator(_Fake, Coordinator):
         self._world = World()
         self._shell = ThreadShell()
         ctx = _context(_names(resources), self._world, settings, observer, self._shell)
-        _Base.__init__(self, ctx, self._shell, recovery=False, read_only=False)
+        Life.__init__(self, ctx, self._shell, recovery=False, read_only=False)
 
 
 class AsyncFakeCoordinator(_Fake, AsyncCoordinator):
@@ -131,7 +132,7 @@ class AsyncFakeCoordinator(_Fake, AsyncCoordinator):
         self._world = World()
         self._shell = AsyncShell()
         ctx = _context(_names(resources), self._world, settings, observer, self._shell)
-        _Base.__init__(self, ctx, self._shell, recovery=False, read_only=False)
+        Life.__init__(self, ctx, self._shell, recovery=False, read_only=False)
 
 
 def _names(resources: str | Iterable[str]) -> tuple[str, ...]:

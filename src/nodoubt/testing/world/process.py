@@ -14,12 +14,12 @@ import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...coordinator import _Base
 from ...engine import start, verbs
 from ...engine.attempt import Attempt
 from ...engine.context import Context, Participant, Settings, plainly
 from ...engine.sweep import SweepReport
 from ...engine.verbs import Result, Wait
+from ...life import Life
 from ...ports import Journal, Notice, Resource
 from ...protocol.records import Verdict
 from ...script import Outcome, Script
@@ -77,7 +77,7 @@ class Ids:
         return f"{self._random.getrandbits(64):016x}"
 
 
-class Coordinator(_Base):
+class Coordinator(Life):
     """The verbs of a coordinator, as scripts."""
 
     def __init__(self, ctx: Context, shell: Shell, hands: Hands) -> None:
