@@ -74,7 +74,8 @@ class _Filtered(_Verb[Rows, Count]):
         `None` means IS NULL, a list means IN; an empty list matches nothing, and `not in []` everything. Operators: =,
         !=, <>, <, <=, >, >=, in, not in, is, is not, between, like, ilike, and the last three with `not`. How texts
         compare (case, accents) is the column's affair: MariaDB ignores case unless told otherwise; in `like`, SQLite
-        does.
+        does. A number, or a bool, with a column of texts: PostgreSQL refuses it, to SQLite they differ, and MariaDB
+        makes numbers of the texts: to it "ada" is 0. So what a client has sent as JSON is made a text first.
         """
         said = self._scope.condition(condition)
         return self._everything() if said is None else replace(self, groups=(*self.groups, (said,)))

@@ -63,6 +63,11 @@ def compared(value: Any, kind: Kind, where: str) -> Any:
             return _moment(value, kind, where)
         case UUID():
             return value if kind == "postgres" else str(value)
+        case dict() | list():
+            raise UsageError(
+                f"{where}: JSON can be stored, and is not compared with a {type(value).__name__}: how a database does "
+                "that differs, so write it as a sql()"
+            )
     raise UsageError(f"{where}: a value is one of {_KNOWN}, not {type(value).__qualname__}")
 
 
