@@ -90,6 +90,21 @@ def setup(ctx: Context) -> Script[None]:
 
     cluster = yield from questions.ask(ctx, journal, changes=True)
 
+    def of_this_journal(participant: Participant) -> Script[None]:
+        def body(session: Session) -> Script[None]:
+            if (yield from participant.resource.tables.version(session)) is not None:
+                identity = yield from participant.resource.identity(session)
+                if identity is not None:
+                    _require_same_journal(participant, identity, cluster)
+
+        return told(ctx, participant.reserve, body)
+
+    # All of them before any: a database that is bound to this journal is bound for good, and where another refuses,
+    # this is the wrong one.
+    outcomes = yield from every([of_this_journal(participant) for participant in ctx.participants.values()])
+    for outcome in outcomes:
+        outcome.get()
+
     def one(participant: Participant) -> Script[None]:
         def body(session: Session) -> Script[None]:
             yield from participant.resource.check(session)
