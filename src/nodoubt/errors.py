@@ -335,9 +335,12 @@ class InvariantViolated(NoDoubtError, AssertionError):
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says. Anybody's may come to us, and one that cannot say it must not keep us from ours."""
+    """What an error says, or its kind, if that is nothing (`CancelledError`).
+
+    Anybody's may come to us, and one that cannot say it must not keep us from ours.
+    """
     try:
-        return str(error)
+        return str(error) or type(error).__name__
     except Exception as worse:
         return f"<no text: its __str__ raises {type(worse).__name__}>"
 

@@ -99,6 +99,8 @@ def context(
     shell: ThreadShell | AsyncShell,
 ) -> Context:
     """A context over pools that connect when they are first used."""
+    if not isinstance(settings, Settings):
+        raise UsageError(f"settings are nodoubt.Settings(pool_size=…), not {type(settings).__name__}")
     answer_s, decide_s = settings.answer_s, settings.decide_s
     places = _named(resources, shell)
     journal_place = _journal_of(places, journal, shell)

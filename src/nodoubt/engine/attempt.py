@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from ..errors import (
 )
 from ..ports import (
     BelowFloor,
+    Bound,
     Conflict,
     Prepared,
     Refused,
@@ -370,6 +372,7 @@ def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, par
     """The statement, with the branch's begin before it where that is still to be done."""
     resource, work = branch.participant.resource, branch.work
     assert branch.session is not None
+    _require_values(params)
     sent = ctx.clock.elapsed()
     try:
         return (yield from resource.execute(branch.session, work, statement, params))
@@ -388,6 +391,17 @@ def _execute(ctx: Context, attempt: Attempt, branch: Branch, statement: str, par
     work.lazy, work.opening, work.doomed = False, (), None
     yield from _begin(ctx, attempt, branch)
     return (yield from resource.execute(branch.session, work, statement, params))
+
+
+def _require_values(params: Any) -> None:
+    """Before anything is sent: each driver reads a lone text, number or set in a way of its own."""
+    if params is None or isinstance(params, (tuple, list, Mapping, Bound)):
+        return
+    if isinstance(params, (str, bytes, bytearray, memoryview)) or not isinstance(params, Sequence):
+        raise UsageError(
+            f"the values of a statement are a tuple, a list or a mapping, not a {type(params).__name__}: for one value "
+            "write (value,)"
+        )
 
 
 def _not_begun(branch: Branch, error: Refused) -> NoDoubtError:

@@ -78,7 +78,7 @@ def ask(ctx: Context, body: Callable[[Session], Script[R]], *, changes: bool = F
             raise ResourceRefused(f"the journal's database refuses, and nothing was changed: {error}") from error
         raise JournalUnavailable(f"the journal is busy, and nothing was changed; try again: {error}") from error
     except ResourceUnavailable as error:
-        why = f"the journal cannot be asked now, and nothing was changed; try again: {error}"
+        why = f"the journal cannot be asked, and nothing was changed; try again once this is mended: {error}"
         raise JournalUnavailable(why) from error
     except Unclear as error:
         done = "whether anything was changed is not known: look, or say it again" if changes else "nothing was changed"
