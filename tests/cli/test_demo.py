@@ -52,11 +52,12 @@ def test_the_demo_passes_on_real_servers_that_are_killed_too() -> None:
     require_passed(run_demo("--servers"), checks=34, killed=8)
 
 
-def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_interrupted_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     demo = run_demo(TMPDIR=str(tmp_path))
     assert demo.stdout is not None
     assert any(line.startswith(" 3.") for line in demo.stdout)
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(number)
     _, complaint = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert "Traceback" not in complaint

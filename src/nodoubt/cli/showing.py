@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import rich_click as click
 from click.exceptions import Exit as Leave
 
 from .desk import Desk, reported
 from .outcome import Exit
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Who ends it by `kill`, or closes its terminal, leaves as little behind as Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.command()
@@ -19,7 +34,7 @@ def demo(servers: bool) -> None:
     """
     from ..demo import run
 
-    with reported(Desk(json=False), warnings=False):
+    with reported(Desk(json=False), warnings=False), _terminated_as_interrupted():
         passed = run(servers=servers)
     if not passed:
         raise Leave(Exit.FAILED)
