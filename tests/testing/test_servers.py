@@ -19,7 +19,7 @@ import pymysql
 import pytest
 
 from nodoubt.testing import machine, servers
-from nodoubt.testing.processes import descendants, kill_tree, wait_for
+from nodoubt.testing.processes import Guard, descendants, kill_tree, wait_for
 from nodoubt.testing.servers import MariaDBServer, PostgresServer, Server, ServerError, ServerNotInstalled
 from nodoubt.url import parse_url
 
@@ -264,6 +264,38 @@ def test_files_go_to_memory_only_if_there_is_plenty(monkeypatch: pytest.MonkeyPa
     assert machine.place(in_memory=False) == Path(tempfile.gettempdir())
     monkeypatch.setenv("TMPDIR", "/var/tmp")
     assert machine.place(in_memory=True) == Path(tempfile.gettempdir())
+
+
+def test_a_directory_in_which_somebody_still_writes_is_removed_once_that_has_ended(tmp_path: Path) -> None:
+    """An interrupted initdb leaves the server that it has started, which goes on for a moment."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    held = (
+        "import os, sys, time\nuntil = time.monotonic() + 1\nprint(flush=True)\n"
+        "while time.monotonic() < until:\n    os.makedirs(sys.argv[1] + '/base/1', exist_ok=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", held, str(directory)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline()
+        guard = Guard(directory)
+        guard.close()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, MariaDBServer])
+def test_a_server_s_files_may_lie_where_there_are_spaces(kind: type[Server], tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom nodoubt.testing.servers import MariaDBServer, PostgresServer\n"
+        f"with {kind.__name__}() as server:\n    print(server.url(), server.directory)"
+    )
+    with tempfile.TemporaryDirectory(prefix="nodoubt and ", dir="/var/tmp") as place:
+        Path(place).chmod(0o755)
+        environment = {**os.environ, "TMPDIR": place, "PYTHONPATH": str(Path(servers.__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert place in done.stdout
+        assert list(Path(place).iterdir()) == []
 
 
 def test_stop_removes_the_directory_and_is_quiet_when_repeated() -> None:

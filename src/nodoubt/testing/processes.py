@@ -27,6 +27,7 @@ __all__ = ["Guard", "ProcessError", "continue_tree", "descendants", "kill_tree",
 
 SETTLE_TIME_MAX_S = 20.0
 CLEAN_TIME_MAX_S = 600.0  # hundreds of databases are some hundred thousand files
+CLEAN_AGAIN_S = 10.0
 POLL_S = 0.002
 ROUNDS_MAX = 1000
 
@@ -155,7 +156,12 @@ def _guard(directory: str) -> None:
         pid = int(line)
     if pid and not _gone(pid):
         kill_tree(pid)
+    # Whoever was interrupted as it initialised the directory may have left behind a process that still writes there.
+    until = time.monotonic() + CLEAN_AGAIN_S
     shutil.rmtree(directory, ignore_errors=True)
+    while os.path.lexists(directory) and time.monotonic() < until:
+        time.sleep(0.05)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -457,10 +457,11 @@ class MariaDBServer(Server):
         )
         extra.chmod(0o644)
         program = mariadb_program("mariadb-install-db")
+        # It is a shell's script, and takes a path with a space for two: from where it stands there is none.
         run_checked(
-            [program, "--no-defaults", f"--datadir={directory}", "--auth-root-authentication-method=normal",
-             "--skip-test-db", "--skip-name-resolve", f"--extra-file={extra}", "--innodb-log-file-size=16M",
-             f"--tmpdir={directory.parent}"],  # two at a time remove each other's temporary tables
+            [program, "--no-defaults", f"--datadir=./{directory.name}", "--auth-root-authentication-method=normal",
+             "--skip-test-db", "--skip-name-resolve", f"--extra-file=./{extra.name}", "--innodb-log-file-size=16M",
+             "--tmpdir=."],  # within its own directory: two at a time remove each other's temporary tables
             account,
             directory.parent,
         )  # fmt: skip
