@@ -8,6 +8,7 @@ the caller's cancellation (I18). On asyncio, a block in which something was aske
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Self, TypeVar, cast
@@ -64,6 +65,17 @@ async def awaited(answer: Awaitable[T]) -> T:
             "await its statements"
         )
     return await answer
+
+
+class Reminder:
+    """Warns, as Python does of a coroutine, if what was given work to do goes without having been awaited."""
+
+    def __init__(self, what: str, work: object) -> None:
+        self.what, self.over = what, work is None
+
+    def __del__(self) -> None:
+        if not self.over:
+            warnings.warn(f"{self.what} was never awaited: nothing of it was done", RuntimeWarning, stacklevel=2)
 
 
 class _Handle:
@@ -477,8 +489,10 @@ class Staging(Generic[T]):
 
     def __init__(self, transaction: AsyncTransaction, work: Callable[[AsyncTransaction], Awaitable[T]] | None) -> None:
         self._transaction, self._work = transaction, work
+        self._reminder = Reminder("begin_distributed(name, work)", work)
 
     def __await__(self) -> Generator[Any, None, T]:
+        self._reminder.over = True
         return self._call().__await__()
 
     async def _call(self) -> T:

@@ -142,6 +142,19 @@ def test_a_mutant_that_does_not_look_commits_half_of_the_work(
 # ---- the work as a function
 
 
+@pytest.mark.parametrize("verb", ["begin_distributed", "once"])
+async def test_work_that_was_given_and_not_awaited_is_warned_of(verb: str, db: AsyncCoordinator) -> None:
+    with pytest.warns(RuntimeWarning, match=rf"{verb}\(.*work\) was never awaited: nothing of it was done"):
+        getattr(db, verb)("order", work=asynchronous)  # collected at once
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await getattr(db, verb)("order", work=asynchronous)
+        async with getattr(db, verb)("other"):
+            pass
+        getattr(db, verb)("a block that is not entered")
+        gc.collect()
+
+
 async def asynchronous(tx: Any) -> None:
     await tx["a"].execute("insert into t values (1)")
 

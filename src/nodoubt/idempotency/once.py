@@ -17,7 +17,7 @@ from ..engine.shell import AsyncShell, ThreadShell
 from ..engine.verbs import Wait
 from ..errors import ClosedTransaction, UsageError
 from ..script import Script
-from ..transaction import AsyncTransaction, Transaction, awaited, done, require_wait
+from ..transaction import AsyncTransaction, Reminder, Transaction, awaited, done, require_wait
 from . import blocks, claims, keys
 from .claims import Beginning, Wanted
 
@@ -80,8 +80,10 @@ class Doing:
 
     def __init__(self, block: AsyncOnce, work: Callable[[AsyncTransaction], Awaitable[Any]] | None) -> None:
         self._block, self._work = block, work
+        self._reminder = Reminder("once(key, payload, work)", work)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        self._reminder.over = True
         return self._call().__await__()
 
     async def _call(self) -> Any:
