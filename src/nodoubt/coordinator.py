@@ -262,7 +262,8 @@ class Coordinator(Outside, Life, once.Verb, verb.Verb):
     def rollback_distributed(self, name: str, *, attempt: str | None = None, wait: Wait = "applied") -> Result:
         """Roll a staged transaction back, and undo its steps. Quiet where its begin failed in this process.
 
-        That is for an `except` block: it means that begin. If somebody else has the name since, say the `attempt`.
+        That is for an `except` block: it means that begin, until this process commits by that name. If somebody else
+        has the name since, say the `attempt`.
         Raises as `commit_distributed`.
         """
         return self._shell.shielded(self._finish_script(name, Verdict.ABORT, attempt, wait))

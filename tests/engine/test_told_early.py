@@ -11,8 +11,12 @@ import pytest
 from nodoubt import (
     AsyncCoordinator,
     Coordinator,
+    DuplicateTransaction,
     JournalUnavailable,
     LineageBroken,
+    OutcomeConflict,
+    State,
+    Transaction,
     TransactionAborted,
     UsageError,
     sql,
@@ -42,6 +46,26 @@ def test_a_setup_with_the_wrong_journal_binds_no_new_database_to_it(urls: dict[s
         with db.transaction() as tx:
             for name in ("orders", "new"):
                 tx[name].execute("select 1")
+
+
+def test_a_rollback_of_what_was_committed_here_conflicts_although_an_earlier_begin_had_failed(
+    urls: dict[str, str],
+) -> None:
+    """Told *aborted*, an `except` block gives the money back for an order that stands."""
+
+    def work(tx: Transaction) -> None:
+        tx["orders"].execute("select 1")
+
+    with Coordinator(urls, recovery=False) as db, Coordinator(urls, recovery=False) as other:
+        other.begin_distributed("order-1", work)
+        with pytest.raises(DuplicateTransaction):
+            db.begin_distributed("order-1", work)
+        assert db.rollback_distributed("order-1").state is State.ABORTED  # of the begin that failed
+        assert db.status("order-1").state is State.PREPARED
+        for _ in range(2):
+            assert db.commit_distributed("order-1").state is State.COMMITTED
+            with pytest.raises(OutcomeConflict):
+                db.rollback_distributed("order-1")
 
 
 @pytest.mark.parametrize("values", [7, "x", b"x", {1}, (one for one in [1])], ids=lambda one: type(one).__name__)

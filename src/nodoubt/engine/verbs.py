@@ -365,6 +365,7 @@ def finish_named(
         if told is None:
             raise UnknownTransaction(attempt or name)
         return told
+    _let_go_of_failed_begin(ctx, name, staging.attempt, wanted)
     if seen is not None:
         told = yield from _decided_before(ctx, name, staging.attempt, wanted)
         if told is not None:
@@ -460,6 +461,13 @@ def named_result(course: Course, wanted: Verdict) -> Result:
 def _require_outcome(name: str, stands: Verdict, wanted: Verdict) -> None:
     if stands is not wanted:
         raise OutcomeConflict(name, stands="committed" if stands is Verdict.COMMIT else "aborted")
+
+
+def _let_go_of_failed_begin(ctx: Context, name: str, attempt: str, wanted: Verdict) -> None:
+    """Who commits by a name means the attempt that has it; to roll that name back later means the same one."""
+    failed = ctx.failed_begins.get(name)
+    if wanted is Verdict.COMMIT and failed is not None and failed.attempt != attempt:
+        ctx.failed_begins.pop(name, None)
 
 
 def _roll_back_failed_begin(ctx: Context, name: str, failed: FailedBegin) -> Script[Result]:
