@@ -64,6 +64,20 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(number: signal.Signals
     assert not list(tmp_path.iterdir())
 
 
+def test_a_demo_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the demo's process inherits it
+    try:
+        demo = run_demo(TMPDIR=str(tmp_path))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert demo.stdout is not None
+    assert any(line.startswith(" 3.") for line in demo.stdout)
+    demo.send_signal(signal.SIGHUP)
+    said, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0
+    assert "PASSED 32 of 32 checks" in said
+
+
 def test_a_demo_with_a_wrong_sum_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the exit code a demo that shows a broken transaction would look fine to a script."""
 

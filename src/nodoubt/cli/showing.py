@@ -15,13 +15,18 @@ from .outcome import Exit
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Who ends it by `kill`, or closes its terminal, leaves as little behind as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """Who ends it by `kill`, or closes its terminal, leaves as little behind as Ctrl-C does.
+
+    But for whoever ignores the signal, as under `nohup`.
+    """
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @click.command()
