@@ -7,7 +7,6 @@ with threads here and on asyncio there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 from collections.abc import Awaitable, Callable, Collection
@@ -423,8 +422,7 @@ class AsyncCoordinator(AsyncOutside, Life, once.AsyncVerb, verb.AsyncVerb):
     def _drop(self) -> None:
         """Its loop has ended, and with it whatever ran there: recovery finishes what is left."""
         self._ctx.closing, self._opened = True, False
-        with contextlib.suppress(RuntimeError):  # from a driver that asks the loop, which is closed
-            self._ctx.drop_idle()
+        self._ctx.drop_idle()
 
     async def _close_pools(self) -> None:
         for participant in self._ctx.participants.values():
